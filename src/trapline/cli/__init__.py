@@ -1,0 +1,1 @@
+"""The commands: one file each, which parses, calls the layer below and prints; no logic."""

@@ -1,0 +1,85 @@
+"""The `trapline` program: finds the command, and turns errors into one line and a number."""
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from trapline import __version__
+from trapline.model.errors import ExitCode, TraplineError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Command name -> module below trapline.cli with an object `command`. Commands are imported
+# when they are called: `trapline --help` must not load a CPU emulator.
+COMMANDS = {
+    "scan": "scan",
+}
+
+
+class LazyGroup(click.Group):
+    """A click group that imports a command's module on first use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the commands in the order of the table."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command, or answer None so that click reports an unknown name."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"trapline.cli.{COMMANDS[cmd_name]}")
+        command: click.Command = module.command
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="trapline")
+def cli() -> None:
+    """Show every place where a Linux kernel traps to its untrusted host."""
+
+
+def run(arguments: "Sequence[str] | None" = None) -> int:
+    """Run one command line and return the exit code; never raises for what a user can cause."""
+    try:
+        code = cli.main(
+            args=None if arguments is None else list(arguments),
+            prog_name="trapline",
+            standalone_mode=False,
+        )
+    except click.exceptions.Abort:
+        return _fail("interrupted; nothing was written.", ExitCode.INTERRUPTED)
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing was written.", ExitCode.INTERRUPTED)
+    except click.ClickException as error:
+        return _fail(error.format_message(), ExitCode.USAGE)
+    except TraplineError as error:
+        return _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        # The reader of a pipe went away (`trapline scan … | head`): not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.CLEAN
+    except Exception as error:  # noqa: BLE001 - the last line of defence against a traceback
+        if os.environ.get("TRAPLINE_DEBUG"):
+            raise
+        kind = type(error).__name__
+        return _fail(
+            f"internal error ({kind}: {error}); set TRAPLINE_DEBUG=1 and report the traceback.",
+            ExitCode.INTERNAL,
+        )
+    return int(code or 0)
+
+
+def _fail(message: str, code: ExitCode) -> int:
+    click.echo(f"trapline: {message}", err=True)
+    return int(code)
+
+
+def main() -> None:
+    """Console entry point."""
+    sys.exit(run())

@@ -1,0 +1,1 @@
+"""The device allow list: data, validation and its evaluation against drivers."""

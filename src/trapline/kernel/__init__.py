@@ -1,0 +1,1 @@
+"""A compiled kernel as an object: images, sections, symbols, inlines, types, modules."""

@@ -1,0 +1,1 @@
+"""What a TD does, as data: one table per kind and TDX module version, with sources."""

@@ -1,0 +1,1 @@
+"""The software TD: CPU engine, TDX module, VMM, machine, loader and devices."""
