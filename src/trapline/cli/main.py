@@ -64,7 +64,7 @@ def run(arguments: "Sequence[str] | None" = None) -> int:
         # The reader of a pipe went away (`trapline scan … | head`): not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.CLEAN
-    except Exception as error:  # noqa: BLE001 - the last line of defence against a traceback
+    except Exception as error:  # the last line of defence against a traceback
         if os.environ.get("TRAPLINE_DEBUG"):
             raise
         kind = type(error).__name__

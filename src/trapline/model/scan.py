@@ -32,7 +32,7 @@ Access = Literal["read", "write", "read-write", "execute"]
 Form = Literal["instruction", "paravirt", "call"]
 
 
-class Frame(Document, frozen=True):
+class Frame(Document, frozen=True, kw_only=True):
     """One function of an inline chain; `file:line` is the place inside `function`."""
 
     function: str
@@ -40,7 +40,7 @@ class Frame(Document, frozen=True):
     line: int | None
 
 
-class Site(Document, frozen=True, rename={"trap": "class"}):
+class Site(Document, frozen=True, kw_only=True, rename={"trap": "class"}):
     """One place where the kernel may trap to its host.
 
     `form` is "instruction" for an instruction that traps itself, "paravirt" for a pv_ops
@@ -73,7 +73,7 @@ class Site(Document, frozen=True, rename={"trap": "class"}):
     subsystem: str
 
 
-class Mapping(Document, frozen=True):
+class Mapping(Document, frozen=True, kw_only=True):
     """A call that maps device memory: where a driver filter can act."""
 
     id: str
@@ -90,7 +90,7 @@ class Mapping(Document, frozen=True):
     subsystem: str
 
 
-class Driver(Document, frozen=True):
+class Driver(Document, frozen=True, kw_only=True):
     """A driver, built in or a module, with what it matches and what it touches.
 
     `allowed` is true when the allow list lets it bind to some device; `via` is the path
@@ -111,7 +111,7 @@ class Driver(Document, frozen=True):
     calls: int
 
 
-class Kernel(Document, frozen=True):
+class Kernel(Document, frozen=True, kw_only=True):
     """What was scanned. `config` holds the options trapline's answers depend on."""
 
     release: str | None
@@ -122,7 +122,7 @@ class Kernel(Document, frozen=True):
     has_dwarf: bool
 
 
-class Coverage(Document, frozen=True):
+class Coverage(Document, frozen=True, kw_only=True):
     """What the scan could not see, in words a report prints as they are."""
 
     complete: bool
@@ -130,7 +130,7 @@ class Coverage(Document, frozen=True):
     advice: tuple[str, ...]
 
 
-class AllowedId(Document, frozen=True):
+class AllowedId(Document, frozen=True, kw_only=True):
     """One entry of the allow list that was applied."""
 
     id: str
@@ -138,7 +138,7 @@ class AllowedId(Document, frozen=True):
     note: str | None
 
 
-class ScanResult(Document, frozen=True, rename={"schema_": "schema"}):
+class ScanResult(Document, frozen=True, kw_only=True, rename={"schema_": "schema"}):
     """Everything one scan found."""
 
     schema_: Literal["trapline/scan"] = SCHEMA
