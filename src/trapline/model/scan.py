@@ -4,12 +4,12 @@ It is the only contract between finding sites and showing them. Addresses are li
 addresses, written as hexadecimal strings since JSON numbers lose bits above 2**53.
 """
 
-from typing import Literal
+from typing import Final, Literal
 
 from trapline.model.document import Document
 
-SCHEMA = "trapline/scan"
-VERSION = 1
+SCHEMA: Final = "trapline/scan"
+VERSION: Final = 1
 
 TrapClass = Literal[
     "mmio",
