@@ -1,0 +1,455 @@
+"""Opening of x86-64 ELF files that nobody vouches for: vmlinux, modules, separate debug files.
+
+`ElfFile.open` checks everything its callers rely on before it returns: class, byte order and
+machine, that the section and program header tables and every section lie inside the file, that
+sections together are no larger than the file (so that a consumer who copies each section is
+bounded by the file size), and that compressed sections and .bss together stay within a budget.
+Section contents are views of the mapped file; compressed ones are unpacked on first use.
+
+Sources: System V gABI (ELF header, section header, compressed sections), elf(5), and for
+.zdebug_* the GNU binutils manual, option --compress-debug-sections=zlib-gnu.
+"""
+
+import mmap
+import os
+import stat
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+from trapline.kernel import compression
+from trapline.kernel.symtab import SymbolTable
+from trapline.model.errors import BadImageError, KernelNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ET_REL: Final = 1
+ET_EXEC: Final = 2
+ET_DYN: Final = 3
+SHT_NULL: Final = 0
+SHT_PROGBITS: Final = 1
+SHT_SYMTAB: Final = 2
+SHT_STRTAB: Final = 3
+SHT_RELA: Final = 4
+SHT_NOTE: Final = 7
+SHT_NOBITS: Final = 8
+SHT_REL: Final = 9
+SHT_SYMTAB_SHNDX: Final = 18
+SHF_WRITE: Final = 0x1
+SHF_ALLOC: Final = 0x2
+SHF_EXECINSTR: Final = 0x4
+SHF_COMPRESSED: Final = 0x800
+PT_LOAD: Final = 1
+
+_EM_X86_64: Final = 62
+_MACHINES: Final = {
+    2: "SPARC",
+    3: "i386",
+    8: "MIPS",
+    20: "PowerPC",
+    21: "PowerPC 64",
+    22: "S/390",
+    40: "ARM",
+    183: "AArch64",
+    243: "RISC-V",
+    258: "LoongArch",
+}
+_SHN_XINDEX: Final = 0xFFFF
+_PN_XNUM: Final = 0xFFFF
+_EHDR: Final = struct.Struct("<16sHHIQQQIHHHHHH")
+_SHDR: Final = struct.Struct("<IIQQQQIIQQ")
+_PHDR: Final = struct.Struct("<IIQQQQQQ")
+_CHDR: Final = struct.Struct("<IIQQ")
+_NOTE: Final = struct.Struct("<III")
+_NT_GNU_BUILD_ID: Final = 3
+# The largest Debian module (amdgpu) has some 300 sections; -ffunction-sections makes thousands.
+_MAX_SECTIONS: Final = 100_000
+_MAX_NAME: Final = 1024
+# What compressed sections may unpack to, and .bss may take, per file. A whole vmlinux with
+# DWARF is 340 MB to 1 GB.
+_BUDGET: Final = 2 << 30
+# A compressed file (module.ko.xz, vmlinux.gz) may unpack to this much.
+_MAX_UNPACKED: Final = 2 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One section header.
+
+    `size` is in bytes, unpacked; `file_size` is what the section takes in the file (0 for
+    SHT_NOBITS). A `.zdebug_x` section is named `.debug_x`. `codec` is how it is packed.
+    """
+
+    index: int
+    name: str
+    type: int
+    flags: int
+    address: int
+    offset: int
+    size: int
+    file_size: int
+    link: int
+    info: int
+    alignment: int
+    entry_size: int
+    codec: compression.SectionCodec | None
+
+    @property
+    def is_alloc(self) -> bool:
+        """Whether the section is part of the running kernel or module."""
+        return bool(self.flags & SHF_ALLOC)
+
+    @property
+    def is_executable(self) -> bool:
+        """Whether the section holds instructions."""
+        return bool(self.flags & SHF_EXECINSTR)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One program header; addresses and sizes in bytes."""
+
+    type: int
+    flags: int
+    offset: int
+    virtual_address: int
+    physical_address: int
+    file_size: int
+    memory_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One entry of a note section."""
+
+    section: str
+    owner: str
+    type: int
+    description: bytes
+
+
+class ElfFile:
+    """A validated x86-64 ELF file. Make one with `open`; use it as a context manager.
+
+    `name` is what messages call the file, `data` all of its bytes (unpacked, where the file was
+    compressed), `type` one of ET_REL, ET_EXEC, ET_DYN, `entry` the entry address.
+    """
+
+    def __init__(self, name: str, data: memoryview, mapping: mmap.mmap | None = None) -> None:
+        self.name = name
+        self.data = data
+        self._mapping = mapping
+        self._unpacked: dict[int, memoryview] = {}
+        header = _read_header(name, data)
+        (_, self.type, _, _, self.entry, phoff, shoff, self.flags) = header[:8]
+        (_, phentsize, phnum, shentsize, shnum, shstrndx) = header[8:]
+        self.segments = self._read_segments(phoff, phentsize, phnum)
+        self.sections = self._read_sections(shoff, shentsize, shnum, shstrndx)
+        self._by_name: dict[str, Section] = {}
+        for section in self.sections:
+            self._by_name.setdefault(section.name, section)
+
+    @classmethod
+    def open(cls, source: Path | str | bytes, *, name: str | None = None) -> Self:
+        """Open a file, or bytes already in memory, compressed or not.
+
+        `name` replaces the path in messages. Raises KernelNotFoundError where the file cannot
+        be read, BadImageError where it is anything but a sound little-endian x86-64 ELF file.
+        """
+        if isinstance(source, bytes):
+            name, mapping, data = name or "ELF image", None, memoryview(source)
+        else:
+            name = name or str(source)
+            mapping, data = map_file(Path(source), name)
+        if compression.detect(data) is not None:
+            unpacked = compression.decompress(data, limit=_MAX_UNPACKED, name=name)
+            _close(data, mapping)
+            mapping, data = None, memoryview(unpacked)
+        try:
+            return cls(name, data, mapping)
+        except BadImageError:
+            _close(data, mapping)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file; views and arrays taken from it keep it mapped until they die."""
+        self._unpacked.clear()
+        self.__dict__.pop("symbols", None)
+        _close(self.data, self._mapping)
+
+    @property
+    def is_relocatable(self) -> bool:
+        """Whether this is ET_REL, as modules are: sections have no addresses yet."""
+        return self.type == ET_REL
+
+    def section(self, name: str) -> Section | None:
+        """Return the first section of that name, or None."""
+        return self._by_name.get(name)
+
+    def contents(self, section: Section | str) -> memoryview:
+        """Return the bytes of a section, unpacked; empty for SHT_NOBITS or an unknown name.
+
+        Uncompressed contents are a read-only view of the file, with no copy.
+        """
+        if isinstance(section, str):
+            found = self._by_name.get(section)
+            if found is None:
+                return memoryview(b"")
+            section = found
+        raw = self.data[section.offset : section.offset + section.file_size]
+        if section.codec is None:
+            return raw
+        if section.index not in self._unpacked:
+            skip = _CHDR.size if section.flags & SHF_COMPRESSED else _ZDEBUG_HEADER
+            name = f"{self.name}: section {section.name}"
+            unpacked = compression.inflate_section(
+                raw[skip:], section.codec, section.size, name=name
+            )
+            self._unpacked[section.index] = memoryview(unpacked)
+        return self._unpacked[section.index]
+
+    def notes(self) -> "Iterator[Note]":
+        """Yield the entries of all SHT_NOTE sections; a malformed tail ends its section."""
+        for section in self.sections:
+            if section.type == SHT_NOTE:
+                yield from _parse_notes(section.name, self.contents(section))
+
+    @cached_property
+    def build_id(self) -> str | None:
+        """The GNU build id as lower-case hexadecimal, or None where the file has none."""
+        for note in self.notes():
+            if note.owner == "GNU" and note.type == _NT_GNU_BUILD_ID:
+                return note.description.hex()
+        return None
+
+    @cached_property
+    def symbols(self) -> SymbolTable:
+        """The symbol table (.symtab), empty where the file is stripped."""
+        table = next((s for s in self.sections if s.type == SHT_SYMTAB), None)
+        if table is None:
+            return SymbolTable(self.name, memoryview(b""), memoryview(b""))
+        strings = self._linked(table, SHT_STRTAB)
+        extended = next(
+            (s for s in self.sections if s.type == SHT_SYMTAB_SHNDX and s.link == table.index),
+            None,
+        )
+        return SymbolTable(
+            self.name,
+            self.contents(table),
+            self.contents(strings),
+            None if extended is None else self.contents(extended),
+        )
+
+    def _linked(self, section: Section, kind: int) -> Section:
+        if section.link < len(self.sections) and self.sections[section.link].type == kind:
+            return self.sections[section.link]
+        raise BadImageError(f"{self.name}: section {section.name} links to no string table.")
+
+    def _read_segments(self, offset: int, entry: int, count: int) -> tuple[Segment, ...]:
+        if count == 0:
+            return ()
+        if count == _PN_XNUM or entry != _PHDR.size or offset + count * entry > len(self.data):
+            raise BadImageError(f"{self.name}: the program header table is not in the file.")
+        segments = []
+        for fields in _PHDR.iter_unpack(self.data[offset : offset + count * entry]):
+            kind, flags, start, virtual, physical, size, memory, _ = fields
+            if kind == PT_LOAD and (
+                start + size > len(self.data)
+                or memory < size
+                or virtual + memory > 1 << 64
+                or physical + memory > 1 << 64
+            ):
+                raise BadImageError(
+                    f"{self.name}: the file is truncated: a segment at offset {start:#x} of "
+                    f"{size:#x} bytes is not inside it."
+                )
+            segments.append(Segment(kind, flags, start, virtual, physical, size, memory))
+        return tuple(segments)
+
+    def _read_sections(
+        self, offset: int, entry: int, count: int, names: int
+    ) -> tuple[Section, ...]:
+        if offset == 0:
+            return ()
+        end = len(self.data)
+        if entry != _SHDR.size or offset + entry > end:
+            raise self._no_table()
+        first = _SHDR.unpack_from(self.data, offset)
+        # More than 0xff00 sections: count and name index stand in section 0.
+        count = first[5] if count == 0 else count
+        names = first[6] if names == _SHN_XINDEX else names
+        if count > _MAX_SECTIONS:
+            raise BadImageError(f"{self.name}: {count} sections are more than any kernel has.")
+        if offset + count * entry > end:
+            raise self._no_table()
+        headers = list(_SHDR.iter_unpack(self.data[offset : offset + count * entry]))
+        strings = self._name_strings(headers, names)
+        sections = tuple(
+            self._section(index, fields, strings) for index, fields in enumerate(headers)
+        )
+        self._check_sizes(sections)
+        return sections
+
+    def _no_table(self) -> BadImageError:
+        return BadImageError(
+            f"{self.name}: the file is truncated: its section header table is not inside it."
+        )
+
+    def _name_strings(self, headers: list[tuple[int, ...]], index: int) -> bytes:
+        if index == 0:
+            return b"\0"
+        if index >= len(headers) or headers[index][1] != SHT_STRTAB:
+            raise BadImageError(f"{self.name}: the section name table is missing.")
+        offset, size = headers[index][4:6]
+        if offset + size > len(self.data):
+            raise BadImageError(f"{self.name}: the file is truncated: section names are missing.")
+        return bytes(self.data[offset : offset + size])
+
+    def _section(self, index: int, fields: tuple[int, ...], strings: bytes) -> Section:
+        name_at, kind, flags, address, offset, size, link, info, alignment, entry = fields
+        stop = strings.find(b"\0", name_at, name_at + _MAX_NAME)
+        if stop < 0:
+            raise BadImageError(f"{self.name}: section {index} has no valid name.")
+        name = strings[name_at:stop].decode("utf-8", "replace")
+        file_size = 0 if kind in {SHT_NOBITS, SHT_NULL} else size
+        if offset + file_size > len(self.data):
+            raise BadImageError(
+                f"{self.name}: the file is truncated: section {name} at offset {offset:#x} of "
+                f"{size:#x} bytes is not inside it."
+            )
+        if address + size > 1 << 64:
+            raise BadImageError(f"{self.name}: section {name} ends beyond the address space.")
+        codec: compression.SectionCodec | None = None
+        if kind == SHT_NULL:
+            size = 0
+        elif file_size and flags & SHF_COMPRESSED:
+            codec, size = self._compressed(name, offset, file_size)
+        elif file_size and name.startswith(".zdebug_"):
+            codec, size = self._zdebug(name, offset, file_size)
+            name = "." + name[2:]
+        return Section(
+            index,
+            name,
+            kind,
+            flags,
+            address,
+            offset,
+            size,
+            file_size,
+            link,
+            info,
+            alignment,
+            entry,
+            codec,
+        )
+
+    def _compressed(
+        self, name: str, offset: int, size: int
+    ) -> tuple[compression.SectionCodec, int]:
+        if size < _CHDR.size:
+            raise BadImageError(f"{self.name}: section {name} has no compression header.")
+        kind, _, unpacked, _ = _CHDR.unpack_from(self.data, offset)
+        if kind == 1:
+            return "zlib", unpacked
+        if kind == 2:
+            return "zstd", unpacked
+        raise BadImageError(f"{self.name}: section {name} has unknown compression type {kind}.")
+
+    def _zdebug(self, name: str, offset: int, size: int) -> tuple[compression.SectionCodec, int]:
+        if size < _ZDEBUG_HEADER or bytes(self.data[offset : offset + 4]) != b"ZLIB":
+            raise BadImageError(f"{self.name}: section {name} has no compression header.")
+        return "zlib", int.from_bytes(self.data[offset + 4 : offset + 12], "big")
+
+    def _check_sizes(self, sections: tuple[Section, ...]) -> None:
+        if sum(s.file_size for s in sections) > len(self.data):
+            raise BadImageError(f"{self.name}: sections overlap: together they exceed the file.")
+        unpacked = sum(s.size for s in sections if s.codec or s.type == SHT_NOBITS)
+        if unpacked > _BUDGET:
+            raise BadImageError(
+                f"{self.name}: sections claim to unpack to {unpacked >> 20} MiB, more than the "
+                f"{_BUDGET >> 20} MiB that are allowed."
+            )
+
+
+_ZDEBUG_HEADER: Final = 12  # "ZLIB", then the unpacked size, big-endian
+
+
+def map_file(path: Path, name: str | None = None) -> tuple[mmap.mmap | None, memoryview]:
+    """Map a regular file read-only; an empty one gives (None, empty view).
+
+    Raises KernelNotFoundError where it does not exist or cannot be read.
+    """
+    name = name or str(path)
+    try:
+        # O_NONBLOCK: opening a FIFO must not wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "the name is not valid"
+        raise KernelNotFoundError(f"{name}: cannot be opened: {reason}.") from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise KernelNotFoundError(f"{name}: is not a regular file.")
+        if status.st_size == 0:
+            return None, memoryview(b"")
+        mapping = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise KernelNotFoundError(f"{name}: cannot be read: {error.strerror}.") from None
+    finally:
+        os.close(descriptor)
+    return mapping, memoryview(mapping)
+
+
+def _close(data: memoryview, mapping: mmap.mmap | None) -> None:
+    if mapping is None:
+        return
+    try:
+        data.release()
+        mapping.close()
+    except BufferError:
+        # Someone still holds a view or array; the mapping goes when the last of them does.
+        return
+
+
+def _read_header(name: str, data: memoryview) -> tuple[int, ...]:
+    if bytes(data[:4]) != b"\x7fELF":
+        raise BadImageError(f"{name}: is not an ELF file; give a vmlinux, a vmlinuz or a module.")
+    if len(data) < _EHDR.size:
+        raise BadImageError(f"{name}: the file is truncated within the ELF header.")
+    fields = _EHDR.unpack_from(data)
+    width, order = data[4], data[5]
+    kind, machine = fields[1:3]
+    if order != 1:
+        raise BadImageError(f"{name}: is a big-endian ELF file; trapline reads x86-64 kernels.")
+    if width != 2:
+        raise BadImageError(f"{name}: is a 32-bit ELF file; trapline reads x86-64 kernels.")
+    if machine != _EM_X86_64:
+        known = _MACHINES.get(machine, f"machine {machine}")
+        raise BadImageError(f"{name}: was built for {known}; trapline reads x86-64 kernels.")
+    if kind not in {ET_REL, ET_EXEC, ET_DYN}:
+        raise BadImageError(f"{name}: is neither a kernel nor a module (ELF type {kind}).")
+    return fields
+
+
+def _parse_notes(section: str, data: memoryview) -> "Iterator[Note]":
+    position = 0
+    while position + _NOTE.size <= len(data):
+        name_size, size, kind = _NOTE.unpack_from(data, position)
+        name_at = position + _NOTE.size
+        start = name_at + (name_size + 3 & ~3)
+        if start + size > len(data):
+            return
+        owner = bytes(data[name_at : name_at + name_size]).rstrip(b"\0")
+        yield Note(
+            section, owner.decode("ascii", "replace"), kind, bytes(data[start : start + size])
+        )
+        position = start + (size + 3 & ~3)
