@@ -23,9 +23,9 @@ import zstandard
 from trapline.model.errors import BadImageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    _Decoder = Callable[[memoryview, int], bytes]
+    _Decoder = Callable[[memoryview], Iterator[bytes]]
 
 Codec = Literal["gzip", "xz", "zstd", "lz4", "lz4-legacy", "bzip2", "lzma", "lzo"]
 SectionCodec = Literal["zlib", "zstd"]
@@ -58,12 +58,10 @@ class _Decompressor(Protocol):
     @property
     def eof(self) -> bool: ...
     @property
+    def needs_input(self) -> bool: ...
+    @property
     def unused_data(self) -> bytes: ...
     def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
-
-
-class _TooLargeError(Exception):
-    """The output grew beyond the limit."""
 
 
 def detect(data: bytes | memoryview) -> Codec | None:
@@ -81,20 +79,39 @@ def decompress(data: bytes | memoryview, *, limit: int, name: str = "compressed 
     `name` is what error messages call the input. Raises BadImageError where the format is
     unknown, the data truncated or corrupt, or the output larger than `limit`.
     """
-    codec = detect(data)
+    output = bytearray()
+    for chunk in _stream(memoryview(data), name):
+        output += chunk
+        if len(output) > limit:
+            raise BadImageError(
+                f"{name}: the data unpacks to more than the {limit >> 20} MiB that are allowed."
+            )
+    return bytes(output)
+
+
+def peek(data: bytes | memoryview, size: int, *, name: str = "compressed data") -> bytes:
+    """Return up to the first `size` bytes of what `data` unpacks to, with little work.
+
+    Raises BadImageError as `decompress` does, but only for what it comes across.
+    """
+    output = b""
+    for chunk in _stream(memoryview(data), name):
+        output += chunk[: size - len(output)]
+        if len(output) >= size:
+            break
+    return output
+
+
+def _stream(view: memoryview, name: str) -> "Iterator[bytes]":
+    codec = detect(view)
     if codec is None:
         raise BadImageError(f"{name}: no known compression format starts here.")
     if codec == "lzo":
         raise BadImageError(
             f"{name}: LZO compression is not supported; give the uncompressed vmlinux."
         )
-    view = memoryview(data)
     try:
-        return _DECODERS[codec](view, limit)
-    except _TooLargeError:
-        raise BadImageError(
-            f"{name}: the {codec} data unpacks to more than the {limit >> 20} MiB that are allowed."
-        ) from None
+        yield from _DECODERS[codec](view)
     except EOFError:
         raise BadImageError(f"{name}: the {codec} data is truncated.") from None
     except (
@@ -102,9 +119,9 @@ def decompress(data: bytes | memoryview, *, limit: int, name: str = "compressed 
         lzma.LZMAError,
         zstandard.ZstdError,
         lz4.block.LZ4BlockError,
-        OSError,
+        OSError,  # bz2
         ValueError,
-        RuntimeError,  # lz4.frame reports corrupt frames so
+        RuntimeError,  # lz4.frame
         MemoryError,
     ) as error:
         raise BadImageError(f"{name}: the {codec} data is corrupt ({error}).") from None
@@ -118,13 +135,13 @@ def inflate_section(data: memoryview, codec: SectionCodec, size: int, *, name: s
     if codec == "zlib" and size > _DEFLATE_RATIO * len(data) + 1024:
         raise BadImageError(f"{name}: {len(data)} bytes of zlib data cannot hold {size} bytes.")
     try:
-        output = _deflate_section(data, size) if codec == "zlib" else _zstd(data, size)
-    except (zlib.error, zstandard.ZstdError, EOFError, _TooLargeError, MemoryError) as error:
-        reason = str(error) or "truncated, or larger than its header says"
+        output = _deflate_section(data, size) if codec == "zlib" else _zstd_section(data, size)
+    except (zlib.error, zstandard.ZstdError, EOFError, MemoryError) as error:
+        reason = str(error) or "truncated"
         raise BadImageError(f"{name}: the {codec} data is corrupt ({reason}).") from None
     if len(output) != size:
         raise BadImageError(
-            f"{name}: the {codec} data holds {len(output)} bytes, its header says {size}."
+            f"{name}: the {codec} data does not hold the {size} bytes its header says."
         )
     return output
 
@@ -137,94 +154,94 @@ def _deflate_section(data: memoryview, size: int) -> bytes:
     return output
 
 
-def _gzip(view: memoryview, limit: int) -> bytes:
-    chunks: list[bytes] = []
-    total = 0
+def _zstd_section(data: memoryview, size: int) -> bytes:
+    output = bytearray()
+    for chunk in _zstd(data):
+        output += chunk
+        if len(output) > size:
+            break
+    return bytes(output)
+
+
+def _gzip(view: memoryview) -> "Iterator[bytes]":
     while True:
         stream = zlib.decompressobj(wbits=31)
-        pending: bytes | memoryview = view
+        position = 0
+        pending = b""
         while not stream.eof:
+            if not pending:
+                pending = bytes(view[position : position + _STEP])
+                position += len(pending)
             chunk = stream.decompress(pending, _STEP)
+            exhausted = not pending
             pending = stream.unconsumed_tail
-            if not chunk and not pending and not stream.eof:
+            if exhausted and not chunk and not stream.eof:
                 raise EOFError
-            total = _append(chunks, chunk, total, limit)
-        rest = memoryview(stream.unused_data)
-        if not _continues(rest, "gzip"):
-            return b"".join(chunks)
-        view = rest
+            yield chunk
+        view = view[position - len(stream.unused_data) :]
+        if not _continues(view, "gzip"):
+            return
 
 
 def _streamed(codec: Codec, create: "Callable[[], _Decompressor]") -> "_Decoder":
-    def decode(view: memoryview, limit: int) -> bytes:
-        chunks: list[bytes] = []
-        total = 0
+    def decode(view: memoryview) -> "Iterator[bytes]":
         while True:
             stream = create()
-            pending = bytes(view)
+            position = 0
             while not stream.eof:
-                chunk = stream.decompress(pending, _STEP)
-                if not chunk and not pending and not stream.eof:
+                piece = bytes(view[position : position + _STEP]) if stream.needs_input else b""
+                if stream.needs_input and not piece:
                     raise EOFError
-                pending = b""
-                total = _append(chunks, chunk, total, limit)
-            rest = memoryview(stream.unused_data or b"")
-            if not _continues(rest, codec):
-                return b"".join(chunks)
-            view = rest
+                position += len(piece)
+                yield stream.decompress(piece, _STEP)
+            view = view[position - len(stream.unused_data or b"") :]
+            if not _continues(view, codec):
+                return
 
     return decode
 
 
-def _zstd(view: memoryview, limit: int) -> bytes:
-    chunks: list[bytes] = []
-    total = 0
-    start = 0
+def _zstd(view: memoryview) -> "Iterator[bytes]":
+    position = 0
     while True:
         stream = zstandard.ZstdDecompressor().decompressobj()
         while not stream.eof:
-            piece = view[start : start + _ZSTD_STEP]
+            piece = view[position : position + _ZSTD_STEP]
             if not piece:
                 raise EOFError
-            total = _append(chunks, stream.decompress(piece), total, limit)
-            start += len(piece)
-        start -= len(stream.unused_data)
-        if not _continues(view[start:], "zstd"):
-            return b"".join(chunks)
+            position += len(piece)
+            yield stream.decompress(piece)
+        position -= len(stream.unused_data)
+        if not _continues(view[position:], "zstd"):
+            return
 
 
-def _lz4_legacy(view: memoryview, limit: int) -> bytes:
+def _lz4_legacy(view: memoryview) -> "Iterator[bytes]":
     """Unpack the legacy frame: after the magic, blocks of a 4-byte size and LZ4 data each.
 
-    There is no end mark: the data ends with the input, or with the appended size, whose four
-    bytes stand where the size of another block would (lib/decompress_unlz4.c).
+    There is no end mark. A block that unpacks to less than 8 MiB is the last; after a last one
+    of just that size comes the end of the input, or the appended size, whose four bytes stand
+    where the size of another block would (lib/decompress_unlz4.c).
     """
-    chunks: list[bytes] = []
-    total = 0
-    position = 0
-    while len(view) - position > _APPENDED_SIZE:
+    position = 4
+    while True:
+        if len(view) - position <= _APPENDED_SIZE:
+            if position == len(MAGIC["lz4-legacy"]):
+                raise EOFError
+            return
         (size,) = struct.unpack_from("<I", view, position)
         position += 4
-        if view[position - 4 : position] == MAGIC["lz4-legacy"]:
-            continue
         if size == 0 or size > len(view) - position:
             raise EOFError
         block = lz4.block.decompress(
             view[position : position + size], uncompressed_size=_LZ4_LEGACY_BLOCK
         )
+        yield block
         position += size
-        total = _append(chunks, block, total, limit)
-    if not chunks:
-        raise EOFError
-    return b"".join(chunks)
-
-
-def _append(chunks: list[bytes], chunk: bytes, total: int, limit: int) -> int:
-    total += len(chunk)
-    if total > limit:
-        raise _TooLargeError
-    chunks.append(chunk)
-    return total
+        if len(block) < _LZ4_LEGACY_BLOCK:
+            if not _continues(view[position:], "lz4-legacy"):
+                return
+            position += 4
 
 
 def _continues(rest: memoryview, codec: Codec) -> bool:
