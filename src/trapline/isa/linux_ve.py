@@ -1,9 +1,9 @@
 """What Linux's #VE handler emulates, instruction form by instruction form.
 
 The handler is `tdx_handle_virt_exception()` in arch/x86/coco/tdx/tdx.c; it first appeared in
-v5.19 (commits 03149948832a for port I/O, ae87f609cd2d for MSRs, c141fa2c2bba for CPUID,
+v5.19 (commits 03149948832a for port I/O, ae87f609cd52 for MSRs, c141fa2c2bba for CPUID,
 bfe6ed0c6727 for HLT, 31d58c4e557d for MMIO). MMIO goes through `insn_decode_mmio()` of
-arch/x86/lib/insn-eval.c (commit 70a81f99e45b, v5.18), then `handle_mmio()`. Read in v6.12 and v7.3;
+arch/x86/lib/insn-eval.c (commit 70a81f99e45b), then `handle_mmio()`. Read in v6.12 and v7.3;
 the accepted forms are the same in both.
 
 What only the running kernel can know is not decided here. Besides the form, the handler wants:
