@@ -189,7 +189,8 @@ class GdbServer:
             if select.select([self._client], [], [], 0)[0]:
                 self._receive()
         except _ClientGoneError:
-            return True  # _serve meets it again and detaches
+            self._drop_client()
+            return False
         # Ctrl-C may have come in one piece with the packet that resumed the guest.
         if Signal.INTERRUPT not in self._events:
             return False
@@ -259,6 +260,7 @@ class GdbServer:
         self._client.close()
         self._client = None
         self._interpreter.clear_breakpoints()
+        self._monitor.stop_on = frozenset()
         self._say("gdb detached; the guest runs on")
 
     def _packet(self, payload: bytes) -> None:
