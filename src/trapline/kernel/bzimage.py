@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from trapline.kernel import compression
-from trapline.kernel.elf import ElfFile, map_file
+from trapline.kernel.elf import ElfFile
+from trapline.kernel.mapping import mapped
 from trapline.model.errors import BadImageError
 
 XLF_KERNEL_64: Final = 1 << 0
@@ -157,11 +158,8 @@ def open_vmlinuz(path: Path, *, name: str | None = None) -> ElfFile:
     Raises KernelNotFoundError where the file cannot be read, else as `unpack_vmlinuz`.
     """
     name = name or str(path)
-    mapping, data = map_file(path, name)
-    kernel = unpack_vmlinuz(data, name=name)
-    data.release()
-    if mapping is not None:
-        mapping.close()
+    with mapped(path, name) as data:
+        kernel = unpack_vmlinuz(data, name=name)
     return ElfFile.open(kernel, name=name)
 
 

@@ -10,9 +10,6 @@ Sources: System V gABI (ELF header, section header, compressed sections), elf(5)
 .zdebug_* the GNU binutils manual, option --compress-debug-sections=zlib-gnu.
 """
 
-import mmap
-import os
-import stat
 import struct
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,10 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from trapline.kernel import compression
+from trapline.kernel.mapping import map_file, unmap
 from trapline.kernel.symtab import SymbolTable
-from trapline.model.errors import BadImageError, KernelNotFoundError
+from trapline.model.errors import BadImageError
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Iterator
 
 ET_REL: Final = 1
@@ -138,7 +137,7 @@ class ElfFile:
     compressed), `type` one of ET_REL, ET_EXEC, ET_DYN, `entry` the entry address.
     """
 
-    def __init__(self, name: str, data: memoryview, mapping: mmap.mmap | None = None) -> None:
+    def __init__(self, name: str, data: memoryview, mapping: "mmap.mmap | None" = None) -> None:
         self.name = name
         self.data = data
         self._mapping = mapping
@@ -166,12 +165,12 @@ class ElfFile:
             mapping, data = map_file(Path(source), name)
         if compression.detect(data) is not None:
             unpacked = compression.decompress(data, limit=_MAX_UNPACKED, name=name)
-            _close(data, mapping)
+            unmap(data, mapping)
             mapping, data = None, memoryview(unpacked)
         try:
             return cls(name, data, mapping)
         except BadImageError:
-            _close(data, mapping)
+            unmap(data, mapping)
             raise
 
     def __enter__(self) -> Self:
@@ -184,7 +183,7 @@ class ElfFile:
         """Let go of the file; views and arrays taken from it keep it mapped until they die."""
         self._unpacked.clear()
         self.__dict__.pop("symbols", None)
-        _close(self.data, self._mapping)
+        unmap(self.data, self._mapping)
 
     @property
     def is_relocatable(self) -> bool:
@@ -381,43 +380,6 @@ class ElfFile:
 
 
 _ZDEBUG_HEADER: Final = 12  # "ZLIB", then the unpacked size, big-endian
-
-
-def map_file(path: Path, name: str | None = None) -> tuple[mmap.mmap | None, memoryview]:
-    """Map a regular file read-only; an empty one gives (None, empty view).
-
-    Raises KernelNotFoundError where it does not exist or cannot be read.
-    """
-    name = name or str(path)
-    try:
-        # O_NONBLOCK: opening a FIFO must not wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "the name is not valid"
-        raise KernelNotFoundError(f"{name}: cannot be opened: {reason}.") from None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise KernelNotFoundError(f"{name}: is not a regular file.")
-        if status.st_size == 0:
-            return None, memoryview(b"")
-        mapping = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise KernelNotFoundError(f"{name}: cannot be read: {error.strerror}.") from None
-    finally:
-        os.close(descriptor)
-    return mapping, memoryview(mapping)
-
-
-def _close(data: memoryview, mapping: mmap.mmap | None) -> None:
-    if mapping is None:
-        return
-    try:
-        data.release()
-        mapping.close()
-    except BufferError:
-        # Someone still holds a view or array; the mapping goes when the last of them does.
-        return
 
 
 def _read_header(name: str, data: memoryview) -> tuple[int, ...]:
