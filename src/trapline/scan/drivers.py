@@ -1,0 +1,142 @@
+"""Whose code a site is: the driver it belongs to, or the subsystem of the kernel proper.
+
+A driver is a Kbuild module, loadable or built in. Code below drivers/ that is always built in is
+a driver too unless `trapline.scan.subsystems` says that it is part of the kernel proper.
+"""
+
+import posixpath
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from trapline.kernel import drivers as kernel_drivers
+from trapline.kernel.elf import ElfFile
+from trapline.kernel.kbuild import UnitMap, debug_descriptors, initcall_files
+from trapline.kernel.modinfo import ModuleInfo, read_builtin
+from trapline.model.scan import Driver
+from trapline.scan import subsystems
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from trapline.kernel.files import KernelFiles
+    from trapline.model.allow import AllowList
+
+#: What `Site.module` holds for built-in code.
+VMLINUX: Final = "vmlinux"
+
+
+class SiteCount(NamedTuple):
+    """How many sites a driver has: all, MMIO instructions, calls of out-of-line accessors."""
+
+    sites: int = 0
+    mmio: int = 0
+    calls: int = 0
+
+
+class Attribution:
+    """Attributes sites of one kernel, and judges its drivers by an allow list.
+
+    Opening reads the symbol table of vmlinux, some 0.3 s; raises BadImageError where it is not
+    sound. The answers are cached by source file.
+    """
+
+    def __init__(self, kernel: "KernelFiles", allow: "AllowList") -> None:
+        self._allow = allow
+        self._builtin = tuple(read_builtin(kernel))
+        known: dict[str, str] = {}
+        initcalls: set[tuple[str, str]] = set()
+        if kernel.vmlinux is not None:
+            with ElfFile.open(kernel.vmlinux) as elf:
+                known, initcalls = debug_descriptors(elf), initcall_files(elf)
+        locations = [module.location for module in self._builtin if module.location]
+        self._units = UnitMap(locations, known, initcalls)
+        self._locations = {
+            module.name: module.location.removeprefix("kernel/") for module in kernel.modules
+        }
+        self._builtin_driver = lru_cache(maxsize=8192)(self._find_builtin_driver)
+
+    def driver_of(self, module: str, object_path: str | None, file: str | None) -> str | None:
+        """Name the driver that code belongs to, None for the kernel proper.
+
+        `module` is as in `Site.module` ("vmlinux" for built-in code); `object_path` the
+        compilation unit's source or object below the top of the tree, `file` the source file of
+        the site, for where the unit is not known.
+        """
+        if module != VMLINUX:
+            location = self._locations.get(module, "")
+            return module if _is_driver_path(location) or not location else None
+        unit = _unit(object_path, file)
+        return None if unit is None else self._builtin_driver(unit)
+
+    def subsystem_of(
+        self, module: str, object_path: str | None, file: str | None, function: str
+    ) -> str:
+        """Name the subsystem of code; never empty. Arguments are as for `driver_of`."""
+        unit = _unit(object_path, file)
+        if unit is None and module != VMLINUX:
+            unit = self._locations.get(module)
+        return subsystems.subsystem(unit, function)
+
+    def drivers(
+        self, counts: "Mapping[str, SiteCount]", modules: "Iterable[ModuleInfo]" = ()
+    ) -> tuple[Driver, ...]:
+        """List the drivers of the kernel, sorted by name, with their sites and verdicts.
+
+        `counts` is by driver name, as `driver_of` gives it; `modules` are the loadable modules
+        (see `trapline.kernel.modinfo.module_info`).
+        """
+        found = {
+            driver.name: driver for driver in kernel_drivers.collect((*self._builtin, *modules))
+        }
+        for name in counts:
+            # Code that is always built in, or a module that was not handed over.
+            found.setdefault(
+                name,
+                kernel_drivers.KernelDriver(
+                    name, name not in self._locations, None, "", (), (), ()
+                ),
+            )
+        verdicts = kernel_drivers.admit(found.values(), self._allow)
+        return tuple(
+            _document(found[name], verdicts[name], counts.get(name, SiteCount()))
+            for name in sorted(found)
+        )
+
+    def _find_builtin_driver(self, unit: str) -> str | None:
+        unit = posixpath.normpath(unit)
+        if module := self._units.module_of(unit):
+            return module if _is_driver_path(unit) else None
+        rule = subsystems.path_rule(unit)
+        if not _is_driver_path(unit) or (rule is not None and rule.core):
+            return None
+        return posixpath.splitext(posixpath.basename(unit))[0].replace("-", "_")
+
+
+def _unit(object_path: str | None, file: str | None) -> str | None:
+    """Choose the path that tells whose code it is: a header says nothing."""
+    paths = [path for path in (object_path, file) if path and "/" in path]
+    return next((path for path in paths if not path.endswith(".h")), None) or next(
+        iter(paths), None
+    )
+
+
+def _is_driver_path(path: str) -> bool:
+    return path.startswith(("drivers/", "sound/"))
+
+
+def _document(
+    driver: kernel_drivers.KernelDriver, verdict: kernel_drivers.Admission, count: SiteCount
+) -> Driver:
+    return Driver(
+        name=driver.name,
+        bus=driver.bus,
+        module=VMLINUX if driver.builtin else driver.name,
+        builtin=driver.builtin,
+        aliases=driver.aliases,
+        allowed=verdict.allowed,
+        via=verdict.via,
+        reaches=verdict.reaches,
+        sites=count.sites,
+        mmio=count.mmio,
+        calls=count.calls,
+    )
