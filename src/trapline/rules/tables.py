@@ -1,0 +1,262 @@
+"""Loads the rule tables: CSV files, parsed into the types of `rows`.
+
+The tables of a version are package data and loaded once; a folder of the same files can be
+loaded beside them. Whatever is wrong with a table is collected as `Problem`s, which
+`trapline.rules.lint` reports and the loaders refuse.
+"""
+
+import csv
+import io
+import types
+import typing
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from trapline.model.errors import BadInputFileError, UsageError
+from trapline.rules.rows import (
+    AttributeRule,
+    CpuidRule,
+    FieldRule,
+    InstructionRule,
+    MemoryRule,
+    MsrRule,
+    NestingRule,
+    Rule,
+    StatusRule,
+    TdcallRule,
+    TdvmcallRule,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from importlib.resources.abc import Traversable
+
+DEFAULT_VERSION = "1.5.01"
+_PREFIX = "tdx-"
+_MAX_BYTES = 4 << 20  # of one table; the largest that ships has 40 kB
+_MAX_NUMBER = (1 << 64) - 1
+
+TABLES: dict[str, type[Rule]] = {
+    "instructions": InstructionRule,
+    "msrs": MsrRule,
+    "cpuid": CpuidRule,
+    "memory": MemoryRule,
+    "tdcalls": TdcallRule,
+    "tdvmcalls": TdvmcallRule,
+    "statuses": StatusRule,
+    "nesting": NestingRule,
+    "attributes": AttributeRule,
+    "fields": FieldRule,
+}
+
+RuleT = TypeVar("RuleT", bound=Rule)
+
+
+class Problem(NamedTuple):
+    """Something wrong with a table; `line` counts from 1, the header being line 1."""
+
+    table: str
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        """Write it the way compilers do."""
+        return f"{self.table}.csv:{self.line}: {self.text}"
+
+
+class Located(NamedTuple):
+    """A row and where it stands."""
+
+    line: int
+    row: Rule
+
+
+@dataclass(frozen=True)
+class RuleSet:
+    """All tables of one module version, rows in the order of the files."""
+
+    version: str
+    instructions: tuple[InstructionRule, ...]
+    msrs: tuple[MsrRule, ...]
+    cpuid: tuple[CpuidRule, ...]
+    memory: tuple[MemoryRule, ...]
+    tdcalls: tuple[TdcallRule, ...]
+    tdvmcalls: tuple[TdvmcallRule, ...]
+    statuses: tuple[StatusRule, ...]
+    nesting: tuple[NestingRule, ...]
+    attributes: tuple[AttributeRule, ...]
+    fields: tuple[FieldRule, ...]
+    _statuses: dict[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        values = {row.name: row.value for row in self.statuses if row.kind != "operand"}
+        object.__setattr__(self, "_statuses", values)
+
+    def table(self, name: str) -> tuple[Rule, ...]:
+        """Return the rows of the table called `name`."""
+        rows: tuple[Rule, ...] = getattr(self, name)
+        return rows
+
+    def status(self, name: str, operand: str = "") -> int:
+        """Return the value of a completion code or TDVMCALL status, with an operand number."""
+        return self._statuses[name] | (self.operand(operand) if operand else 0)
+
+    def operand(self, name: str) -> int:
+        """Return the number that completion codes have for an operand."""
+        return next(r.value for r in self.statuses if r.kind == "operand" and r.name == name)
+
+
+def versions() -> list[str]:
+    """Name the module versions that ship, oldest first."""
+    names = (entry.name for entry in files(__package__).iterdir() if entry.is_dir())
+    return sorted(name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX))
+
+
+@lru_cache(maxsize=8)
+def load(version: str = DEFAULT_VERSION) -> RuleSet:
+    """Load the tables of a module version that ships with trapline."""
+    if version not in versions():
+        known = ", ".join(versions())
+        raise UsageError(f"no rules for TDX module {version!r}; there are {known}.")
+    return _checked(files(__package__) / f"{_PREFIX}{version}", version)
+
+
+def load_folder(folder: Path) -> RuleSet:
+    """Load the tables in a folder; their version is the one their rows name."""
+    if not folder.is_dir():
+        raise BadInputFileError(f"{folder} is not a folder of rule tables.")
+    return _checked(folder, None)
+
+
+def folder_of(version: str) -> "Traversable":
+    """Return the folder of a version that ships."""
+    return files(__package__) / f"{_PREFIX}{version}"
+
+
+def _checked(folder: "Traversable", version: str | None) -> RuleSet:
+    tables, problems = read(folder)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise BadInputFileError(f"{problems[0]}{more}; run 'trapline rules lint' on the folder.")
+    if version is None:
+        version = next(row.row.module for rows in tables.values() for row in rows)
+    rows = {name: tuple(located.row for located in tables[name]) for name in TABLES}
+    return RuleSet(version=version, **typing.cast("Any", rows))
+
+
+def read(folder: "Traversable") -> tuple[dict[str, list[Located]], list[Problem]]:
+    """Parse every table of a folder; rows that do not parse are left out and reported."""
+    tables: dict[str, list[Located]] = {}
+    problems: list[Problem] = []
+    for name, kind in TABLES.items():
+        tables[name] = []
+        text = _text(folder / f"{name}.csv", name, problems)
+        if text is not None:
+            _parse(name, kind, text, tables[name], problems)
+    return tables, problems
+
+
+def _text(entry: "Traversable", name: str, problems: list[Problem]) -> str | None:
+    try:
+        with entry.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except FileNotFoundError:
+        problems.append(Problem(name, 1, "the table is missing"))
+        return None
+    except OSError as error:
+        problems.append(Problem(name, 1, f"cannot be read: {error.strerror}"))
+        return None
+    if len(data) > _MAX_BYTES:
+        problems.append(Problem(name, 1, f"larger than {_MAX_BYTES} bytes"))
+        return None
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        problems.append(Problem(name, line, "not UTF-8"))
+        return None
+
+
+def _parse(
+    name: str, kind: type[Rule], text: str, rows: list[Located], problems: list[Problem]
+) -> None:
+    types_of = typing.get_type_hints(kind)
+    columns = {column.name: types_of[column.name] for column in fields(kind)}
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = next(reader, [])
+        wrong = list(_header_faults(header, columns))
+        problems.extend(Problem(name, 1, fault) for fault in wrong)
+        if wrong:
+            return
+        for cells in reader:
+            row = _row(name, reader.line_num, header, cells, columns, problems)
+            if row is not None:
+                rows.append(Located(reader.line_num, kind(**row)))
+    except csv.Error as error:
+        problems.append(Problem(name, reader.line_num, f"not CSV: {error}"))
+
+
+def _header_faults(header: list[str], columns: dict[str, Any]) -> "Iterator[str]":
+    yield from (f"column {c!r} is missing" for c in columns if c not in header)
+    yield from (f"unknown column {c!r}" for c in header if c not in columns)
+    if len(set(header)) != len(header):
+        yield "a column appears twice"
+
+
+def _row(
+    name: str,
+    line: int,
+    header: list[str],
+    cells: list[str],
+    columns: dict[str, Any],
+    problems: list[Problem],
+) -> dict[str, Any] | None:
+    if len(cells) != len(header):
+        problems.append(Problem(name, line, f"{len(cells)} cells for {len(header)} columns"))
+        return None
+    row: dict[str, Any] = {}
+    for column, cell in zip(header, cells, strict=True):
+        try:
+            row[column] = _value(columns[column], cell)
+        except ValueError as error:
+            problems.append(Problem(name, line, f"column {column!r}: {error}"))
+    return row if len(row) == len(header) else None
+
+
+def _value(kind: Any, cell: str) -> Any:  # noqa: ANN401 - a column's type is known at run time
+    if kind is str:
+        if not cell.isprintable():
+            raise ValueError("control characters")
+        return cell
+    if kind is bool:
+        if cell not in {"yes", "no"}:
+            raise ValueError(f"{cell!r} is neither 'yes' nor 'no'")
+        return cell == "yes"
+    if isinstance(kind, types.UnionType):  # int | None
+        return None if not cell else _number(cell)
+    if kind is int:
+        return _number(cell)
+    assert issubclass(kind, Enum)
+    try:
+        return kind(cell)
+    except ValueError:
+        allowed = ", ".join(repr(member.value) for member in kind)
+        raise ValueError(f"{cell!r} is not one of {allowed}") from None
+
+
+def _number(cell: str) -> int:
+    # int() also takes underscores, spaces and signs, and long digit strings in quadratic time.
+    if len(cell) > 20 or not cell.isascii() or not cell.isalnum():
+        raise ValueError(f"{cell[:20]!r} is not a number")
+    try:
+        value = int(cell, 16) if cell.startswith("0x") else int(cell)
+    except ValueError:
+        raise ValueError(f"{cell!r} is not a number") from None
+    if value > _MAX_NUMBER:
+        raise ValueError(f"{cell} does not fit in 64 bits")
+    return value
