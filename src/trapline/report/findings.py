@@ -1,0 +1,45 @@
+"""What in a scan goes against the policy, and so makes `trapline scan` exit with 1.
+
+Two things do:
+
+- a site in a form that Linux's #VE handler refuses to emulate: reaching it in a TD is an oops;
+- a driver that is built in, is not let in by the allow list, and touches the host: nothing
+  but the list itself keeps it from binding to what the host presents.
+
+Sites outside drivers are counted and listed but are no finding: a driver filter cannot act on
+them. Neither are modules outside the list: they are not there until something loads them.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from trapline.model.scan import Driver, ScanResult, Site
+
+
+class Findings(NamedTuple):
+    """The findings of one scan, each in the order of the document."""
+
+    refused: "tuple[Site, ...]"
+    not_allowed: "tuple[Driver, ...]"
+
+    def __bool__(self) -> bool:
+        """Whether there is any finding."""
+        return bool(self.refused or self.not_allowed)
+
+
+def is_refused(site: "Site") -> bool:
+    """Whether the guest's #VE handler cannot emulate what this site does."""
+    return not site.emulable
+
+
+def is_foreign(driver: "Driver") -> bool:
+    """Whether a built-in driver touches the host without being on the allow list."""
+    return driver.builtin and not driver.allowed and (driver.sites > 0 or driver.calls > 0)
+
+
+def findings(result: "ScanResult") -> Findings:
+    """Collect what goes against the policy."""
+    return Findings(
+        refused=tuple(site for site in result.sites if is_refused(site)),
+        not_allowed=tuple(driver for driver in result.drivers if is_foreign(driver)),
+    )

@@ -1,0 +1,16 @@
+"""The whole result document as one JSON object on one line."""
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from trapline.model.document import Document
+
+
+def render(result: "Document") -> "Iterator[bytes]":
+    """Yield the document as UTF-8, keys in the order of the schema, then a newline."""
+    yield msgspec.json.encode(result)
+    yield b"\n"

@@ -1,0 +1,135 @@
+"""Where a finished report goes: a file that appears whole or not at all, or standard output.
+
+A file is written beside its place and renamed over it, so that a full disk, a crash or Ctrl-C
+never leaves half a report, nor destroys an older one. What is not a regular file (`/dev/full`,
+a named pipe) is written to directly: there is nothing to rename over it.
+"""
+
+import errno
+import os
+import secrets
+import stat
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trapline.model.errors import OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class Destination:
+    """One place to write one report to; `None` is standard output.
+
+    The constructor checks what can be checked, so that a mistyped folder is reported before a
+    scan and not after it. Raises OutputError.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        if path is None:
+            return
+        try:
+            _check(path)
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {_why(error)}.") from error
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person sees the report as it is written."""
+        return self._path is None and sys.stdout.isatty()
+
+    def write(self, chunks: "Iterable[bytes]") -> None:
+        """Write all chunks, or nothing. Raises OutputError.
+
+        A reader of standard output that went away raises BrokenPipeError: no error of ours.
+        """
+        if self._path is None:
+            _to_stdout(chunks)
+        elif _is_special(self._path):
+            _to_special(self._path, chunks)
+        else:
+            _to_file(self._path, chunks)
+
+
+def _check(path: Path) -> None:
+    """Raise OutputError or OSError if it is plain by now that `path` cannot be written."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; give -o the name of a file.")
+    folder = _real(path).parent
+    if not folder.is_dir():
+        raise OutputError(f"there is no folder {folder} to write {path.name} to; create it.")
+    if not os.access(path if _is_special(path) else folder, os.W_OK, effective_ids=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def _real(path: Path) -> Path:
+    """Follow symbolic links, so that a link keeps pointing at the file it points at."""
+    try:
+        return path.resolve()
+    except RuntimeError as error:  # what Python before 3.13 makes of ELOOP
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
+
+
+def _is_special(path: Path) -> bool:
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def _why(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+def _to_stdout(chunks: "Iterable[bytes]") -> None:
+    out = sys.stdout.buffer
+    try:
+        for chunk in chunks:
+            out.write(chunk)
+        out.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # The interpreter flushes again when it ends; that must not fail a second time.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputError(f"standard output cannot be written: {_why(error)}.") from error
+
+
+def _to_special(path: Path, chunks: "Iterable[bytes]") -> None:
+    try:
+        with path.open("wb", buffering=0) as out:
+            for chunk in chunks:
+                _write_all(out.fileno(), chunk)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {_why(error)}.") from error
+
+
+def _to_file(path: Path, chunks: "Iterable[bytes]") -> None:
+    try:
+        target = _real(path)
+        beside = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}")
+        # O_EXCL: never write through a name that someone else put there first.
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            with os.fdopen(descriptor, "wb") as out:
+                out.writelines(chunks)
+                out.flush()
+                if target.exists():
+                    os.fchmod(descriptor, stat.S_IMODE(target.stat().st_mode))
+                os.fsync(descriptor)
+            beside.replace(target)
+        except BaseException:  # Ctrl-C included: nothing half-written stays
+            with suppress(OSError):
+                beside.unlink()
+            raise
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {_why(error)}.") from error
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

@@ -1,0 +1,44 @@
+import json
+
+import msgspec
+
+from scan_documents import document
+from trapline.model.scan import ScanResult
+from trapline.report import json_document, json_lines
+
+
+def test_document_starts_with_schema_and_version_and_reads_back():
+    text = b"".join(json_document.render(document()))
+    assert text.startswith(b'{"schema":"trapline/scan","version":1,')
+    assert text.endswith(b"}\n")
+    assert msgspec.json.decode(text, type=ScanResult) == document()
+
+
+def test_site_is_called_class_in_json():
+    first = json.loads(b"".join(json_document.render(document())))["sites"][0]
+    assert first["class"] == "mmio"
+    assert "trap" not in first
+
+
+def test_lines_lose_nothing():
+    whole = document()
+    lines = [json.loads(line) for line in json_lines.render(whole)]
+    head, findings = lines[0], lines[1:]
+    assert list(head)[:4] == ["schema", "version", "generator", "kernel"]
+    by_type = {"site": [], "mapping": [], "driver": []}
+    for line in findings:
+        by_type[line.pop("type")].append(line)
+    rebuilt = head | {f"{kind}s": rows for kind, rows in by_type.items()}
+    assert msgspec.convert(rebuilt, ScanResult) == whole
+
+
+def test_each_line_is_one_object():
+    for line in json_lines.render(document()):
+        assert line.count(b"\n") == 1
+        assert line.endswith(b"}\n")
+
+
+def test_type_comes_first_on_every_line_but_the_first():
+    lines = list(json_lines.render(document()))
+    assert lines[0].startswith(b'{"schema":')
+    assert all(line.startswith(b'{"type":"') for line in lines[1:])
