@@ -5,7 +5,7 @@ implementation; a KVM engine would be a second. All sizes are bytes, all times a
 the virtual TSC, addresses are `int`: GLA is a guest linear address, GPA a guest physical one.
 """
 
-from collections.abc import Callable, MutableSequence
+from collections.abc import Callable, Mapping
 from enum import IntEnum, auto
 from typing import NamedTuple, Protocol
 
@@ -33,7 +33,13 @@ class Reg(IntEnum):
 
 
 class Exit(IntEnum):
-    """Why native execution stopped. RIP is that of the instruction, which has not executed."""
+    """Why native execution stopped. RIP is that of the instruction, which has not executed.
+
+    What the processor checks before it would exit has been checked: a privileged instruction
+    at CPL 3, or port I/O that IOPL and the TSS forbid, is a #GP that the guest gets without
+    an exit. RDTSC, RDTSCP, PAUSE, RDRAND, RDSEED, SYSCALL and INT n do not exit: the engine
+    does them.
+    """
 
     CPUID = auto()
     RDMSR = auto()
@@ -44,16 +50,12 @@ class Exit(IntEnum):
     MWAIT = auto()
     WBINVD = auto()
     INVD = auto()
-    PAUSE = auto()
-    RDTSC = auto()
-    RDTSCP = auto()
     RDPMC = auto()
-    XSETBV = auto()
     VMCALL = auto()
     TDCALL = auto()
-    CR_WRITE = auto()  # details in Engine.cr_write
+    CR_WRITE = auto()  # a bit given to watch_cr() would change; details in Engine.cr_write
     UNDEFINED = auto()  # the engine does not know the instruction: emulate it or deliver #UD
-    EXCEPTION = auto()  # only vectors in Engine.intercept_exceptions; details in Engine.fault
+    EXCEPTION = auto()  # a vector given to intercept_exceptions(); details in Engine.fault
     EPT_VIOLATION = auto()  # details in Engine.ept
     INTERRUPT_WINDOW = auto()  # asked for by request_interrupt_window()
     BOUNDARY = auto()  # asked for by request_boundary(), or the time budget ran out
@@ -90,12 +92,16 @@ class Fault(NamedTuple):
 
 
 class EptViolation(NamedTuple):
-    """The access behind Exit.EPT_VIOLATION; `gpa` holds the shared bit as the guest used it."""
+    """The access behind Exit.EPT_VIOLATION; `gpa` holds the shared bit as the guest used it.
+
+    `is_walk`: the access was to a page table entry while `gla` was translated.
+    """
 
     gpa: int
-    gla: int | None
+    gla: int
     is_write: bool
     is_fetch: bool
+    is_walk: bool
 
 
 class PageState(IntEnum):
@@ -124,23 +130,37 @@ ExitHandler = Callable[[Exit], None]
 class Engine(Protocol):
     """One virtual CPU with its RAM and second-level page tables.
 
-    `run` calls the handler on each exit, inside the run loop; the handler may change any
-    state, call `deliver` and `advance`, and returns to go on. `regs` is live while the
-    handler runs.
+    `run` calls the handler on each exit, between two stretches of guest code; the handler may
+    change any state, call `deliver` and `advance`, and returns to go on. An exception that it
+    raises leaves `run`. An exit during which an event was being delivered (`vectoring`) ends
+    with that event being delivered again, unless the handler delivers another: the two are
+    then combined as the processor does (#DF, triple fault).
     """
 
-    regs: MutableSequence[int]
+    regs: memoryview  # 17 u64, by Reg
     ram: memoryview  # guest RAM from GPA 0, private and shared halves show the same bytes
     shared_bit: int  # 1 << (GPAW - 1)
-    intercept_exceptions: set[int]
     cycles: int  # virtual TSC; executed code advances it, the handler may add to it
-    instructions: int  # executed so far, as exact as `exact_counts` makes it
 
     # Details of the exit at hand.
-    io: IoAccess
-    cr_write: CrWrite
-    fault: Fault
-    ept: EptViolation
+    @property
+    def io(self) -> IoAccess: ...
+    @property
+    def cr_write(self) -> CrWrite: ...
+    @property
+    def fault(self) -> Fault: ...
+    @property
+    def ept(self) -> EptViolation: ...
+    @property
+    def length(self) -> int: ...  # of the instruction that exited
+    @property
+    def vectoring(self) -> int | None: ...  # vector that was being delivered at the exit
+
+    @property
+    def instructions(self) -> int: ...  # retired; an estimate without exact_counts()
+    # CPUID bits that the engine can execute, by (leaf, subleaf, register name).
+    @property
+    def cpuid_features(self) -> Mapping[tuple[int, int, str], int]: ...
 
     # Registers.
     @property
@@ -164,8 +184,11 @@ class Engine(Protocol):
     def write(self, gla: int, data: bytes) -> bool: ...
     def set_private(self, gpa: int, size: int, state: PageState) -> None: ...
     def set_shared(self, gpa: int, size: int, state: PageState) -> None: ...
+    def code_changed(self, gpa: int, size: int) -> None: ...  # after writing code through `ram`
 
     # Events.
+    def intercept_exceptions(self, vectors: frozenset[int]) -> None: ...  # Exit.EXCEPTION
+    def watch_cr(self, number: int, mask: int) -> None: ...  # CR0, CR4: Exit.CR_WRITE
     def deliver(self, vector: int, error_code: int | None = None) -> None: ...  # as a fault
     def deliver_interrupt(self, vector: int) -> None: ...  # external interrupt
     def deliver_nmi(self) -> None: ...  # blocks further NMIs until IRET
@@ -174,7 +197,7 @@ class Engine(Protocol):
     @property
     def interrupt_shadow(self) -> bool: ...  # STI or MOV SS
     def request_interrupt_window(self, wanted: bool) -> None: ...
-    def request_boundary(self) -> None: ...
+    def request_boundary(self) -> None: ...  # may be called from another thread
     def set_time_budget(self, cycles: int | None) -> None: ...  # BOUNDARY when used up
     def advance(self, length: int) -> None: ...  # step RIP over the instruction, clear shadows
 
