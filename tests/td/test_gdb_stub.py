@@ -210,7 +210,7 @@ def test_a_step_is_one_instruction_even_on_a_breakpoint(session):
 
 
 def test_ctrl_c_stops_a_running_guest(session):
-    session.engine.exits[0x1010] = Exit.CPUID
+    session.engine.exits[0x1010] = Exit.RDPMC
     session.extra[0x1010] = 0x1010  # an endless loop of exits
     session.client.send(b"c")
     session.client.socket.sendall(b"\x03")
@@ -219,7 +219,7 @@ def test_ctrl_c_stops_a_running_guest(session):
 
 
 def test_stop_on_ve_stops_at_the_handlers_first_instruction(session):
-    session.engine.exits[0x1010] = Exit.CPUID
+    session.engine.exits[0x1010] = Exit.RDPMC
     assert session.client.ask(b"qRcmd," + b"stop-on ve".hex().encode())
     assert session.client.ask(b"c") == b"T05thread:01;"
     assert session.engine.regs[Reg.RIP] == 0x2000
@@ -288,7 +288,7 @@ def test_a_damaged_packet_is_asked_for_again_and_a_reply_repeated(session):
 
 
 def test_a_flood_while_the_guest_runs_ends_the_session(session):
-    session.engine.exits[0x1010] = Exit.CPUID
+    session.engine.exits[0x1010] = Exit.RDPMC
     session.extra[0x1010] = 0x1010
     session.client.send(b"c")
     with pytest.raises(ConnectionError):
