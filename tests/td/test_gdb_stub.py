@@ -219,7 +219,7 @@ def test_ctrl_c_stops_a_running_guest(session):
 
 
 def test_stop_on_ve_stops_at_the_handlers_first_instruction(session):
-    session.engine.exits[0x1010] = Exit.RDPMC
+    session.engine.exits[0x1010] = Exit.CPUID
     assert session.client.ask(b"qRcmd," + b"stop-on ve".hex().encode())
     assert session.client.ask(b"c") == b"T05thread:01;"
     assert session.engine.regs[Reg.RIP] == 0x2000
