@@ -65,6 +65,7 @@ _MASK64: Final = (1 << 64) - 1
 
 # A displacement as the formatter writes it.
 _MOVING_DISPLACEMENT: Final = re.compile(r"-?0x[0-9a-f]+")
+_INDEX_WITHOUT_SCALE: Final = re.compile(r"(\([^(),]*,%[a-z0-9]+)\)")
 
 
 class MemoryOperand(NamedTuple):
@@ -164,8 +165,7 @@ _formatter: Final = _gas()
 
 def format_instruction(instruction: "Instruction") -> str:
     """Write `instruction` as `objdump -d` does, with single spaces and no symbols."""
-    text: str = _formatter.format(instruction)
-    return text
+    return _with_scale(_formatter.format(instruction))
 
 
 def normalise(instruction: "Instruction") -> str:
@@ -191,9 +191,14 @@ def _normalised_operand(instruction: "Instruction", number: int) -> str:
     if kind in _IMMEDIATE_KINDS and _is_kernel_address(instruction.immediate(position)):
         return "$@"
     if kind == OpKind.MEMORY and _displacement_moves(instruction):
-        text = str(_formatter.format_operand(instruction, number))
+        text = _with_scale(_formatter.format_operand(instruction, number))
         return _MOVING_DISPLACEMENT.sub("@", text, count=1)
-    return str(_formatter.format_operand(instruction, number))
+    return _with_scale(_formatter.format_operand(instruction, number))
+
+
+def _with_scale(text: str) -> str:
+    """Write out a scale of 1, as binutils does: "(%rdi,%rcx)" becomes "(%rdi,%rcx,1)"."""
+    return _INDEX_WITHOUT_SCALE.sub(r"\1,1)", text)
 
 
 def _displacement_moves(instruction: "Instruction") -> bool:

@@ -148,8 +148,3 @@ def classify(instruction: Instruction) -> Trap | None:
     if instruction.code in _MOV_TO_CR and instruction.op0_register not in _TRAPPING_CRS:
         return None
     return trap
-
-
-def is_string(instruction: Instruction) -> bool:
-    """Whether `instruction` is INS, OUTS, MOVS, STOS, LODS, CMPS or SCAS, repeated or not."""
-    return instruction.is_string_instruction

@@ -1,0 +1,196 @@
+"""Every instruction of a code section: where each starts, and which could trap or call.
+
+iced decodes a section once and reports nothing but lengths; the rest is done on the bytes with
+numpy, which then names the few instructions that are worth a second, full look. What it names is
+a superset: the caller decodes each and decides.
+"""
+
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from iced_x86 import Code, Decoder, Instruction, OpCodeTableKind
+
+from trapline.isa import traps
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from iced_x86 import OpCodeInfo
+    from numpy.typing import NDArray
+
+_BITS: Final = 64
+_LONGEST: Final = 15  # bytes of an instruction
+_length = attrgetter("len")
+_PREFIXES: Final = (0x66, 0x67, 0xF2, 0xF3, 0xF0, 0x2E, 0x36, 0x3E, 0x26, 0x64, 0x65)
+_MAX_PREFIXES: Final = 4  # more are legal, but no compiler writes them
+# Padding between functions, on which a decoder may be out of step with the next function.
+_SLOTS: Final = 65536
+
+
+class Sweep:
+    """The instructions of one section; `data` are its bytes, `address` that of the first.
+
+    `starts` holds the offset of each instruction, shape (n,), sorted.
+    """
+
+    def __init__(self, data: memoryview | bytes, address: int, entries: "Iterable[int]" = ()) -> None:
+        """Decode the section. `entries` are addresses known to start an instruction.
+
+        Constants among the code can put the decoder out of step; it is put back at the entries.
+        """
+        self.data = bytes(data)
+        self.address = address
+        self._bytes: NDArray[np.uint8] = np.frombuffer(self.data + bytes(_LONGEST + 1), np.uint8)
+        lengths = np.fromiter(
+            map(_length, Decoder(_BITS, self.data, ip=address)), np.uint8
+        )
+        ends = np.cumsum(lengths, dtype=np.uint32)
+        self.starts: NDArray[np.uint32] = np.concatenate(([np.uint32(0)], ends[:-1]))
+        if not len(lengths):
+            self.starts = self.starts[:0]
+        self._realign(entries)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def decode(self, address: int) -> Instruction:
+        """Return the instruction at an address."""
+        offset = address - self.address
+        return Decoder(_BITS, self.data[offset : offset + _LONGEST], ip=address).decode()
+
+    def within(self, start: int, end: int) -> "list[int]":
+        """Return the addresses of the instructions that start from `start` up to before `end`."""
+        low, high = np.searchsorted(
+            self.starts, [max(start - self.address, 0), max(end - self.address, 0)]
+        )
+        return [self.address + offset for offset in self.starts[low:high].tolist()]
+
+    def bytes_of(self, instruction: Instruction) -> bytes:
+        """Return the bytes of an instruction."""
+        offset = instruction.ip - self.address
+        return self.data[offset : offset + instruction.len]
+
+    def trap_candidates(self) -> "list[int]":
+        """Return the addresses of all instructions that `traps.classify` may know."""
+        position = self._opcode_positions()
+        first = self._bytes[position]
+        second = self._bytes[position + 1]
+        third = self._bytes[position + 2]
+        found = _ONE_BYTE[first] | ((first == 0x0F) & _TWO_BYTES[second])
+        found |= (first == 0x0F) & (second == 0x38) & _THREE_BYTES[third]
+        return self._addresses(np.flatnonzero(found))
+
+    def branch_candidates(self, targets: "Iterable[int]") -> "list[int]":
+        """Return the addresses of calls, jumps and conditional jumps to one of the targets."""
+        ends = self._ends()
+        lengths = ends - self.starts
+        wide = np.flatnonzero(lengths >= 5)
+        ends = ends[wide]
+        opcode, before = self._bytes[ends - 5], self._bytes[ends - 6]
+        near = (opcode == 0xE8) | (opcode == 0xE9)
+        near |= ((opcode & 0xF0) == 0x80) & (before == 0x0F) & (lengths[wide] >= 6)
+        wide, ends = wide[near], ends[near]
+        reached = np.uint64(self.address) + ends.astype(np.uint64) + self._displacement(ends)
+        wanted = np.unique(np.fromiter(targets, np.uint64))
+        return self._addresses(wide[np.isin(reached, wanted)])
+
+    def pointer_candidates(self, start: int, end: int) -> "list[int]":
+        """Return the addresses of calls and jumps through a pointer at `start` up to `end`."""
+        ends = self._ends()
+        lengths = ends - self.starts
+        relative = np.flatnonzero((lengths >= 6) & self._is_indirect(ends - 6, 0x05))
+        reached = (
+            np.uint64(self.address)
+            + ends[relative].astype(np.uint64)
+            + self._displacement(ends[relative])
+        )
+        relative = relative[(reached >= np.uint64(start)) & (reached < np.uint64(end))]
+        # With a SIB byte that has neither base nor index: an absolute address.
+        absolute = np.flatnonzero(
+            (lengths >= 7) & self._is_indirect(ends - 7, 0x04) & (self._bytes[ends - 5] == 0x25)
+        )
+        reached = self._displacement(ends[absolute])
+        absolute = absolute[(reached >= np.uint64(start)) & (reached < np.uint64(end))]
+        return self._addresses(np.sort(np.concatenate((relative, absolute))))
+
+    def _realign(self, entries: "Iterable[int]") -> None:
+        offsets = np.unique(np.fromiter(entries, np.uint64)) - np.uint64(self.address)
+        offsets = offsets[offsets < len(self.data)].astype(np.uint32)
+        for offset in np.setdiff1d(offsets, self.starts).tolist():
+            found = []
+            for instruction in Decoder(
+                _BITS, self.data[offset : offset + _SLOTS], ip=self.address + offset
+            ):
+                place = instruction.ip - self.address
+                index = int(np.searchsorted(self.starts, place))
+                if index < len(self.starts) and self.starts[index] == place:
+                    break
+                found.append(place)
+            low = int(np.searchsorted(self.starts, offset))
+            high = int(np.searchsorted(self.starts, found[-1] + 1)) if found else low
+            self.starts = np.concatenate(
+                (self.starts[:low], np.array(found, np.uint32), self.starts[high:])
+            )
+
+    def _addresses(self, indices: "NDArray[np.intp]") -> "list[int]":
+        return [self.address + offset for offset in self.starts[indices].tolist()]
+
+    def _ends(self) -> "NDArray[np.int64]":
+        """Return the offset behind each instruction."""
+        ends = np.empty(len(self.starts), np.int64)
+        ends[:-1] = self.starts[1:]
+        if len(ends):
+            ends[-1] = len(self.data)
+        return ends
+
+    def _displacement(self, ends: "NDArray[np.int64]") -> "NDArray[np.uint64]":
+        """Read the last four bytes of instructions, sign-extended to 64 bits."""
+        value = np.zeros(len(ends), np.uint32)
+        for byte in range(4):
+            value |= self._bytes[ends - 4 + byte].astype(np.uint32) << np.uint32(8 * byte)
+        return value.view(np.int32).astype(np.int64).view(np.uint64)
+
+    def _is_indirect(self, places: "NDArray[np.int64]", rm: int) -> "NDArray[np.bool_]":
+        """Whether FF /2 or FF /4 with this r/m field and no register stands at each place."""
+        modrm = self._bytes[places + 1]
+        return (self._bytes[places] == 0xFF) & ((modrm == 0x10 | rm) | (modrm == 0x20 | rm))
+
+    def _opcode_positions(self) -> "NDArray[np.uint32]":
+        """Return where each instruction's opcode is, behind its prefixes."""
+        position = self.starts.copy()
+        pending = np.arange(len(position))
+        for _ in range(_MAX_PREFIXES):
+            pending = pending[_IS_PREFIX[self._bytes[position[pending]]]]
+            position[pending] += 1
+        rex = (self._bytes[position] & 0xF0) == 0x40
+        position[rex] += 1
+        return position
+
+
+def _flags(values: "Iterable[int]") -> "NDArray[np.bool_]":
+    table = np.zeros(256, np.bool_)
+    table[list(values)] = True
+    return table
+
+
+def _first_byte(info: "OpCodeInfo") -> int:
+    """Return the first opcode byte behind the escape bytes."""
+    return info.op_code >> 8 if info.op_code_len == 2 else info.op_code
+
+
+def _opcodes(kind: int) -> "set[int]":
+    probe = Instruction()
+    found = set()
+    for code in traps.BY_CODE:
+        probe.code = code  # type: ignore[assignment]  # iced's enumerations are integers
+        info = probe.op_code()
+        if info.table == kind:
+            found.add(_first_byte(info))
+    return found
+
+
+_IS_PREFIX: Final = _flags(_PREFIXES)
+_ONE_BYTE: Final = _flags(_opcodes(OpCodeTableKind.NORMAL))
+_TWO_BYTES: Final = _flags(_opcodes(OpCodeTableKind.T0F))
+_THREE_BYTES: Final = _flags(_opcodes(OpCodeTableKind.T0F38))
