@@ -1,0 +1,197 @@
+"""A scan as SARIF 2.1.0 (OASIS Standard, with errata 01), for code-scanning front ends.
+
+Every site is a result of the rule of its trap class. The level is "error" for what goes against
+the policy and "note" for the rest. `physicalLocation` is the source line from DWARF relative to
+the top of the kernel tree (`SRCROOT`), the inline chain is in `relatedLocations`, the function
+in `logicalLocations`. Finding ids are in `partialFingerprints`: they have no address in them, so
+a front end follows a finding from one build to the next.
+"""
+
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
+
+import msgspec
+
+from trapline.report.classes import CLASSES, ClassText
+from trapline.report.findings import is_foreign, is_refused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from trapline.model.scan import Driver, ScanResult, Site
+    from trapline.model.scan import Mapping as MappingSite
+
+_SCHEMA: Final = (
+    "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+)
+_ROOT: Final = "SRCROOT"
+_FINGERPRINT: Final = "trapline/v1"
+_MAPPING_RULE: Final = "mapping"
+_DRIVER_RULE: Final = "driver-not-allowed"
+
+_OTHER_RULES: "Final[Mapping[str, ClassText]]" = {
+    _MAPPING_RULE: ClassText(
+        "mapping",
+        "Call that maps device memory.",
+        "Where ioremap(), memremap() and their kin are called: the place at which a driver filter "
+        "can act. The mapping itself does not trap.",
+    ),
+    _DRIVER_RULE: ClassText(
+        "driver",
+        "Built-in driver outside the allow list that touches the host.",
+        "Nothing but the allow list keeps a built-in driver from binding to what the host "
+        "presents. Add its device to the list, or build the kernel without it.",
+    ),
+}
+
+Json = dict[str, object]
+
+
+def render(result: "ScanResult") -> "Iterator[bytes]":
+    """Yield one SARIF log with one run, UTF-8."""
+    yield msgspec.json.format(msgspec.json.encode(log(result)), indent=1)
+    yield b"\n"
+
+
+def log(result: "ScanResult") -> Json:
+    """Build the log as plain objects."""
+    rules = _rules()
+    index = {rule["id"]: position for position, rule in enumerate(rules)}
+    results = [
+        *(_site(site) for site in result.sites),
+        *(_mapping(mapping) for mapping in result.mappings),
+        *(_driver(driver) for driver in result.drivers if is_foreign(driver)),
+    ]
+    for each in results:
+        each["ruleIndex"] = index[each["ruleId"]]
+    name, _, version = result.generator.partition(" ")
+    driver: Json = {"name": name, "rules": rules}
+    if version:
+        driver["version"] = version
+    run: Json = {
+        "tool": {"driver": driver},
+        "automationDetails": {"id": f"trapline/scan/{result.kernel.release or 'unknown'}/"},
+        "columnKind": "utf16CodeUnits",
+        "invocations": [_invocation(result)],
+        "results": results,
+        "properties": {"kernel": msgspec.to_builtins(result.kernel), "counts": result.counts},
+    }
+    return {"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}
+
+
+def _rules() -> list[Json]:
+    texts: dict[str, ClassText] = {**CLASSES, **_OTHER_RULES}
+    return [
+        {
+            "id": rule,
+            "shortDescription": {"text": text.summary},
+            "fullDescription": {"text": text.details},
+            "help": {"text": f"{text.summary} {text.details}"},
+            "defaultConfiguration": {"level": "error" if rule == _DRIVER_RULE else "note"},
+        }
+        for rule, text in texts.items()
+    ]
+
+
+def _invocation(result: "ScanResult") -> Json:
+    """State in the log's own terms what could not be seen."""
+    notes = [
+        {"level": "warning", "message": {"text": text}}
+        for text in (*result.coverage.missing, *result.coverage.advice)
+    ]
+    return {"executionSuccessful": True, "toolExecutionNotifications": notes}
+
+
+def _site(site: "Site") -> Json:
+    title = CLASSES[site.trap].title
+    what = f"{title} {site.access}" if site.access != "execute" else title
+    where = f"{site.function}() in {site.module}"
+    hidden = {"instruction": "", "paravirt": " behind a paravirt call", "call": " by a call"}
+    handler = "emulates it" if site.emulable else "refuses it"
+    return {
+        "ruleId": site.trap,
+        "level": "error" if is_refused(site) else "note",
+        "message": {
+            "text": f"{what}{hidden[site.form]} in {where}: {site.instruction}. "
+            f"The #VE handler {handler}: {site.reason}."
+        },
+        **_place(site),
+        "properties": {
+            "form": site.form,
+            "access": site.access,
+            "width": site.width,
+            "address": site.address,
+            "bytes": site.bytes,
+            "section": site.section,
+            "emulable": site.emulable,
+            "driver": site.driver,
+            "subsystem": site.subsystem,
+        },
+    }
+
+
+def _mapping(mapping: "MappingSite") -> Json:
+    return {
+        "ruleId": _MAPPING_RULE,
+        "level": "note",
+        "message": {"text": f"{mapping.function}() in {mapping.module} calls {mapping.mapper}()."},
+        **_place(mapping),
+        "properties": {
+            "address": mapping.address,
+            "section": mapping.section,
+            "driver": mapping.driver,
+            "subsystem": mapping.subsystem,
+        },
+    }
+
+
+def _driver(driver: "Driver") -> Json:
+    return {
+        "ruleId": _DRIVER_RULE,
+        "level": "error",
+        "message": {
+            "text": f"The built-in {driver.bus} driver {driver.name} is not on the allow list and "
+            f"touches the host at {driver.sites:,} places."
+        },
+        "locations": [{"logicalLocations": [{"name": driver.name, "kind": "module"}]}],
+        "partialFingerprints": {_FINGERPRINT: f"driver:{driver.bus}:{driver.name}"},
+    }
+
+
+def _place(found: "Site | MappingSite") -> Json:
+    """Say where a finding is: its line, its function, and the functions inlined there."""
+    function: Json = {
+        "name": found.function,
+        "fullyQualifiedName": f"{found.module}!{found.function}",
+        "kind": "function",
+    }
+    location: Json = {"logicalLocations": [function]}
+    if found.file:
+        location["physicalLocation"] = _physical(found.file, found.line)
+    related = [
+        {
+            "id": number,
+            "message": {"text": f"inlined {frame.function}()"},
+            "physicalLocation": _physical(frame.file, frame.line),
+        }
+        for number, frame in enumerate(found.inlined)
+        if frame.file
+    ]
+    place: Json = {
+        "locations": [location],
+        "partialFingerprints": {_FINGERPRINT: found.id},
+    }
+    if related:
+        place["relatedLocations"] = related
+    return place
+
+
+def _physical(file: str, line: int | None) -> Json:
+    absolute = file.startswith("/")
+    artifact: Json = {"uri": ("file://" if absolute else "") + quote(file)}
+    if not absolute:
+        artifact["uriBaseId"] = _ROOT
+    physical: Json = {"artifactLocation": artifact}
+    if line:  # DWARF's line 0 is "no line"
+        physical["region"] = {"startLine": line}
+    return physical
