@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from iced_x86 import Code, Decoder, Instruction, OpCodeTableKind
+from iced_x86 import Decoder, Instruction, OpCodeTableKind
 
 from trapline.isa import traps
 
@@ -24,8 +24,7 @@ _LONGEST: Final = 15  # bytes of an instruction
 _length = attrgetter("len")
 _PREFIXES: Final = (0x66, 0x67, 0xF2, 0xF3, 0xF0, 0x2E, 0x36, 0x3E, 0x26, 0x64, 0x65)
 _MAX_PREFIXES: Final = 4  # more are legal, but no compiler writes them
-# Padding between functions, on which a decoder may be out of step with the next function.
-_SLOTS: Final = 65536
+_RESYNC: Final = 256  # bytes in which two decodings of the same code fall in step
 
 
 class Sweep:
@@ -34,7 +33,9 @@ class Sweep:
     `starts` holds the offset of each instruction, shape (n,), sorted.
     """
 
-    def __init__(self, data: memoryview | bytes, address: int, entries: "Iterable[int]" = ()) -> None:
+    def __init__(
+        self, data: memoryview | bytes, address: int, entries: "Iterable[int]" = ()
+    ) -> None:
         """Decode the section. `entries` are addresses known to start an instruction.
 
         Constants among the code can put the decoder out of step; it is put back at the entries.
@@ -42,13 +43,9 @@ class Sweep:
         self.data = bytes(data)
         self.address = address
         self._bytes: NDArray[np.uint8] = np.frombuffer(self.data + bytes(_LONGEST + 1), np.uint8)
-        lengths = np.fromiter(
-            map(_length, Decoder(_BITS, self.data, ip=address)), np.uint8
-        )
+        lengths = np.fromiter(map(_length, Decoder(_BITS, self.data, ip=address)), np.uint8)
         ends = np.cumsum(lengths, dtype=np.uint32)
-        self.starts: NDArray[np.uint32] = np.concatenate(([np.uint32(0)], ends[:-1]))
-        if not len(lengths):
-            self.starts = self.starts[:0]
+        self.starts: NDArray[np.uint32] = ends - lengths
         self._realign(entries)
 
     def __len__(self) -> int:
@@ -117,21 +114,25 @@ class Sweep:
     def _realign(self, entries: "Iterable[int]") -> None:
         offsets = np.unique(np.fromiter(entries, np.uint64)) - np.uint64(self.address)
         offsets = offsets[offsets < len(self.data)].astype(np.uint32)
-        for offset in np.setdiff1d(offsets, self.starts).tolist():
-            found = []
-            for instruction in Decoder(
-                _BITS, self.data[offset : offset + _SLOTS], ip=self.address + offset
-            ):
-                place = instruction.ip - self.address
-                index = int(np.searchsorted(self.starts, place))
-                if index < len(self.starts) and self.starts[index] == place:
-                    break
-                found.append(place)
-            low = int(np.searchsorted(self.starts, offset))
-            high = int(np.searchsorted(self.starts, found[-1] + 1)) if found else low
+        places = np.minimum(np.searchsorted(self.starts, offsets), len(self.starts) - 1)
+        for offset in offsets[self.starts[places] != offsets].tolist():
+            found = self._decode_until_in_step(offset)
+            low, high = np.searchsorted(self.starts, [offset, found[-1] + 1])
             self.starts = np.concatenate(
                 (self.starts[:low], np.array(found, np.uint32), self.starts[high:])
             )
+
+    def _decode_until_in_step(self, offset: int) -> list[int]:
+        """Return the instructions from `offset` on, up to one that the sweep has too."""
+        found = []
+        window = self.data[offset : offset + _RESYNC]
+        for instruction in Decoder(_BITS, window, ip=offset):
+            place = instruction.ip
+            index = int(np.searchsorted(self.starts, place))
+            if index < len(self.starts) and self.starts[index] == place:
+                break
+            found.append(place)
+        return found
 
     def _addresses(self, indices: "NDArray[np.intp]") -> "list[int]":
         return [self.address + offset for offset in self.starts[indices].tolist()]
@@ -154,7 +155,8 @@ class Sweep:
     def _is_indirect(self, places: "NDArray[np.int64]", rm: int) -> "NDArray[np.bool_]":
         """Whether FF /2 or FF /4 with this r/m field and no register stands at each place."""
         modrm = self._bytes[places + 1]
-        return (self._bytes[places] == 0xFF) & ((modrm == 0x10 | rm) | (modrm == 0x20 | rm))
+        found: NDArray[np.bool_] = self._bytes[places] == 0xFF
+        return found & ((modrm == 0x10 | rm) | (modrm == 0x20 | rm))
 
     def _opcode_positions(self) -> "NDArray[np.uint32]":
         """Return where each instruction's opcode is, behind its prefixes."""

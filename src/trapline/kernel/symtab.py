@@ -11,6 +11,8 @@ import numpy as np
 from trapline.model.errors import BadImageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
 STT_NOTYPE: Final = 0
@@ -118,6 +120,23 @@ class SymbolTable:
             if self.records["section"][index] != SHN_UNDEF:
                 return int(self.records["value"][index])
         return None
+
+    def find(self, names: "Iterable[str]") -> "tuple[NDArray[np.intp], list[str]]":
+        """Return the indices of the symbols that have one of the names, and their names.
+
+        Looks at the strings, not at the symbols: for a few names of many symbols.
+        """
+        strings = bytes(self._strings)
+        wanted = []
+        for name in names:
+            pattern = name.encode() + b"\0"
+            position = strings.find(pattern)
+            while position >= 0:
+                # Inside of a longer name too: linkers let names share their ends.
+                wanted.append(position)
+                position = strings.find(pattern, position + 1)
+        indices = np.flatnonzero(np.isin(self.records["name"], np.array(wanted, np.uint32)))
+        return indices, [self.name(index) for index in indices.tolist()]
 
     def _name_ends(self) -> "NDArray[np.int64]":
         """Find where each name ends, and refuse tables whose names would not fit in memory."""

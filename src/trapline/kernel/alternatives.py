@@ -1,0 +1,108 @@
+"""The .altinstructions table: which instructions replace which, on processors with a feature.
+
+Code in .altinstr_replacement never runs where it stands: it is copied over its origin at boot.
+
+Source: struct alt_instr, arch/x86/include/asm/alternative.h. An entry has 14 bytes since 5df0e5e
+(v6.3-rc1: `flags` became 32 bits), 12 since cc9a9b2 (v5.14-rc1: without `padlen`), 13 before.
+"""
+
+import bisect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+_COMMON: Final = [("origin", "<i4"), ("replacement", "<i4")]
+_FORMATS: Final = (
+    np.dtype([*_COMMON, ("feature", "<u4"), ("length", "u1"), ("size", "u1")]),
+    np.dtype([*_COMMON, ("feature", "<u2"), ("length", "u1"), ("size", "u1")]),
+    np.dtype([*_COMMON, ("feature", "<u2"), ("length", "u1"), ("size", "u1"), ("padding", "u1")]),
+)
+
+
+class Span(NamedTuple):
+    """Addresses from `start` up to but without `end`."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """`size` bytes at `replacement` that may be copied to `origin`.
+
+    `feature` is the CPU feature bit, 32 * word + bit, that decides (arch/x86/include/asm/
+    cpufeatures.h); `flags` are the bits above it: ALT_FLAG_NOT and ALT_FLAG_DIRECT_CALL.
+    """
+
+    origin: int
+    replacement: int
+    size: int
+    feature: int
+    flags: int
+
+
+class Alternatives:
+    """All alternatives of one image, by the address of the replacement."""
+
+    def __init__(self, entries: "Sequence[Alternative]") -> None:
+        self._entries = sorted(entries, key=lambda entry: entry.replacement)
+        self._starts = [entry.replacement for entry in self._entries]
+
+    @classmethod
+    def parse(
+        cls, data: memoryview, address: int, code: "Sequence[Span]", replacements: "Sequence[Span]"
+    ) -> "Alternatives":
+        """Read the table at `address`, in whichever format fits.
+
+        Origins lie in `code`, replacements in `replacements`: that tells the formats apart. A
+        table that fits none is taken for empty.
+        """
+        for layout in _FORMATS:
+            if len(data) % layout.itemsize:
+                continue
+            records = np.frombuffer(data, layout)
+            here = np.uint64(address) + np.arange(len(records), dtype=np.uint64) * np.uint64(
+                layout.itemsize
+            )
+            origins = here + records["origin"].astype(np.int64).view(np.uint64)
+            targets = here + np.uint64(4) + records["replacement"].astype(np.int64).view(np.uint64)
+            filled = records["size"] > 0
+            if not _inside(origins, code).all() or not _inside(targets[filled], replacements).all():
+                continue
+            return cls(
+                [
+                    Alternative(origin, target, size, feature & 0xFFFF, feature >> 16)
+                    for origin, target, size, feature in zip(
+                        origins[filled].tolist(),
+                        targets[filled].tolist(),
+                        records["size"][filled].tolist(),
+                        records["feature"][filled].tolist(),
+                        strict=True,
+                    )
+                ]
+            )
+        return cls([])
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def replacing_at(self, address: int) -> Alternative | None:
+        """Return the alternative whose replacement holds an address."""
+        index = bisect.bisect_right(self._starts, address) - 1
+        if index < 0:
+            return None
+        entry = self._entries[index]
+        return entry if address < entry.replacement + entry.size else None
+
+
+def _inside(addresses: "NDArray[Any]", spans: "Sequence[Span]") -> "NDArray[np.bool_]":
+    inside = np.zeros(len(addresses), np.bool_)
+    for span in spans:
+        inside |= (addresses >= np.uint64(span.start)) & (addresses < np.uint64(span.end))
+    return inside

@@ -1,0 +1,311 @@
+"""One vmlinux or one module as an object: its code, and what each address of it belongs to.
+
+Addresses of a vmlinux are those it was linked at. A module is linked here (`relocate`), so its
+addresses are arbitrary; `offset_of` turns one into what a `.ko` has: an offset in a section.
+"""
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+
+from trapline.kernel.alternatives import Alternatives, Span
+from trapline.kernel.bzimage import open_vmlinuz
+from trapline.kernel.elf import PT_LOAD, SHT_PROGBITS, ElfFile, Section
+from trapline.kernel.functions import FunctionTable, Symbol
+from trapline.kernel.linetable import LineTable
+from trapline.kernel.relocate import MODULE_BASE, LinkedModule
+from trapline.kernel.sourcepath import SourceTree
+from trapline.kernel.symcache import SymCache
+from trapline.kernel.units import Unit, UnitTable
+from trapline.model.errors import BadImageError
+from trapline.model.scan import Frame
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+VMLINUX: Final = "vmlinux"
+REPLACEMENTS: Final = ".altinstr_replacement"
+# Parts of vmlinux's .text that are sections of their own until the last link, and the symbols
+# around them: include/asm-generic/vmlinux.lds.h, arch/x86/kernel/vmlinux.lds.S.
+_PARTS: Final = (
+    (".noinstr.text", "__noinstr_text_start", "__noinstr_text_end"),
+    (".entry.text", "__entry_text_start", "__entry_text_end"),
+    (".irqentry.text", "__irqentry_text_start", "__irqentry_text_end"),
+    (".softirqentry.text", "__softirqentry_text_start", "__softirqentry_text_end"),
+    (".cpuidle.text", "__cpuidle_text_start", "__cpuidle_text_end"),
+    (".sched.text", "__sched_text_start", "__sched_text_end"),
+    (".kprobes.text", "__kprobes_text_start", "__kprobes_text_end"),
+)
+
+
+class TextSection(NamedTuple):
+    """Instructions: `data` is what would be in memory at `address`, relocations applied."""
+
+    name: str
+    address: int
+    data: memoryview
+
+    @property
+    def end(self) -> int:
+        """The address behind the last byte."""
+        return self.address + len(self.data)
+
+
+class Binary:
+    """A vmlinux or a module. Make one with `open_vmlinux`, `open_vmlinuz` or `open_module`.
+
+    `name` is "vmlinux" or the module's name; `externals` maps the address of each symbol that is
+    defined in another object to its name (modules only).
+    """
+
+    def __init__(self, name: str, elf: ElfFile, module: LinkedModule | None = None) -> None:
+        self.name = name
+        self.elf = elf
+        self._module = module
+        self.externals: Mapping[int, str] = {} if module is None else module.externals
+        self._line_tables: dict[int, LineTable] = {}
+        self._sections = [
+            section
+            for section in elf.sections
+            if section.is_alloc and section.is_executable and section.type == SHT_PROGBITS
+        ]
+        self.text = tuple(
+            TextSection(section.name, self._address(section), self._contents(section))
+            for section in self._sections
+            if section.size
+        )
+
+    @classmethod
+    def open_vmlinux(cls, path: "Path") -> Self:
+        """Open a vmlinux; raises BadImageError where it is none."""
+        elf = ElfFile.open(path)
+        if elf.is_relocatable:
+            raise BadImageError(f"{path}: is a module, not a kernel.")
+        return cls(VMLINUX, elf)
+
+    @classmethod
+    def open_vmlinuz(cls, path: "Path") -> Self:
+        """Unpack and open a boot image: no DWARF, no symbol table."""
+        return cls(VMLINUX, open_vmlinuz(path))
+
+    @classmethod
+    def open_module(cls, name: str, path: "Path", debug: "Path | None" = None) -> Self:
+        """Open a module, and the file that has its DWARF where that is another one.
+
+        Debian's debug files hold the code too; then the module itself, which is compressed, is
+        not even opened.
+        """
+        if debug is None:
+            code = dwarf = ElfFile.open(path)
+        else:
+            code = dwarf = ElfFile.open(debug)
+            if debug != path and not _has_code(dwarf):
+                code = ElfFile.open(path)
+        return cls(name, code, LinkedModule(code, dwarf))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the files."""
+        if self._module is not None:
+            self._module.debug.close()
+        self.elf.close()
+
+    @property
+    def is_module(self) -> bool:
+        """Whether this is a loadable module."""
+        return self._module is not None
+
+    @cached_property
+    def has_dwarf(self) -> bool:
+        """Whether functions can be told apart down to inlined ones, with source lines."""
+        elf = self.elf if self._module is None else self._module.debug
+        section = elf.section(".debug_info")
+        return section is not None and section.type == SHT_PROGBITS and section.size > 0
+
+    @cached_property
+    def functions(self) -> FunctionTable:
+        """Functions by address and name; empty for a stripped kernel."""
+        return FunctionTable(
+            self.elf.symbols, self._symbol_values, {section.index for section in self._sections}
+        )
+
+    @cached_property
+    def symcache(self) -> SymCache | None:
+        """Inline chains by address, or None without DWARF."""
+        if not self.has_dwarf:
+            return None
+        if self._module is not None:
+            return SymCache.build(self._module.debug_image, MODULE_BASE, self.elf.name)
+        base = next((s.virtual_address for s in self.elf.segments if s.type == PT_LOAD), 0)
+        return SymCache.build(self.elf.data, base, self.elf.name)
+
+    @cached_property
+    def units(self) -> UnitTable | None:
+        """Compilation units by address, or None without DWARF."""
+        return UnitTable(self._debug) if self.has_dwarf else None
+
+    @cached_property
+    def alternatives(self) -> Alternatives:
+        """The alternatives of this object, empty where it has none."""
+        section = self.elf.section(".altinstructions")
+        if section is None or not section.is_alloc or section.type != SHT_PROGBITS:
+            return Alternatives([])
+        return Alternatives.parse(
+            self._contents(section),
+            self._address(section),
+            [Span(part.address, part.end) for part in self.text],
+            [Span(part.address, part.end) for part in self.text if part.name == REPLACEMENTS],
+        )
+
+    def symbol_at(self, address: int) -> Symbol | None:
+        """Return the function or label that holds an address."""
+        return self.functions.at(address)
+
+    def address_of(self, name: str) -> int | None:
+        """Return the address of a symbol of any kind, defined here or elsewhere, or None."""
+        if self._module is not None and (spot := self._module.external(name)) is not None:
+            return spot
+        indices, _ = self.elf.symbols.find([name])
+        for index in indices.tolist():
+            if self.elf.symbols.section_indices[index]:
+                return int(self._symbol_values[index])
+        return None
+
+    def addresses_of(self, names: "Iterable[str]") -> dict[int, str]:
+        """Return address -> name of those functions that exist, here or elsewhere."""
+        wanted = set(names)
+        found = self.functions.addresses_of(wanted)
+        found.update((spot, name) for spot, name in self.externals.items() if name in wanted)
+        return found
+
+    def chain(self, address: int) -> tuple[Frame, ...]:
+        """Return the frames of an address, innermost first.
+
+        Inlined functions come before the function that the bytes belong to.
+
+        Without DWARF there is one frame, without file and line; without symbols there is none.
+        """
+        symbol = self.symbol_at(address)
+        frames = () if self.symcache is None else self.symcache.chain(address)
+        if not frames or frames[-1].file is None:
+            return self._assembly_chain(address, symbol, frames)
+        if symbol is None or symbol.name == frames[-1].function:
+            return frames
+        # symbolic names all parts of a function after the lowest, which may be its cold one.
+        outer = frames[-1]
+        return (*frames[:-1], Frame(function=symbol.name, file=outer.file, line=outer.line))
+
+    def unit_at(self, address: int) -> Unit | None:
+        """Return the compilation unit of an address, or None where that is not known."""
+        return None if self.units is None else self.units.unit_at(address)
+
+    def object_at(self, address: int) -> str | None:
+        """Return the object file that an address was linked from, below the source tree."""
+        unit = self.unit_at(address)
+        if unit is None:
+            return None
+        path = self._tree.relative(unit.compilation, None, unit.name)
+        if path is None:
+            return None
+        stem, dot, _ = path.rpartition(".")
+        return f"{stem}.o" if dot else path
+
+    def section_at(self, address: int) -> str:
+        """Return the section of an address; parts of vmlinux's .text by the names they had."""
+        for start, end, name in self._parts:
+            if start <= address < end:
+                return name
+        section = self.text_at(address)
+        return "" if section is None else section.name
+
+    def text_at(self, address: int) -> TextSection | None:
+        """Return the code section that holds an address."""
+        for section in self.text:
+            if section.address <= address < section.end:
+                return section
+        return None
+
+    def offset_of(self, address: int) -> int:
+        """Return what to call an address: itself, or for a module the offset in its section."""
+        section = self.text_at(address)
+        return address if self._module is None or section is None else address - section.address
+
+    def read(self, address: int, size: int) -> bytes | None:
+        """Return initialised memory of any section, or None where there is none."""
+        for section in self.elf.sections:
+            start = self._address(section)
+            if section.is_alloc and start <= address and address + size <= start + section.size:
+                data = self._contents(section)
+                offset = address - start
+                return bytes(data[offset : offset + size]) if len(data) else None
+        return None
+
+    def _address(self, section: Section) -> int:
+        if self._module is None:
+            return section.address
+        return self._module.addresses.get(section.index, 0)
+
+    def _contents(self, section: Section) -> memoryview:
+        if self._module is None:
+            return self.elf.contents(section)
+        return self._module.contents(section)
+
+    @property
+    def _symbol_values(self) -> "NDArray[np.uint64]":
+        if self._module is not None:
+            return self._module.symbol_values
+        values: NDArray[Any] = self.elf.symbols.records["value"]
+        return values
+
+    @cached_property
+    def _debug(self) -> ElfFile:
+        """The file whose DWARF has this object's addresses in it."""
+        if self._module is None:
+            return self.elf
+        return ElfFile(self.elf.name, memoryview(self._module.debug_image))
+
+    @cached_property
+    def _tree(self) -> SourceTree:
+        return SourceTree([] if self.units is None else {unit.name for unit in self.units.units})
+
+    @cached_property
+    def _parts(self) -> list[tuple[int, int, str]]:
+        if self._module is not None:
+            return []
+        parts = []
+        for name, first, last in _PARTS:
+            start, end = self.address_of(first), self.address_of(last)
+            if start is not None and end is not None and start < end:
+                parts.append((start, end, name))
+        return parts
+
+    def _assembly_chain(
+        self, address: int, symbol: Symbol | None, frames: tuple[Frame, ...]
+    ) -> tuple[Frame, ...]:
+        """Build the one frame of code that SymCache does not know."""
+        if symbol is None:
+            return frames
+        unit = self.unit_at(address)
+        if unit is None or unit.line_table is None or not unit.is_assembly:
+            return (Frame(function=symbol.name, file=None, line=None),)
+        table = self._line_tables.get(unit.line_table)
+        if table is None:
+            table = self._line_tables[unit.line_table] = LineTable(self._debug, unit.line_table)
+        place = table.at(address)
+        if place is None:
+            return (Frame(function=symbol.name, file=None, line=None),)
+        path = self._tree.relative(unit.compilation, place.folder, place.file)
+        return (Frame(function=symbol.name, file=path, line=place.line or None),)
+
+
+def _has_code(elf: ElfFile) -> bool:
+    sections = [s for s in elf.sections if s.is_alloc and s.is_executable and s.size]
+    return all(section.type == SHT_PROGBITS for section in sections)
