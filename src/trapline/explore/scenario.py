@@ -1,0 +1,168 @@
+"""Scenarios: what is injected, where, and where the outcome is compared. They are TOML files.
+
+    title = "NMI inside the #VE handler"
+    why = "…"
+
+    [start]                 # the window opens at the n-th time this happens
+    trap = "msr"            # one of: symbol, syscall, trap, interrupt, nmi
+    nth = 20
+
+    [end]                   # it closes, and the outcome is compared, here
+    at = "return"           # "return", "veinfo-get" or { symbol = "…" }
+
+    [[inject]]
+    event = "nmi"
+    then = ["ve:wrmsr"]     # injected into the handling of the first, at every `stride`-th boundary
+    stride = 64
+
+A user's file is read exactly as the shipped ones in `scenarios/` are.
+"""
+
+import re
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from trapline.model.errors import BadInputFileError, UsageError
+
+_MAX_FILE: Final = 64 << 10
+_SYMBOL: Final = r"^[A-Za-z_.$][\w.$]{0,199}$"
+
+Symbol = Annotated[str, msgspec.Meta(pattern=_SYMBOL)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+TrapName = Literal["cpuid", "hlt", "pio", "mmio", "msr", "any"]
+EndName = Literal["return", "veinfo-get"]
+
+EVENTS: Final[dict[str, str]] = {
+    "nmi": "a non-maskable interrupt; the module holds it while VE_INFO is valid",
+    "irq:timer": "the local APIC timer's vector, as the guest programmed it",
+    "irq:0xNN": "the external interrupt vector 0xNN, posted by the host",
+    "int80": "vector 0x80 posted by the host, as if the guest had executed INT 0x80",
+    "ve:wrmsr": "a #VE with exit reason WRMSR and length 0: handled, and nothing changes",
+    "ve:mmio": "a #VE for a shared GPA, delivered by the CPU itself",
+    "ve:notification": "the #VE that NOTIFY_ENABLES asks for, at any private access",
+    "mce": "a machine check; the real module kills the TD instead",
+}
+_EVENT: Final = re.compile(
+    r"nmi|irq:timer|irq:0x[2-9a-f][0-9a-f]|int80|ve:(?:wrmsr|mmio|notification)|mce"
+)
+
+
+class Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What opens the window; exactly one of the first five is given."""
+
+    symbol: Symbol | None = None
+    syscall: Annotated[int, msgspec.Meta(ge=0, le=1023)] | Literal["any"] | None = None
+    trap: TrapName | None = None
+    interrupt: Literal["any", "timer", "from-user"] | None = None
+    nmi: Literal[True] | None = None
+    within: Symbol | None = None  # only while this function is on the stack
+    nth: Count = 1
+
+
+class EndSymbol(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The window closes when this function is about to run."""
+
+    symbol: Symbol
+
+
+class End(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What closes the window: control is back where the start left it, or a symbol."""
+
+    at: EndName | EndSymbol = "return"
+
+
+class Inject(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One event, tried at every boundary of the window; `then` nests others into its handling."""
+
+    event: str
+    then: tuple[str, ...] = ()
+    stride: Count = 1
+
+
+class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One scenario; `name` is its file's name, so that two files cannot claim one."""
+
+    title: Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+    why: Annotated[str, msgspec.Meta(max_length=2000)] = ""
+    start: Start
+    end: End = End()
+    inject: Annotated[tuple[Inject, ...], msgspec.Meta(min_length=1, max_length=16)]
+    append: str = ""  # to the kernel's command line
+    name: str = ""
+
+
+def shipped() -> tuple[str, ...]:
+    """Name the scenarios that come with trapline, in alphabetical order."""
+    folder = resources.files("trapline.explore") / "scenarios"
+    return tuple(
+        sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml"))
+    )
+
+
+def load(reference: str) -> Scenario:
+    """Load a shipped scenario by name, or a file by its path.
+
+    Raises UsageError for an unknown name, BadInputFileError for a file that does not validate.
+    """
+    if "/" in reference or reference.endswith(".toml"):
+        path = Path(reference)
+        try:
+            with path.open("rb") as stream:
+                data = stream.read(_MAX_FILE + 1)
+        except OSError as error:
+            raise BadInputFileError(f"{path}: cannot be read ({error.strerror}).") from error
+        return parse(data, str(path), path.stem)
+    if reference not in shipped():
+        raise UsageError(
+            f"no scenario is called {reference!r}: name one of {', '.join(shipped())}, "
+            "or the path of a TOML file."
+        )
+    entry = resources.files("trapline.explore") / "scenarios" / f"{reference}.toml"
+    return parse(entry.read_bytes(), f"{reference}.toml", reference)
+
+
+def parse(data: bytes, source: str, name: str) -> Scenario:
+    """Read one scenario from TOML; `source` is what error messages call it."""
+    if len(data) > _MAX_FILE:
+        raise BadInputFileError(f"{source}: is larger than {_MAX_FILE >> 10} KiB, not a scenario.")
+    try:
+        raw = tomllib.loads(data.decode())
+        scenario = msgspec.convert(raw, Scenario)
+    except UnicodeDecodeError as error:
+        raise BadInputFileError(f"{source}: is not UTF-8 text.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise BadInputFileError(f"{source}: is not valid TOML: {error}.") from error
+    except msgspec.ValidationError as error:
+        raise BadInputFileError(f"{source}: {error}.") from error
+    except RecursionError as error:
+        raise BadInputFileError(f"{source}: is nested too deeply to be a scenario.") from error
+    _check(scenario, source)
+    return msgspec.structs.replace(scenario, name=name)
+
+
+def _check(scenario: Scenario, source: str) -> None:
+    start = scenario.start
+    given = [
+        field
+        for field in ("symbol", "syscall", "trap", "interrupt", "nmi")
+        if getattr(start, field) is not None
+    ]
+    if len(given) != 1:
+        raise BadInputFileError(
+            f"{source}: [start] needs exactly one of symbol, syscall, trap, interrupt and nmi, "
+            f"it has {' and '.join(given) or 'none'}."
+        )
+    for inject in scenario.inject:
+        for event in (inject.event, *inject.then):
+            if not _EVENT.fullmatch(event):
+                raise BadInputFileError(
+                    f"{source}: {event!r} is not an event; known are {', '.join(EVENTS)}."
+                )
+    if scenario.name:
+        raise BadInputFileError(
+            f"{source}: the name of a scenario is that of its file; drop `name`."
+        )

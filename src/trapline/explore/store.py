@@ -1,0 +1,183 @@
+"""The campaign store: one SQLite file, so that a killed campaign resumes and repeats nothing.
+
+A store belongs to one kernel, one module version and one set of options, kept in `campaign` and
+checked on opening. `window` holds one row per scenario with its boundaries, `run` one row per
+finished run under the key (scenario, event, boundary, nested, nested_at). Rows are written by
+the campaign's parent process alone, in transactions, in WAL mode: a kill -9 loses at most the
+runs of the last transaction, which `--resume` does again.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Self, TypeVar
+
+import msgspec
+
+from trapline.model.errors import BadInputFileError, OutputError
+from trapline.model.explore import Result, Window
+
+_FORMAT: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE campaign (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE window (scenario TEXT PRIMARY KEY, document BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE run (
+    scenario TEXT NOT NULL,
+    event TEXT NOT NULL,
+    boundary INTEGER NOT NULL,
+    nested TEXT NOT NULL,
+    nested_at INTEGER NOT NULL,
+    verdict TEXT NOT NULL,
+    document BLOB NOT NULL,
+    PRIMARY KEY (scenario, event, boundary, nested, nested_at)
+) WITHOUT ROWID;
+"""
+
+_T = TypeVar("_T")
+Key = tuple[str, str, int, str, int]
+
+
+def key_of(result: Result) -> Key:
+    """Give the key of a run: scenario, event, boundary, nested event, its distance."""
+    return (
+        result.scenario,
+        result.event,
+        result.boundary,
+        result.nested or "",
+        -1 if result.nested_at is None else result.nested_at,
+    )
+
+
+class Store:
+    """An open campaign store. Use as a context manager."""
+
+    def __init__(self, connection: sqlite3.Connection, path: str) -> None:
+        self._db = connection
+        self._path = path
+
+    @classmethod
+    def open(cls, path: Path | None, identity: dict[str, str], *, resume: bool) -> Self:
+        """Open or create a store; None keeps it in memory.
+
+        `identity` names what the results depend on. Raises BadInputFileError when the file is
+        no store, belongs to another campaign, or exists although `resume` is false.
+        """
+        name = str(path) if path else ":memory:"
+        if path and path.exists() and path.stat().st_size and not resume:
+            raise BadInputFileError(
+                f"{path}: holds an earlier campaign; go on with it by --resume, or name a new file."
+            )
+        try:
+            connection = sqlite3.connect(name, isolation_level=None)
+            store = cls(connection, name)
+            store._prepare(identity)
+        except sqlite3.DatabaseError as error:
+            raise cls._error(name, error) from error
+        return store
+
+    def _prepare(self, identity: dict[str, str]) -> None:
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        # Another process that holds the file open for writing makes this fail at once.
+        self._db.execute("BEGIN IMMEDIATE")
+        tables = {row[0] for row in self._db.execute("SELECT name FROM sqlite_master")}
+        wanted = {"format": str(_FORMAT), **identity}
+        if not tables:
+            for statement in _SCHEMA.split(";"):
+                self._db.execute(statement)
+            self._db.executemany("INSERT INTO campaign VALUES (?, ?)", wanted.items())
+        elif not {"campaign", "window", "run"} <= tables:
+            raise BadInputFileError(f"{self._path}: is a database, but not a campaign store.")
+        else:
+            self._check(wanted)
+        self._db.execute("COMMIT")
+
+    def _check(self, wanted: dict[str, str]) -> None:
+        found = dict(self._db.execute("SELECT key, value FROM campaign"))
+        for key, value in wanted.items():
+            if found.get(key) != value:
+                raise BadInputFileError(
+                    f"{self._path}: belongs to another campaign, its {key} is "
+                    f"{found.get(key, 'missing')!r} and not {value!r}; name another file."
+                )
+
+    @staticmethod
+    def _error(path: str, error: sqlite3.Error) -> BadInputFileError | OutputError:
+        text = str(error)
+        if "full" in text:
+            return OutputError(f"{path}: the disk is full; free some room and use --resume.")
+        if "locked" in text:
+            return OutputError(f"{path}: another campaign is writing to it.")
+        if "not a database" in text or "malformed" in text:
+            return BadInputFileError(f"{path}: is not a campaign store, or it is damaged ({text}).")
+        return OutputError(f"{path}: {text}.")
+
+    def __enter__(self) -> Self:
+        """Give the store itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        self._db.close()
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise self._error(self._path, error) from error
+
+    def add_window(self, window: Window) -> None:
+        """Keep a window; one that differs from what is stored means another kernel build."""
+        blob = msgspec.json.encode(window)
+        with self._guard():
+            row = self._db.execute(
+                "SELECT document FROM window WHERE scenario = ?", (window.scenario,)
+            ).fetchone()
+            if row is None:
+                self._db.execute("INSERT INTO window VALUES (?, ?)", (window.scenario, blob))
+            elif row[0] != blob:
+                raise BadInputFileError(
+                    f"{self._path}: its window of {window.scenario} is not the one this kernel "
+                    "has now; name another file."
+                )
+
+    def add(self, results: Iterable[Result]) -> None:
+        """Keep results, all or none of them."""
+        rows = [(*key_of(r), r.verdict, msgspec.json.encode(r)) for r in results]
+        with self._guard():
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany("INSERT INTO run VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            self._db.execute("COMMIT")
+
+    def done(self, scenario: str) -> frozenset[Key]:
+        """Give the keys of all finished runs of a scenario."""
+        with self._guard():
+            rows = self._db.execute(
+                "SELECT scenario, event, boundary, nested, nested_at FROM run WHERE scenario = ?",
+                (scenario,),
+            )
+            return frozenset((s, e, b, n, a) for s, e, b, n, a in rows)
+
+    def windows(self) -> tuple[Window, ...]:
+        """Give all windows, by scenario name."""
+        with self._guard():
+            rows = self._db.execute("SELECT document FROM window ORDER BY scenario").fetchall()
+            return tuple(self._decode(row[0], Window) for row in rows)
+
+    def results(self) -> tuple[Result, ...]:
+        """Give all results in the order of their keys, whatever order they were found in."""
+        with self._guard():
+            rows = self._db.execute(
+                "SELECT document FROM run ORDER BY scenario, event, nested, boundary, nested_at"
+            ).fetchall()
+            return tuple(self._decode(row[0], Result) for row in rows)
+
+    def _decode(self, blob: bytes, kind: type[_T]) -> _T:
+        try:
+            return msgspec.json.decode(blob, type=kind)
+        except msgspec.DecodeError as error:
+            raise BadInputFileError(f"{self._path}: a row is damaged ({error}).") from error

@@ -1,0 +1,101 @@
+"""The result document of `trapline explore`: schema "trapline/explore"."""
+
+from typing import Final, Literal
+
+from trapline.model.document import Document
+
+SCHEMA: Final = "trapline/explore"
+VERSION: Final = 1
+
+Verdict = Literal[
+    "same",
+    "handled",
+    "held",
+    "oops",
+    "panic",
+    "double-fault",
+    "triple-fault",
+    "td-exit",
+    "hang",
+    "corrupt",
+    "privilege",
+]
+# From harmless to worst; a strip and a baseline comparison show the worse of two.
+SEVERITY: Final[tuple[Verdict, ...]] = (
+    "same",
+    "handled",
+    "held",
+    "oops",
+    "panic",
+    "td-exit",
+    "double-fault",
+    "triple-fault",
+    "hang",
+    "corrupt",
+    "privilege",
+)
+CLEAN: Final[frozenset[Verdict]] = frozenset({"same", "handled", "held"})
+
+
+class Boundary(Document, frozen=True, kw_only=True):
+    """An instruction of the window: the event comes before it executes.
+
+    `index` counts from 0 at the window's start, `ordinal` counts earlier visits of the same
+    instruction, so that function, offset and ordinal name a boundary across rebuilds.
+    """
+
+    index: int
+    function: str
+    offset: int
+    ordinal: int
+    instruction: str
+
+
+class Result(Document, frozen=True, kw_only=True):
+    """One run: `event` before boundary `boundary`, and what came of it.
+
+    `nested` and `nested_at` name the second event and how many instructions after the first
+    it came. `rule` is the row of the rules that allowed, held or turned the event; `allowed`
+    is false for what only `--beyond-rules` tries. `detail` is one sentence, empty for "same".
+    """
+
+    scenario: str
+    event: str
+    boundary: int
+    nested: str | None
+    nested_at: int | None
+    allowed: bool
+    rule: str
+    verdict: Verdict
+    detail: str
+    differs: tuple[str, ...]
+    instructions: int
+    splat: str | None
+    last: tuple[str, ...]
+    reproduce: str
+
+
+class Window(Document, frozen=True, kw_only=True):
+    """The instructions between a scenario's start and its end, as the reference run took them."""
+
+    scenario: str
+    title: str
+    instructions: int
+    boundaries: tuple[Boundary, ...]
+
+
+class ExploreResult(Document, frozen=True, kw_only=True, rename={"schema_": "schema"}):
+    """One campaign. `injected` is how many events were injected in all; a report says so first."""
+
+    schema_: Literal["trapline/explore"] = SCHEMA
+    version: Literal[1] = VERSION
+    generator: str
+    injected: int
+    kernel: str
+    build_id: str | None
+    module_version: str
+    beyond_rules: bool
+    windows: tuple[Window, ...]
+    results: tuple[Result, ...]
+    counts: dict[str, dict[str, int]]
+    worse_than_baseline: tuple[str, ...] | None
