@@ -1,1 +1,4 @@
-"""The device allow list: data, validation and its evaluation against drivers."""
+"""Device allow lists: read, checked, and held against what a kernel would bind.
+
+`load` reads a list, `check` says of a kernel which drivers it lets in and which bind anyway.
+"""
