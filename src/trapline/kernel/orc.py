@@ -29,6 +29,8 @@ from trapline.model.errors import BadImageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from trapline.kernel.elf import ElfFile
+
 # scripts/orc_hash.sh over orc_types.h of the release that introduced the format.
 _HEADER_FORMATS: Final = {
     bytes.fromhex("db84aed4103b31dd51e017f8f79783ca985c2c51"): 2,
@@ -143,6 +145,19 @@ class OrcTable:
             words[order, 1].astype(np.int16),
             flags[order],
         )
+
+    @classmethod
+    def of_vmlinux(cls, elf: "ElfFile", release: str | None) -> Self | None:
+        """Read the table of a linked kernel; None without one, or where its format is not known.
+
+        `release` is only asked of kernels before v6.4.
+        """
+        section = elf.section(".orc_unwind_ip")
+        version = orc_format(bytes(elf.contents(".orc_header")), release)
+        if section is None or version is None:
+            return None
+        ip, unwind = elf.contents(section), elf.contents(".orc_unwind")
+        return cls.parse(bytes(ip), section.address, bytes(unwind), version)
 
     def __len__(self) -> int:
         return len(self.addresses)
