@@ -1,0 +1,228 @@
+"""The host's part in a run: TD exits, interrupts, virtual time, and when to stop.
+
+Time is the engine's virtual TSC. Executed code advances it, each TDVMCALL costs
+`TDVMCALL_CYCLES`, and HLT jumps to the next timer event. Nothing else may, so that the same
+guest takes the same path each time; the wall clock only ends runs.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from trapline.td.devices.bus import Bus
+from trapline.td.devices.lapic import LocalApic
+from trapline.td.engine import Engine, Reg
+from trapline.td.module.sept import LARGE_SHIFT, LARGE_SIZE, LEVEL_2M, LEVEL_4K, Sept, SeptState
+from trapline.td.module.vmm_interface import ExitReason, ExtendedQualification, TdExit
+from trapline.td.outcome import Outcome, OutcomeKind
+from trapline.td.vmm.fatal import FatalError
+from trapline.td.vmm.ghci import PAGE
+from trapline.td.vmm.services import Services
+
+# A round trip through the TDX module and KVM takes some 2 us of a real TD's time.
+TDVMCALL_CYCLES: Final = 4_000
+# How long native code may run before the limits are looked at, in cycles.
+SLICE: Final = 50_000_000
+# The wall clock is read once in so many TDVMCALLs.
+CLOCK_INTERVAL: Final = 256
+# How many timer events without an interrupt one HLT sleeps through.
+MAX_SILENT_TICKS: Final = 64
+
+VECTOR_DOUBLE_FAULT: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When to give up: `cycles` of virtual time, `seconds` of the wall clock."""
+
+    cycles: int
+    seconds: float | None
+
+
+class Host:
+    """The VMM that the TDX module calls (`vmm_interface.Vmm`), and the events of its services.
+
+    `attach` completes it when the module exists. `outcome` is set when the run is over.
+    `on_double_fault` is called once, when the guest is about to take its first #DF.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        apic: LocalApic,
+        ports: Bus,
+        mmio: Bus,
+        limits: Limits,
+        on_double_fault: Callable[[], None],
+    ) -> None:
+        self.outcome: Outcome | None = None
+        self.services: Services
+        self._engine = engine
+        self._apic = apic
+        self._ports = ports
+        self._mmio = mmio
+        self._limits = limits
+        self._on_double_fault = on_double_fault
+        self._sept: Sept
+        self._wall_end: float | None = None
+        self._countdown = CLOCK_INTERVAL
+        self._window_wanted = False
+        self._armed: int | None = None
+
+    def attach(self, sept: Sept) -> None:
+        """Give it the page states of the module it serves."""
+        self._sept = sept
+        self.services = Services(
+            ports=self._ports,
+            mmio=self._mmio,
+            apic=self._apic,
+            sept=sept,
+            ram=self._engine.ram,
+            shared_bit=self._engine.shared_bit,
+            events=self,
+        )
+
+    def start(self) -> None:
+        """Begin the run: from here on the wall clock counts."""
+        if self._limits.seconds is not None:
+            self._wall_end = time.monotonic() + self._limits.seconds
+        self._arm(None)
+
+    def end(self, kind: OutcomeKind, detail: str) -> None:
+        """End the run; the first reason stands."""
+        if self.outcome is None:
+            engine = self._engine
+            self.outcome = Outcome(kind, detail, engine.regs[Reg.RIP], engine.cycles)
+        self._engine.stop()
+
+    # TD exits (vmm_interface.Vmm).
+
+    def tdvmcall(self, registers: list[int]) -> None:
+        """Serve a TDG.VP.VMCALL."""
+        self._engine.cycles += TDVMCALL_CYCLES
+        self.services.call(registers)
+        self.settle()
+        self._countdown -= 1
+        if self._countdown == 0:
+            self._countdown = CLOCK_INTERVAL
+            self._check_limits()
+
+    def interrupt_window(self) -> None:
+        """Deliver the interrupt that waits."""
+        vector = self._apic.accept()
+        self._window_wanted = False
+        if vector is not None:
+            self._engine.deliver_interrupt(vector)
+        self.settle()
+
+    def boundary(self) -> None:
+        """Fire timers and look at the limits."""
+        self._check_limits()
+        self.settle()
+        self._arm(self._apic.due)
+
+    def ept_violation(self, td_exit: TdExit) -> None:
+        """Add the page that the guest wants to accept; all else ends the run."""
+        gpa = td_exit.gpa
+        if td_exit.extended_type == ExtendedQualification.ACCEPT and self._aug(
+            gpa, td_exit.extended_info & 7
+        ):
+            return
+        half = "shared" if gpa & self._engine.shared_bit else "private"
+        what = (
+            "accessed before it was accepted"
+            if td_exit.extended_type == ExtendedQualification.PENDING_EPT_VIOLATION
+            else "not mapped"
+        )
+        self.end(OutcomeKind.EPT_VIOLATION, f"EPT violation on {half} GPA {gpa:#x}: {what}.")
+
+    def _aug(self, gpa: int, level: int) -> bool:
+        """TDH.MEM.PAGE.AUG at the level asked for, or 4 KiB where that does not fit."""
+        sept = self._sept
+        if gpa >= sept.memory_size or sept.private_state(gpa) != SeptState.FREE:
+            return False
+        large = gpa >> LARGE_SHIFT << LARGE_SHIFT
+        whole = level == LEVEL_2M and sept.in_ram(large, LARGE_SIZE)
+        if whole and all(
+            sept.private_state(page) == SeptState.FREE
+            for page in range(large, large + LARGE_SIZE, PAGE)
+        ):
+            sept.aug(large, LARGE_SIZE, LEVEL_2M)
+        else:
+            sept.aug(gpa & -PAGE, PAGE, LEVEL_4K)
+        return True
+
+    def td_exit(self, td_exit: TdExit) -> None:
+        """End the run: nothing that comes here can be served."""
+        if td_exit.reason == ExitReason.TRIPLE_FAULT:
+            self.end(OutcomeKind.TRIPLE_FAULT, "Triple fault: the VCPU cannot be entered again.")
+        else:
+            self.end(
+                OutcomeKind.TD_DEAD,
+                f"TD exit {td_exit.reason.name} with status {td_exit.status:#x}: "
+                "the TD cannot be entered again.",
+            )
+
+    def breakpoint(self) -> None:
+        """Ignore a breakpoint that nobody of ours has set."""
+
+    def intercepted_exception(self) -> bool:
+        """Note a #DF, and let the guest have its exception."""
+        if self._engine.fault.vector == VECTOR_DOUBLE_FAULT:
+            self._on_double_fault()
+        return False
+
+    # Events of the services.
+
+    def halt(self, *, interrupts_blocked: bool) -> None:
+        """Let time pass until an interrupt is pending, masked or not."""
+        del interrupts_blocked  # KVM too wakes a TD for an interrupt that it cannot take yet
+        apic = self._apic
+        apic.tick()
+        # A timer whose interrupt is masked wakes nobody; a hostile guest can have it fire for
+        # ever. The guest must expect to wake for no reason, so it does after a few turns.
+        for _ in range(MAX_SILENT_TICKS):
+            if apic.pending() is not None:
+                return
+            if apic.due is None:
+                self.end(OutcomeKind.HANG, "HLT with no timer armed: nothing can wake the guest.")
+                return
+            self._engine.cycles = max(self._engine.cycles, min(apic.due, self._limits.cycles))
+            if self._engine.cycles >= self._limits.cycles:
+                self._check_limits()
+                return
+            apic.tick()
+
+    def fatal_error(self, error: FatalError) -> None:
+        """End the run with the guest's own words."""
+        text = f'"{error.message}"' if error.message else "no message"
+        self.end(OutcomeKind.FATAL_ERROR, f"The guest reports a fatal error: {text}.")
+
+    # Interrupts and time.
+
+    def settle(self) -> None:
+        """Fire what is due, and ask the engine for an interrupt window if one is needed."""
+        apic = self._apic
+        due = apic.due
+        if due is not None and self._engine.cycles >= due:
+            apic.tick()
+            due = apic.due
+        wanted = apic.pending() is not None
+        if wanted != self._window_wanted:
+            self._window_wanted = wanted
+            self._engine.request_interrupt_window(wanted)
+        if due != self._armed:
+            self._arm(due)
+
+    def _arm(self, due: int | None) -> None:
+        """Have native code stop at the next timer event, or when a slice is over."""
+        self._armed = due
+        left = SLICE if due is None else max(1, due - self._engine.cycles)
+        self._engine.set_time_budget(min(left, SLICE))
+
+    def _check_limits(self) -> None:
+        if self._engine.cycles >= self._limits.cycles:
+            self.end(OutcomeKind.HANG, "The guest used up its virtual time without powering off.")
+        elif self._wall_end is not None and time.monotonic() >= self._wall_end:
+            self.end(OutcomeKind.TIMEOUT, "The time limit of --timeout passed.")
