@@ -1,0 +1,34 @@
+"""Fixtures for tests on a real Debian kernel, and settings of hypothesis."""
+
+import sys
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from trapline.kernel.locate import locate
+from trapline.model.errors import FetchError
+
+# A busy machine is no bug: no example has a deadline.
+settings.register_profile(
+    "trapline", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("trapline")
+
+# Meta-packages: releases leave the archive in time, these stay. The second is what Debian 13
+# calls its own 6.12 kernel.
+DEBIAN_KERNEL = "deb:linux-image-6.12-cloud-amd64|linux-image-cloud-amd64"
+
+
+@pytest.fixture(scope="session")
+def debian_kernel(request):
+    """Files of a TDX-enabled kernel with debug information; one download per machine."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+
+    def announce(line):
+        with capture.global_and_fixture_disabled():
+            sys.stderr.write(f"\ntrapline tests: {line}\n")
+
+    try:
+        return locate(DEBIAN_KERNEL, announce=announce)
+    except FetchError as error:
+        pytest.skip(f"no Debian kernel: {error}")
