@@ -72,7 +72,8 @@ class Location(NamedTuple):
         if self.function is None:
             if self.image in {"decompressor", "user"}:
                 return f"{self.image}+{self.offset:#x}"
-            return f"{self.address:#x}"
+            where = f" [{self.image}]" if self.image not in {"", "vmlinux"} else ""
+            return f"{self.address:#x}{where}"
         text = f"{self.function}+{self.offset:#x}/{self.size:#x}"
         return text if self.image == "vmlinux" else f"{text} [{self.image}]"
 
