@@ -3,14 +3,16 @@
 Two things do:
 
 - a site in a form that Linux's #VE handler refuses to emulate: reaching it in a TD is an oops;
-- a driver that is built in, is not let in by the allow list, and touches the host: nothing
-  but the list itself keeps it from binding to what the host presents.
+- a driver that is built in, is neither let in by the allow list nor serves one that is, and
+  touches the host: nothing but the list itself keeps it from binding to what the host presents.
 
 Sites outside drivers are counted and listed but are no finding: a driver filter cannot act on
 them. Neither are modules outside the list: they are not there until something loads them.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
+
+from trapline.report.tally import reached
 
 if TYPE_CHECKING:
     from trapline.model.scan import Driver, ScanResult, Site
@@ -32,14 +34,17 @@ def is_refused(site: "Site") -> bool:
     return not site.emulable
 
 
-def is_foreign(driver: "Driver") -> bool:
-    """Whether a built-in driver touches the host without being on the allow list."""
-    return driver.builtin and not driver.allowed and (driver.sites > 0 or driver.calls > 0)
-
-
 def findings(result: "ScanResult") -> Findings:
     """Collect what goes against the policy."""
+    serving = set(reached(result))
     return Findings(
         refused=tuple(site for site in result.sites if is_refused(site)),
-        not_allowed=tuple(driver for driver in result.drivers if is_foreign(driver)),
+        not_allowed=tuple(
+            driver
+            for driver in result.drivers
+            if driver.builtin
+            and not driver.allowed
+            and driver.name not in serving
+            and (driver.sites > 0 or driver.calls > 0)
+        ),
     )

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import msgspec
 
 from trapline.report.classes import CLASSES, ClassText
-from trapline.report.findings import is_foreign, is_refused
+from trapline.report.findings import findings, is_refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -60,7 +60,7 @@ def log(result: "ScanResult") -> Json:
     results = [
         *(_site(site) for site in result.sites),
         *(_mapping(mapping) for mapping in result.mappings),
-        *(_driver(driver) for driver in result.drivers if is_foreign(driver)),
+        *(_driver(driver) for driver in findings(result).not_allowed),
     ]
     for each in results:
         each["ruleIndex"] = index[each["ruleId"]]

@@ -25,6 +25,11 @@ def printable(text: str) -> str:
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """Write a count with its noun: "1 site", "1,138 modules"."""
+    return f"{number:,} {noun if number == 1 else noun + 's'}"
+
+
 def paragraph(text: str, *, indent: str = "", hanging: str | None = None) -> "Iterator[str]":
     """Fill one paragraph to the width; `hanging` indents all lines but the first."""
     yield from textwrap.wrap(

@@ -1,0 +1,122 @@
+"""The tables of a scan that follow the answers."""
+
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+from trapline.report.classes import CLASSES
+from trapline.report.findings import findings
+from trapline.report.table import paragraph, table
+from trapline.report.tally import VMLINUX, allowed, group, tally
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from trapline.model.scan import Driver, ScanResult
+
+_COUNTS: Final = ("MMIO", "calls", "port I/O", "other")
+
+
+def tables(result: "ScanResult") -> "Iterator[str]":
+    """Yield all tables as lines, each under its heading."""
+    yield from _by_class(result)
+    yield from _by_subsystem(result)
+    yield from _allowed(result)
+    yield from _not_allowed(result)
+    yield from _mappings(result)
+    yield from _paravirt(result)
+
+
+def _heading(text: str) -> "Iterator[str]":
+    yield ""
+    yield text
+    yield "=" * len(text)
+
+
+def _by_class(result: "ScanResult") -> "Iterator[str]":
+    yield from _heading("Sites by class and access")
+    rows = []
+    for kind, text in CLASSES.items():
+        sites = [site for site in result.sites if site.trap == kind]
+        for access, those in sorted(group(sites, lambda site: site.access).items()):
+            forms = Counter(site.form for site in those)
+            rows.append(
+                (
+                    text.title,
+                    access,
+                    sum(s.form == "instruction" and s.module == VMLINUX for s in those),
+                    sum(s.form == "instruction" and s.module != VMLINUX for s in those),
+                    forms["paravirt"],
+                    forms["call"],
+                    sum(not s.emulable for s in those),
+                )
+            )
+    header = ("class", "access", VMLINUX, "modules", "paravirt", "calls", "refused")
+    yield from table(header, rows)
+    yield from paragraph(
+        "vmlinux, modules: instructions that trap; paravirt: calls through pv_ops that hide one; "
+        "calls: of out-of-line accessors; refused: what the #VE handler cannot emulate."
+    )
+
+
+def _by_subsystem(result: "ScanResult") -> "Iterator[str]":
+    yield from _heading("Sites by subsystem, drivers included")
+    groups = group(result.sites, lambda site: site.subsystem)
+    rows = [(name, *tally(sites)) for name, sites in groups.items()]
+    rows.sort(key=lambda row: (-row[1], -sum(row[2:]), row[0]))
+    yield from table(("subsystem", *_COUNTS), rows)
+
+
+def _allowed(result: "ScanResult") -> "Iterator[str]":
+    drivers = allowed(result)
+    if not drivers:
+        return
+    yield from _heading("Drivers the allow list lets in")
+    rows = [(driver.name, _kind(driver), "; ".join(driver.via)) for driver in drivers]
+    yield from table(("driver", "kind", "through"), rows)
+
+
+def _not_allowed(result: "ScanResult") -> "Iterator[str]":
+    drivers = findings(result).not_allowed
+    if not drivers:
+        return
+    yield from _heading("Built-in drivers outside the list that touch the host")
+    by_driver = group(result.sites, lambda site: site.driver)
+    rows = [
+        (driver.name, driver.bus or "-", *tally(by_driver.get(driver.name, ())))
+        for driver in drivers
+    ]
+    rows.sort(key=lambda row: (-row[2], -sum(row[3:]), row[0]))
+    yield from table(("driver", "bus", *_COUNTS), rows)
+
+
+def _mappings(result: "ScanResult") -> "Iterator[str]":
+    if not result.mappings:
+        return
+    yield from _heading("Mapping sites: where a driver filter can act")
+    mappers = sorted({mapping.mapper for mapping in result.mappings})
+    rows = []
+    for mapper in mappers:
+        those = [mapping for mapping in result.mappings if mapping.mapper == mapper]
+        builtin = [mapping for mapping in those if mapping.module == VMLINUX]
+        drivers = sum(mapping.driver is not None for mapping in builtin)
+        rows.append((mapper, len(builtin) - drivers, drivers, len(those) - len(builtin)))
+    rows.sort(key=lambda row: (-sum(row[1:]), row[0]))
+    yield from table(("mapper", "kernel proper", "built-in drivers", "modules"), rows)
+
+
+def _paravirt(result: "ScanResult") -> "Iterator[str]":
+    sites = [site for site in result.sites if site.form == "paravirt"]
+    if not sites:
+        return
+    yield from _heading("Paravirt calls that hide a trap")
+    groups = group(sites, lambda site: site.accessor or CLASSES[site.trap].title)
+    rows = [
+        (name, sum(s.module == VMLINUX for s in those), sum(s.module != VMLINUX for s in those))
+        for name, those in groups.items()
+    ]
+    rows.sort(key=lambda row: (-row[1] - row[2], row[0]))
+    yield from table(("pv_ops member", VMLINUX, "modules"), rows)
+
+
+def _kind(driver: "Driver") -> str:
+    return f"{driver.bus or 'no'} bus, {'built in' if driver.builtin else 'module'}"

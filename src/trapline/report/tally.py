@@ -1,0 +1,74 @@
+"""Counts of sites, from the result document alone."""
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from trapline.model.scan import Driver, ScanResult, Site
+
+VMLINUX = "vmlinux"
+
+
+class Tally(NamedTuple):
+    """How many sites of each kind; every site is in exactly one field.
+
+    `mmio`, `pio`: instructions that do the access themselves. `calls`: calls of out-of-line
+    accessors, which do it elsewhere. `other`: all other classes, paravirt calls included.
+    """
+
+    mmio: int = 0
+    calls: int = 0
+    pio: int = 0
+    other: int = 0
+
+    @property
+    def total(self) -> int:
+        """All sites."""
+        return sum(self)
+
+
+def tally(sites: "Iterable[Site]") -> Tally:
+    """Count sites."""
+    counts = dict.fromkeys(Tally._fields, 0)
+    for site in sites:
+        counts[_field(site)] += 1
+    return Tally(**counts)
+
+
+def _field(site: "Site") -> str:
+    if site.form == "call":
+        return "calls"
+    if site.form == "instruction" and site.trap in {"mmio", "pio"}:
+        return site.trap
+    return "other"
+
+
+def is_mmio(site: "Site") -> bool:
+    """Whether the site is an MMIO instruction."""
+    return site.trap == "mmio" and site.form == "instruction"
+
+
+def group(sites: "Iterable[Site]", key: "Callable[[Site], str | None]") -> "dict[str, list[Site]]":
+    """Sort sites into groups; those whose key is None are left out."""
+    groups: defaultdict[str, list[Site]] = defaultdict(list)
+    for site in sites:
+        name = key(site)
+        if name is not None:
+            groups[name].append(site)
+    return dict(groups)
+
+
+def allowed(result: "ScanResult") -> "tuple[Driver, ...]":
+    """Give the drivers that the allow list lets bind."""
+    return tuple(driver for driver in result.drivers if driver.allowed)
+
+
+def reached(result: "ScanResult") -> tuple[str, ...]:
+    """Name what touches the host on behalf of drivers that are let in.
+
+    A name is that of a driver (`virtio_ring`; `virtio_pci`, which is let in itself) or of a
+    subsystem (`PCI MSI`).
+    """
+    return tuple(dict.fromkeys(name for driver in allowed(result) for name in driver.reaches))

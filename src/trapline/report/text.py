@@ -1,0 +1,71 @@
+"""A scan as plain text, 80 columns, ready to be pasted into a mail.
+
+First the answers to the questions trapline comes from, then tables, then, if asked, every site.
+It is ASCII without escape sequences wherever it goes.
+"""
+
+from typing import TYPE_CHECKING
+
+from trapline.report.answers import answers
+from trapline.report.findings import findings
+from trapline.report.listing import listing
+from trapline.report.overview import tables
+from trapline.report.table import counted, paragraph
+from trapline.report.tally import VMLINUX, is_mmio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from trapline.model.scan import ScanResult
+
+
+def render(result: "ScanResult", verbosity: int = 0) -> "Iterator[bytes]":
+    """Yield the report line by line. `verbosity` 1 adds every site, 2 its evidence."""
+    for line in lines(result, verbosity):
+        yield line.encode("ascii") + b"\n"
+
+
+def lines(result: "ScanResult", verbosity: int = 0) -> "Iterator[str]":
+    """Yield the report's lines, none longer than 80 characters."""
+    yield from _head(result)
+    yield from answers(result)
+    yield from tables(result)
+    if verbosity > 0:
+        yield from listing(result, evidence=verbosity > 1)
+    yield from _verdict(result)
+
+
+def _head(result: "ScanResult") -> "Iterator[str]":
+    kernel = result.kernel
+    yield from paragraph(f"{result.generator}: scan of Linux {kernel.release or '(no release)'}")
+    if kernel.build_id:
+        yield from paragraph(f"build id {kernel.build_id}")
+    debug = "with" if kernel.has_dwarf else "without"
+    yield from paragraph(f"vmlinux {debug} debug information, {counted(kernel.modules, 'module')}")
+    yield ""
+    mmio = [site for site in result.sites if is_mmio(site)]
+    builtin = sum(site.module == VMLINUX for site in mmio)
+    forms = {
+        form: sum(site.form == form for site in result.sites)
+        for form in ("instruction", "paravirt", "call")
+    }
+    yield from paragraph(
+        f"{counted(len(result.sites), 'place')} may trap to the host when this kernel runs as a "
+        f"TD: {counted(forms['instruction'], 'instruction')}, "
+        f"{counted(forms['paravirt'], 'paravirt call')} that hide one, "
+        f"{counted(forms['call'], 'call')} of out-of-line accessors. MMIO: "
+        f"{counted(builtin, 'instruction')} in vmlinux, {len(mmio) - builtin:,} in modules."
+    )
+
+
+def _verdict(result: "ScanResult") -> "Iterator[str]":
+    found = findings(result)
+    yield ""
+    if not found:
+        yield from paragraph("Policy: nothing found against it.")
+        return
+    yield from paragraph(
+        f"Policy: {counted(len(found.refused), 'site')} the #VE handler cannot emulate, "
+        f"{counted(len(found.not_allowed), 'built-in driver')} outside the allow list that touch "
+        "the host."
+    )
