@@ -4,9 +4,14 @@ A driver here is a Kbuild module, loadable or built in, that lies below drivers/
 has aliases on a device bus. Its aliases say what it binds to; a list of PCI ids lets in:
 
 - drivers on the PCI bus with an alias that an entry overlaps;
-- through virtio_pci, the virtio drivers of the device types that these ids stand for. The host
-  chooses the type of a transitional device (1af4:1000 to 1af4:103f): Linux takes it from the PCI
-  subsystem id. Drivers that only such a choice lets in are told apart, see `Admission`.
+- through virtio_pci, the virtio drivers of the device types that these ids stand for.
+
+An id does not tell all of a device, and the host chooses the rest. Two of its choices let in more
+drivers than a list names; `Admission` tells them apart as loopholes:
+
+- the PCI class: a driver that binds by class (nvme, ahci, xhci) takes any vendor and device id;
+- the PCI subsystem id of a transitional virtio device (1af4:1000 to 1af4:103f): Linux takes the
+  virtio device type from it.
 
 Sources: drivers/virtio/virtio_pci_legacy_dev.c `vp_legacy_probe()`, virtio_pci_modern_dev.c
 `vp_modern_probe()`, drivers/virtio/virtio.c `virtio_dev_match()` (v6.12).
@@ -79,14 +84,14 @@ class Admission:
     """What an allow list says of one driver.
 
     `allowed`: some device on the list binds to it. `via` are the ways, each from an id of the
-    list to the driver. `by_subsystem_id`: ways that only exist as the host may put any virtio
-    type into the PCI subsystem id of an allowed transitional device; they do not make a driver
-    allowed. `reaches` names what touches the host on the driver's behalf.
+    list to the driver. `loopholes` are ways that only exist because the host chooses what the id
+    does not tell; they do not make a driver allowed. `reaches` names what touches the host on the
+    driver's behalf.
     """
 
     allowed: bool
     via: tuple[str, ...] = ()
-    by_subsystem_id: tuple[str, ...] = ()
+    loopholes: tuple[str, ...] = ()
     reaches: tuple[str, ...] = ()
 
 
@@ -105,7 +110,7 @@ def collect(
     """Pick the drivers out of all modules, sorted by name.
 
     `tables` holds more aliases by module name: those of built-in code, which older kernels do
-    not list (see `trapline.kernel.driver_tables`). Names in it that are no module become
+    not list (see `trapline.kernel.drivertables`). Names in it that are no module become
     drivers that are always built in.
     """
     tables = dict(tables or {})
@@ -157,14 +162,23 @@ def admit(drivers: Iterable[KernelDriver], allow: AllowList) -> dict[str, Admiss
 
 
 def _admit_pci(driver: KernelDriver, allow: AllowList) -> Admission:
-    entries = dict.fromkeys(
-        entry.id
-        for alias in driver.aliases
-        if not alias.startswith("vfio_pci:")
-        for entry in allow.admitting(alias)
-        if entry.pattern.bus == "pci"
-    )
-    return Admission(bool(entries), tuple(f"{entry} -> {driver.name}" for entry in entries))
+    ways: dict[str, None] = {}
+    loose: dict[str, None] = {}
+    for alias in driver.aliases:
+        pattern = DeviceAlias.parse(alias)  # None for "vfio_pci:", which binds on request only
+        if pattern is None or pattern.bus != "pci":
+            continue
+        for entry in allow.admitting(alias):
+            if entry.pattern.get("v") is None or pattern.get("v") is not None:
+                ways[f"{entry.id} -> {driver.name}"] = None
+            else:
+                loose[f"{entry.id} with class {_class(pattern)} -> {driver.name}"] = None
+    return Admission(bool(ways), tuple(ways), tuple(loose))
+
+
+def _class(pattern: DeviceAlias) -> str:
+    parts = (pattern.get(field) for field in ("bc", "sc", "i"))
+    return "".join("xx" if part is None else f"{part:02x}" for part in parts)
 
 
 def _admit_virtio(driver: KernelDriver, transport: KernelDriver, allow: AllowList) -> Admission:
@@ -175,7 +189,8 @@ def _admit_virtio(driver: KernelDriver, transport: KernelDriver, allow: AllowLis
     loose: dict[str, None] = {}
     for entry in _transport_entries(transport, allow):
         for kind, meant in _virtio_types_of(entry, types):
-            way = f"{entry.id} -> {_VIRTIO_PCI} -> virtio:{kind} -> {driver.name}"
+            first = entry.id if meant else f"{entry.id} with subsystem id {kind}"
+            way = f"{first} -> {_VIRTIO_PCI} -> virtio:{kind} -> {driver.name}"
             (ways if meant else loose)[way] = None
     if allow.filters_virtio_bus:
         ways, loose = {**ways, **loose}, {}
@@ -222,12 +237,12 @@ def _merge(first: Admission, second: Admission) -> Admission:
     return Admission(
         first.allowed or second.allowed,
         first.via + second.via,
-        first.by_subsystem_id + second.by_subsystem_id,
+        first.loopholes + second.loopholes,
     )
 
 
 def _reaches(driver: KernelDriver, admission: Admission, names: set[str]) -> tuple[str, ...]:
-    if not (admission.allowed or admission.by_subsystem_id):
+    if not (admission.allowed or admission.loopholes):
         return ()
     reached: list[str] = []
     if "virtio" in driver.buses or driver.name == _VIRTIO_PCI:

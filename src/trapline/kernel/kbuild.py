@@ -60,7 +60,7 @@ class UnitMap:
         In order: what the kernel itself says; the module of the same name in the same folder;
         the longest module name there that is a prefix up to an underscore
         (virtio_pci_common.c -> virtio_pci); the one module there that has an initcall in a file
-        of this name; the only module of the folder.
+        of this name.
         """
         stem, _ = posixpath.splitext(unit)
         for suffix in (".c", ".S"):
@@ -75,9 +75,7 @@ class UnitMap:
         if fitting:
             return max(fitting, key=len)
         calling = [name for name in names if (posixpath.basename(unit), name) in self._initcalls]
-        if len(calling) == 1:
-            return calling[0]
-        return names[0] if len(names) == 1 and folder.count("/") > 1 else None
+        return calling[0] if len(calling) == 1 else None
 
 
 def debug_descriptors(elf: "ElfFile") -> dict[str, str]:
@@ -105,9 +103,17 @@ def initcall_files(elf: "ElfFile") -> set[tuple[str, str]]:
     for name, kind in zip(symbols.names, symbols.kinds.tolist(), strict=True):
         if kind == STT_FILE:
             file = posixpath.basename(name)
-        elif name.startswith(_INITCALL) and (match := _INITCALL_NAME.match(name)):
-            found.add((file, match.group(1).replace("-", "_")))
+        elif (module := initcall_module(name)) is not None:
+            found.add((file, module))
     return found
+
+
+def initcall_module(symbol: str) -> str | None:
+    """Return the module that an initcall's symbol names, None for other symbols."""
+    if not symbol.startswith(_INITCALL):
+        return None
+    match = _INITCALL_NAME.match(symbol)
+    return None if match is None else match.group(1).replace("-", "_")
 
 
 def _pairs(elf: "ElfFile", start: int, stop: int, size: int) -> "Iterator[tuple[str, str]]":

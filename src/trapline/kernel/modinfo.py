@@ -4,7 +4,7 @@ Sources: `__MODULE_INFO()` in include/linux/moduleparam.h; for modules.builtin.m
 commit 898490c010b5 (v5.2).
 
 Aliases made from device tables (`MODULE_DEVICE_TABLE`) are in loadable modules only: built-in
-code has them from v6.18 on. `trapline.kernel.driver_tables` finds those of older kernels.
+code has them from v6.18 on. `trapline.kernel.drivertables` finds those of older kernels.
 """
 
 from dataclasses import dataclass
