@@ -21,7 +21,7 @@ from trapline.kernel.runtime import (
 from trapline.model.errors import TraplineError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from trapline.kernel.files import ModuleFile
     from trapline.td.engine import Engine
@@ -86,6 +86,17 @@ class GuestSymbols:
         """Run-time minus link-time address of the kernel in bytes, None while not known."""
         return self.runtime.slide
 
+    def module_text(self) -> "Iterator[tuple[ModuleFile, int]]":
+        """Yield each loaded module that has a file, with the run-time address of its .text."""
+        for name, module in self._loaded.items():
+            binary = self._open(name)
+            if binary is None:
+                continue
+            text = next((part.address for part in binary.text if part.name == ".text"), None)
+            for span in module_spans(binary, module):
+                if span.link == text:
+                    yield self._files[name], span.start
+
     def place_kernel(self, slide: int, physical: int) -> None:
         """Say that the kernel runs at `slide`, with link-time KERNEL_MAP at GPA `physical`."""
         if self._vmlinux is not None:
@@ -139,7 +150,11 @@ class GuestSymbols:
             data = vmlinux.elf.contents(".BTF")
             if head is None or not data:
                 return
-            self._reader = ModuleReader(self._engine.read, Btf.parse(data), head + slide)
+            try:
+                types = Btf.parse(data)
+            except TraplineError:
+                return  # its modules stay nameless; the kernel itself needs no types
+            self._reader = ModuleReader(self._engine.read, types, head + slide)
         for module in self._reader.read():
             if self._loaded.get(module.name) != module:
                 self._loaded[module.name] = module
