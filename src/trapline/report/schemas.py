@@ -1,0 +1,52 @@
+"""The published JSON Schemas (draft 2020-12) of everything trapline writes and reads.
+
+They are generated from the types that do the reading and writing; docs/schemas holds them as
+files, and a test checks that those are current.
+"""
+
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from trapline.devicefilter import listfile
+from trapline.model.scan import ScanResult
+from trapline.report.json_lines import DriverLine, HeadLine, MappingLine, SiteLine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Schema = dict[str, Any]
+
+_DRAFT: Final = "https://json-schema.org/draft/2020-12/schema"
+
+
+def _scan() -> Schema:
+    return {
+        "$schema": _DRAFT,
+        "title": "trapline scan --format json",
+        **msgspec.json.schema(ScanResult),
+    }
+
+
+def _scan_lines() -> Schema:
+    lines = (HeadLine, SiteLine, MappingLine, DriverLine)
+    any_of, components = msgspec.json.schema_components(lines, ref_template="#/$defs/{name}")
+    return {
+        "$schema": _DRAFT,
+        "title": "one line of trapline scan --format jsonl",
+        "anyOf": list(any_of),
+        "$defs": components,
+    }
+
+
+#: Name -> what builds the schema.
+SCHEMAS: "Final[dict[str, Callable[[], Schema]]]" = {
+    "allow-list": listfile.schema,
+    "scan": _scan,
+    "scan-lines": _scan_lines,
+}
+
+
+def render(name: str) -> bytes:
+    """Give the schema of that name as indented UTF-8 with a final newline; KeyError if unknown."""
+    return msgspec.json.format(msgspec.json.encode(SCHEMAS[name]()), indent=2) + b"\n"

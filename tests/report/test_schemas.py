@@ -1,0 +1,50 @@
+import json
+from pathlib import Path
+
+import jsonschema
+import msgspec
+import pytest
+
+from scan_documents import clean, document
+from trapline.report import json_document, json_lines
+from trapline.report.schemas import SCHEMAS, render
+
+FOLDER = Path(__file__).parents[2] / "docs" / "schemas"
+
+
+def validator(name):
+    schema = json.loads(render(name))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_the_published_file_is_current(name):
+    published = (FOLDER / f"{name}.schema.json").read_bytes()
+    assert published == render(name), f"run: trapline schema {name} -o docs/schemas/..."
+
+
+def test_nothing_else_is_published():
+    assert {path.name for path in FOLDER.iterdir()} == {f"{name}.schema.json" for name in SCHEMAS}
+
+
+@pytest.mark.parametrize("make", [document, clean])
+def test_documents_validate(make):
+    validator("scan").validate(json.loads(b"".join(json_document.render(make()))))
+
+
+def test_lines_validate():
+    lines = validator("scan-lines")
+    for line in json_lines.render(document()):
+        lines.validate(json.loads(line))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"version": 2}, {"schema": "trapline/boot"}, {"surprise": 1}, {"sites": [{"class": "mmio"}]}],
+)
+def test_the_schema_refuses_what_the_reader_refuses(change):
+    broken = json.loads(b"".join(json_document.render(document()))) | change
+    assert not validator("scan").is_valid(broken)
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(broken, type(document()))
