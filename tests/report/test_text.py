@@ -42,9 +42,9 @@ def test_ids_come_with_their_true_names():
 def test_mmio_is_parted_into_drivers_transport_and_core():
     whole = flat(document())
     assert "The list lets in 2 drivers." in whole
-    assert "In the drivers themselves: 0 MMIO instructions, 0 accessor calls." in whole
-    assert "In their transport: 0 MMIO instructions, 1 accessor call." in whole
-    assert "In core code that acts for them: 1 MMIO instruction, 0 accessor calls." in whole
+    assert "In the drivers themselves: 0 MMIO instructions, 0 MMIO calls." in whole
+    assert "In their transport: 0 MMIO instructions, 1 MMIO call." in whole
+    assert "In core code that acts for them: 1 MMIO instruction, 0 MMIO calls." in whole
     assert "virtio_pci_modern_dev transport 0 1 0 0" in whole
 
 
@@ -76,7 +76,7 @@ def test_present_hardware_drivers_are_found_by_their_pci_id():
 
 def test_the_local_apic_is_not_alone():
     whole = flat(document())
-    assert "No. Outside drivers there are 3 MMIO instructions and 0 accessor calls" in whole
+    assert "No. Outside drivers there are 3 MMIO instructions and 0 MMIO calls" in whole
     assert "the local APIC has 1 and 0." in whole
 
 

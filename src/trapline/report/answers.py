@@ -24,7 +24,7 @@ _EMULATED: Final = (
     ("rtl8139", "pci:v000010ECd00008139sv00001AF4sd00001100bc02sc00i00"),
 )
 _NAMED: Final = ("local APIC", "IO-APIC", "HPET")
-_COUNTS: Final = ("MMIO", "calls", "port I/O", "other")
+_COUNTS: Final = ("MMIO", "MMIO calls", "port I/O", "other")
 
 # The parts of the code between a listed id and the host, and how a sentence on them starts.
 _PARTS: Final = {
@@ -84,8 +84,9 @@ def _drivers(result: "ScanResult") -> "Iterator[str]":
         "How: a driver is let in when an id of the list matches a module alias of it, or when "
         "virtio_pci turns that id into a virtio device it has an alias for. MMIO is each "
         "memory-access instruction inside the DWARF range of an inlined readl(), writel() or "
-        "kin; calls are of out-of-line accessors such as ioread32(), by symbol; the rest is by "
-        "opcode. Core code serves all drivers, not only these."
+        "kin; MMIO calls are of out-of-line accessors such as ioread32(), by symbol; the rest is "
+        "by opcode, or by the symbol or pv_ops member that is called. Core code serves all "
+        "drivers, not only these."
     )
 
 
@@ -110,7 +111,7 @@ def _on_the_way(result: "ScanResult") -> tuple[tuple[str, _Group], ...]:
 
 def _mmio_and_calls(those: _Group) -> str:
     count = tally(chain.from_iterable(sites for _, sites in those))
-    return f"{counted(count.mmio, 'MMIO instruction')}, {counted(count.calls, 'accessor call')}"
+    return f"{counted(count.mmio, 'MMIO instruction')}, {counted(count.calls, 'MMIO call')}"
 
 
 def _hardware(result: "ScanResult") -> "Iterator[str]":
@@ -189,16 +190,16 @@ def _not_drivers(result: "ScanResult") -> "Iterator[str]":
     verdict = "No." if others else "Yes."
     yield from paragraph(
         f"{verdict} Outside drivers there are {counted(mmio, 'MMIO instruction')} and "
-        f"{counted(calls, 'accessor call')}, in {counted(len(rows), 'subsystem')}; the local APIC "
+        f"{counted(calls, 'MMIO call')}, in {counted(len(rows), 'subsystem')}; the local APIC "
         f"has {apic.mmio:,} and {apic.calls:,}."
     )
     yield ""
-    yield from table(("subsystem", "MMIO", "calls", "of these, init only"), rows)
+    yield from table(("subsystem", "MMIO", "MMIO calls", "of these, init only"), rows)
     yield ""
     rest = tally(chain.from_iterable(core.values()))
     yield from paragraph(
-        f"Outside drivers there are also {counted(rest.pio, 'port I/O instruction')} and "
-        f"{rest.other:,} other trapping instructions and paravirt calls (tables below)."
+        f"Outside drivers there are also {counted(rest.pio, 'port I/O site')} and "
+        f"{rest.other:,} of other classes (tables below)."
     )
     yield from paragraph(
         "How: as above; a driver is a Kbuild module, built in or not, or code below drivers/ that "
@@ -214,10 +215,7 @@ def _by_mmio(rows: "Iterable[tuple[str, Tally, int]]") -> list[tuple[str, int, i
 
 
 def _init(sites: "Iterable[Site]") -> int:
-    return sum(
-        site.section.startswith(".init") and (is_mmio(site) or site.form == "call")
-        for site in sites
-    )
+    return sum(site.section.startswith(".init") and site.trap == "mmio" for site in sites)
 
 
 def _refused(result: "ScanResult") -> "Iterator[str]":

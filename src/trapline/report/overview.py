@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from trapline.model.scan import Driver, ScanResult
 
-_COUNTS: Final = ("MMIO", "calls", "port I/O", "other")
+_COUNTS: Final = ("MMIO", "MMIO calls", "port I/O", "other")
 
 
 def tables(result: "ScanResult") -> "Iterator[str]":

@@ -14,8 +14,9 @@ VMLINUX = "vmlinux"
 class Tally(NamedTuple):
     """How many sites of each kind; every site is in exactly one field.
 
-    `mmio`, `pio`: instructions that do the access themselves. `calls`: calls of out-of-line
-    accessors, which do it elsewhere. `other`: all other classes, paravirt calls included.
+    `mmio`: instructions that do the access themselves. `calls`: calls of out-of-line MMIO
+    accessors, which do it elsewhere. `pio`: port I/O of either kind, PCI configuration accesses
+    included. `other`: all other classes.
     """
 
     mmio: int = 0
@@ -38,16 +39,14 @@ def tally(sites: "Iterable[Site]") -> Tally:
 
 
 def _field(site: "Site") -> str:
-    if site.form == "call":
-        return "calls"
-    if site.form == "instruction" and site.trap in {"mmio", "pio"}:
-        return site.trap
-    return "other"
+    if site.trap == "mmio":
+        return "mmio" if site.form == "instruction" else "calls"
+    return "pio" if site.trap == "pio" else "other"
 
 
 def is_mmio(site: "Site") -> bool:
     """Whether the site is an MMIO instruction."""
-    return site.trap == "mmio" and site.form == "instruction"
+    return _field(site) == "mmio"
 
 
 def group(sites: "Iterable[Site]", key: "Callable[[Site], str | None]") -> "dict[str, list[Site]]":
