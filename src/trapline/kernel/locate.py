@@ -16,6 +16,8 @@ Kind = Literal["vmlinux", "vmlinuz", "module"]
 
 DEB: Final = "deb:"
 _BANNER: Final = re.compile(rb"Linux version ([0-9]\S{0,127}) \(")
+# Without a number it is the text init/version.c has before a link: "# SMP …".
+_BUILD: Final = re.compile(rb"Linux version [0-9][^\n\0#]{0,512}#([0-9][^\n\0]{0,256})")
 _VERMAGIC: Final = re.compile(rb"(?:^|\0)vermagic=([0-9]\S{0,127}) ")
 _IMAGE_NAMES: Final = ("vmlinux", "vmlinuz", "bzImage")
 _BOOT_IMAGES: Final = ("arch/x86/boot/bzImage", "arch/x86_64/boot/bzImage")
@@ -47,7 +49,7 @@ def locate(
         trees = deb.fetch_kernel(spec.removeprefix(DEB), announce=announce)
         return _from_roots(trees, spec, modules)
     path = Path(spec)
-    if layout.is_folder(path):
+    if spec and layout.is_folder(path):
         return _from_folder(path, modules)
     if layout.is_file(path):
         return _from_file(path, modules)
@@ -275,6 +277,11 @@ def _finish(
         missing.append(f"{vmlinux} has no debug information: {debug}.")
     if vmlinuz is None:
         missing.append(f"No boot image of {called}, so it cannot be booted: {image}.")
+    if vmlinux is not None and vmlinuz is not None and not _same_build(vmlinux, vmlinuz):
+        missing.append(
+            f"{vmlinuz} is not of the same build as {vmlinux}, so it is not used: {image}."
+        )
+        vmlinuz = None
     modules = _drop_foreign_debug(modules, missing)
     if not modules:
         missing.append(f"No modules of {called}: {image}, or name their folder.")
@@ -288,6 +295,18 @@ def _finish(
     if modules and files.builtin_modinfo is None:
         missing.append(f"No modules.builtin.modinfo of {called}: {image}.")
     return KernelFiles(release, vmlinux, vmlinuz, modules, modules_dir, config, tuple(missing))
+
+
+def _same_build(vmlinux: Path, vmlinuz: Path) -> bool:
+    """Compare build number and time, which both images tell; True where one does not."""
+    with mapped(vmlinuz) as data:
+        if not bzimage.is_boot_image(data):
+            return True
+        version = bzimage.read_setup_header(data, name=str(vmlinuz)).version or ""
+    with ElfFile.open(vmlinux) as elf:
+        banner = _first_match(_BUILD, elf, ".rodata")
+    build = version.partition("#")[2].strip()
+    return not build or banner is None or banner.strip() == build
 
 
 def _drop_foreign_debug(
