@@ -130,6 +130,13 @@ def test_a_jump_to_null_shows_its_caller():
     assert trace.complete
 
 
+def test_a_return_address_of_0_is_the_end_of_the_stack():
+    memory = Memory()
+    trace = unwind(registers(TEXT, STACK), memory.read, finder(start=call(8)))
+    assert [f.address for f in trace.frames] == [TEXT]
+    assert trace.complete
+
+
 def test_an_exception_frame_brings_all_registers():
     """The handler was called from entry code, which stands on pt_regs."""
     memory = Memory()

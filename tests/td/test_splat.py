@@ -161,6 +161,7 @@ def test_debug_registers_are_shown_when_in_use():
 def test_an_unreadable_rip_says_so():
     engine = StoppedEngine()
     engine.regs[Reg.RIP] = 0
+    engine.memory.clear()
     lines = list(render_splat(splat_of(engine, symbols())))
     assert "RIP: 0010:0x0" in lines
     assert "Code: Unable to access opcode bytes." in lines

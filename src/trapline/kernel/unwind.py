@@ -223,7 +223,8 @@ def unwind(registers: SavedRegisters, read: ReadMemory, find: FindOrc) -> Backtr
     try:
         while len(frames) < MAX_FRAMES:
             frame = walk.next()
-            if frame is None:
+            # Hand-made stacks begin with a return address of 0.
+            if frame is None or (frame.is_call and frame.address == 0):
                 return Backtrace(tuple(frames), complete=True)
             if frame.slot in seen:
                 break  # two stacks that lead to each other

@@ -171,7 +171,9 @@ class GdbServer:
             self._stops_at_boundary = False
             self._halt(_SIGTRAP)
         self._exits += 1
-        if self._exits % _POLL_EVERY == 0 and self._was_interrupted():
+        # A guest without events has no other exits than the ends of its time budgets.
+        is_due = reason is Exit.BOUNDARY or self._exits % _POLL_EVERY == 0
+        if is_due and self._was_interrupted():
             self._halt(_SIGINT)
 
     def _stops_before_tdcall(self, rip: int) -> bool:
@@ -257,11 +259,11 @@ class GdbServer:
     def _drop_client(self) -> None:
         if self._client is None:
             return
+        self._say("gdb detached; the guest runs on")
         self._client.close()
         self._client = None
         self._interpreter.clear_breakpoints()
         self._monitor.stop_on = frozenset()
-        self._say("gdb detached; the guest runs on")
 
     def _packet(self, payload: bytes) -> None:
         self._last_sent = encode(payload)
