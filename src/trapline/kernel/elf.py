@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from trapline.kernel import compression
+from trapline.kernel.elfheader import Header, Note, parse_notes, read_header
 from trapline.kernel.mapping import map_file, unmap
 from trapline.kernel.symtab import SymbolTable
 from trapline.model.errors import BadImageError
@@ -43,26 +44,11 @@ SHF_EXECINSTR: Final = 0x4
 SHF_COMPRESSED: Final = 0x800
 PT_LOAD: Final = 1
 
-_EM_X86_64: Final = 62
-_MACHINES: Final = {
-    2: "SPARC",
-    3: "i386",
-    8: "MIPS",
-    20: "PowerPC",
-    21: "PowerPC 64",
-    22: "S/390",
-    40: "ARM",
-    183: "AArch64",
-    243: "RISC-V",
-    258: "LoongArch",
-}
 _SHN_XINDEX: Final = 0xFFFF
 _PN_XNUM: Final = 0xFFFF
-_EHDR: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 _SHDR: Final = struct.Struct("<IIQQQQIIQQ")
 _PHDR: Final = struct.Struct("<IIQQQQQQ")
 _CHDR: Final = struct.Struct("<IIQQ")
-_NOTE: Final = struct.Struct("<III")
 _NT_GNU_BUILD_ID: Final = 3
 # The largest Debian module (amdgpu) has some 300 sections; -ffunction-sections makes thousands.
 _MAX_SECTIONS: Final = 100_000
@@ -120,16 +106,6 @@ class Segment:
     memory_size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
-    """One entry of a note section."""
-
-    section: str
-    owner: str
-    type: int
-    description: bytes
-
-
 class ElfFile:
     """A validated x86-64 ELF file. Make one with `open`; use it as a context manager.
 
@@ -142,11 +118,10 @@ class ElfFile:
         self.data = data
         self._mapping = mapping
         self._unpacked: dict[int, memoryview] = {}
-        header = _read_header(name, data)
-        (_, self.type, _, _, self.entry, phoff, shoff, self.flags) = header[:8]
-        (_, phentsize, phnum, shentsize, shnum, shstrndx) = header[8:]
-        self.segments = self._read_segments(phoff, phentsize, phnum)
-        self.sections = self._read_sections(shoff, shentsize, shnum, shstrndx)
+        header = read_header(name, data)
+        self.type, self.entry = header.type, header.entry
+        self.segments = self._read_segments(header.phoff, header.phentsize, header.phnum)
+        self.sections = self._read_sections(header)
         self._by_name: dict[str, Section] = {}
         for section in self.sections:
             self._by_name.setdefault(section.name, section)
@@ -185,6 +160,11 @@ class ElfFile:
         self.__dict__.pop("symbols", None)
         unmap(self.data, self._mapping)
 
+    def drop_pages(self) -> None:
+        """Give the memory of the mapped file back; what is used again is read again."""
+        if self._mapping is not None:
+            self._mapping.madvise(mmap.MADV_DONTNEED)
+
     @property
     def is_relocatable(self) -> bool:
         """Whether this is ET_REL, as modules are: sections have no addresses yet."""
@@ -220,7 +200,7 @@ class ElfFile:
         """Yield the entries of all SHT_NOTE sections; a malformed tail ends its section."""
         for section in self.sections:
             if section.type == SHT_NOTE:
-                yield from _parse_notes(section.name, self.contents(section))
+                yield from parse_notes(section.name, self.contents(section))
 
     @cached_property
     def build_id(self) -> str | None:
@@ -274,9 +254,9 @@ class ElfFile:
             segments.append(Segment(kind, flags, start, virtual, physical, size, memory))
         return tuple(segments)
 
-    def _read_sections(
-        self, offset: int, entry: int, count: int, names: int
-    ) -> tuple[Section, ...]:
+    def _read_sections(self, header: Header) -> tuple[Section, ...]:
+        offset, entry = header.shoff, header.shentsize
+        count, names = header.shnum, header.shstrndx
         if offset == 0:
             return ()
         end = len(self.data)
@@ -380,38 +360,3 @@ class ElfFile:
 
 
 _ZDEBUG_HEADER: Final = 12  # "ZLIB", then the unpacked size, big-endian
-
-
-def _read_header(name: str, data: memoryview) -> tuple[int, ...]:
-    if bytes(data[:4]) != b"\x7fELF":
-        raise BadImageError(f"{name}: is not an ELF file; give a vmlinux, a vmlinuz or a module.")
-    if len(data) < _EHDR.size:
-        raise BadImageError(f"{name}: the file is truncated within the ELF header.")
-    fields = _EHDR.unpack_from(data)
-    width, order = data[4], data[5]
-    kind, machine = fields[1:3]
-    if order != 1:
-        raise BadImageError(f"{name}: is a big-endian ELF file; trapline reads x86-64 kernels.")
-    if width != 2:
-        raise BadImageError(f"{name}: is a 32-bit ELF file; trapline reads x86-64 kernels.")
-    if machine != _EM_X86_64:
-        known = _MACHINES.get(machine, f"machine {machine}")
-        raise BadImageError(f"{name}: was built for {known}; trapline reads x86-64 kernels.")
-    if kind not in {ET_REL, ET_EXEC, ET_DYN}:
-        raise BadImageError(f"{name}: is neither a kernel nor a module (ELF type {kind}).")
-    return fields
-
-
-def _parse_notes(section: str, data: memoryview) -> "Iterator[Note]":
-    position = 0
-    while position + _NOTE.size <= len(data):
-        name_size, size, kind = _NOTE.unpack_from(data, position)
-        name_at = position + _NOTE.size
-        start = name_at + (name_size + 3 & ~3)
-        if start + size > len(data):
-            return
-        owner = bytes(data[name_at : name_at + name_size]).rstrip(b"\0")
-        yield Note(
-            section, owner.decode("ascii", "replace"), kind, bytes(data[start : start + size])
-        )
-        position = start + (size + 3 & ~3)
