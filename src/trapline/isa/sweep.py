@@ -58,9 +58,9 @@ class Sweep:
 
     def within(self, start: int, end: int) -> "list[int]":
         """Return the addresses of the instructions that start from `start` up to before `end`."""
-        low, high = np.searchsorted(
-            self.starts, [max(start - self.address, 0), max(end - self.address, 0)]
-        )
+        bounds = [min(max(at - self.address, 0), len(self.data)) for at in (start, end)]
+        # Of the type of `starts`: searchsorted would convert that otherwise, each time.
+        low, high = np.searchsorted(self.starts, np.array(bounds, np.uint32))
         return [self.address + offset for offset in self.starts[low:high].tolist()]
 
     def bytes_of(self, instruction: Instruction) -> bytes:
@@ -155,8 +155,9 @@ class Sweep:
     def _is_indirect(self, places: "NDArray[np.int64]", rm: int) -> "NDArray[np.bool_]":
         """Whether FF /2 or FF /4 with this r/m field and no register stands at each place."""
         modrm = self._bytes[places + 1]
-        found: NDArray[np.bool_] = self._bytes[places] == 0xFF
-        return found & ((modrm == 0x10 | rm) | (modrm == 0x20 | rm))
+        found: NDArray[np.bool_] = (modrm == 0x10 | rm) | (modrm == 0x20 | rm)
+        found &= self._bytes[places] == 0xFF
+        return found
 
     def _opcode_positions(self) -> "NDArray[np.uint32]":
         """Return where each instruction's opcode is, behind its prefixes."""

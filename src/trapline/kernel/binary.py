@@ -145,7 +145,10 @@ class Binary:
         if self._module is not None:
             return SymCache.build(self._module.debug_image, MODULE_BASE, self.elf.name)
         base = next((s.virtual_address for s in self.elf.segments if s.type == PT_LOAD), 0)
-        return SymCache.build(self.elf.data, base, self.elf.name)
+        symcache = SymCache.build(self.elf.data, base, self.elf.name)
+        # A whole vmlinux was read, and most of it will not be again.
+        self.elf.drop_pages()
+        return symcache
 
     @cached_property
     def units(self) -> UnitTable | None:
@@ -185,6 +188,19 @@ class Binary:
         found = self.functions.addresses_of(wanted)
         found.update((spot, name) for spot, name in self.externals.items() if name in wanted)
         return found
+
+    def mentions(self, names: "Iterable[str]") -> bool:
+        """Whether the DWARF has the name of one of these functions among its strings.
+
+        Far cheaper than reading the DWARF; a name that is mentioned need not be used.
+        """
+        if not self.has_dwarf:
+            return False
+        debug = self.elf if self._module is None else self._module.debug
+        strings = bytes(debug.contents(".debug_str"))
+        # A string may be the end of a longer one.
+        endings = {name.removeprefix("__raw_").lstrip("_") for name in names}
+        return any(strings.find(ending.encode() + b"\0") >= 0 for ending in endings)
 
     def chain(self, address: int) -> tuple[Frame, ...]:
         """Return the frames of an address, innermost first.

@@ -10,6 +10,7 @@ Sources: System V gABI (ELF header, section header, compressed sections), elf(5)
 .zdebug_* the GNU binutils manual, option --compress-debug-sections=zlib-gnu.
 """
 
+import mmap
 import struct
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,11 +20,11 @@ from typing import TYPE_CHECKING, Final, Self
 from trapline.kernel import compression
 from trapline.kernel.elfheader import Header, Note, parse_notes, read_header
 from trapline.kernel.mapping import map_file, unmap
+from trapline.kernel.names import decode_name
 from trapline.kernel.symtab import SymbolTable
 from trapline.model.errors import BadImageError
 
 if TYPE_CHECKING:
-    import mmap
     from collections.abc import Iterator
 
 ET_REL: Final = 1
@@ -298,7 +299,7 @@ class ElfFile:
         stop = strings.find(b"\0", name_at, name_at + _MAX_NAME)
         if stop < 0:
             raise BadImageError(f"{self.name}: section {index} has no valid name.")
-        name = strings[name_at:stop].decode("utf-8", "replace")
+        name = decode_name(strings[name_at:stop])
         file_size = 0 if kind in {SHT_NOBITS, SHT_NULL} else size
         if offset + file_size > len(self.data):
             raise BadImageError(

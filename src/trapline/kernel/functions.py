@@ -64,6 +64,12 @@ class FunctionTable:
     def __len__(self) -> int:
         return len(self._indices)
 
+    @property
+    def entries(self) -> "NDArray[np.uint64]":
+        """Addresses at which functions start, shape (n,), sorted; labels are not among them."""
+        entries: NDArray[np.uint64] = self._addresses[self._kinds == STT_FUNC]
+        return entries
+
     def at(self, address: int) -> Symbol | None:
         """Return the function that holds an address, else the last label before it.
 

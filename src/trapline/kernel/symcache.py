@@ -10,7 +10,7 @@ documented format, so the version is checked and all counts, offsets and links a
 """
 
 import struct
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import numpy as np
 from symbolic._lowlevel import ffi
@@ -40,6 +40,13 @@ _LOCATION_WORDS: Final = 4
 _MAX_DEPTH: Final = 256
 _MAX_STRING: Final = 1 << 16
 _LONGEST_NAME: Final = 127  # of those this module searches for: one byte of LEB128
+
+
+class InlinedSpans(NamedTuple):
+    """One place where `name` is inlined; `spans` are (start, end), by address, in pieces."""
+
+    name: str
+    spans: tuple[tuple[int, int], ...]
 
 
 class SymCache:
@@ -117,12 +124,8 @@ class SymCache:
 
         In order of addresses. The last range of all has no known end and is left out.
         """
-        wanted = np.full(len(self._functions) + 1, -1, np.int64)  # the last is for gaps
         order = sorted(names)
-        for number, name in enumerate(order):
-            for offset in self._string_offsets(name):
-                wanted[:-1][self._functions[:, 0] == offset] = number
-        numbers = wanted[self.functions]
+        numbers = self._numbers(order)[self.functions]
         hits = np.flatnonzero(numbers[:-1] >= 0)
         return [
             (start, end, order[number])
@@ -133,6 +136,51 @@ class SymCache:
                 strict=True,
             )
         ]
+
+    def inlined_spans(self, names: "Collection[str]") -> list[InlinedSpans]:
+        """Return where functions of these names are inlined, whatever they have inlined in turn.
+
+        In order of the lowest address.
+        """
+        order = sorted(names)
+        wanted = self._numbers(order)
+        found: dict[tuple[int, int], list[int]] = {}
+        ranges = np.arange(len(self.starts) - 1)  # the last has no known end
+        locations = ranges + self._first_location
+        for _ in range(_MAX_DEPTH):
+            parents = self._locations[locations, 3]
+            inner = parents != _NONE
+            ranges, locations, parents = ranges[inner], locations[inner], parents[inner]
+            if not len(ranges):
+                break
+            functions = self._locations[locations, 2].astype(np.int64)
+            numbers = wanted[np.where(functions == _NONE, len(wanted) - 1, functions)]
+            for hit in np.flatnonzero(numbers >= 0).tolist():
+                found.setdefault((int(numbers[hit]), int(parents[hit])), []).append(
+                    int(ranges[hit])
+                )
+            locations = parents.astype(np.intp)
+        else:
+            raise self._bad()
+        instances = [
+            InlinedSpans(
+                order[number],
+                tuple((int(self.starts[index]), int(self.starts[index + 1])) for index in indices),
+            )
+            for (number, _), indices in found.items()
+        ]
+        return sorted(instances, key=lambda instance: (instance.spans[0], instance.name))
+
+    def _numbers(self, names: list[str]) -> "NDArray[np.int64]":
+        """Map each function index to the position of its name in `names`, or to -1.
+
+        There is one element more, for index -1: a gap.
+        """
+        numbers = np.full(len(self._functions) + 1, -1, np.int64)
+        for number, name in enumerate(names):
+            for offset in self._string_offsets(name):
+                numbers[:-1][self._functions[:, 0] == offset] = number
+        return numbers
 
     def _table(self, position: int, count: int, words: int) -> "tuple[NDArray[np.uint32], int]":
         """Read rows of 32-bit words; the next table is aligned to 8 bytes."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from trapline.kernel.names import decode_name
 from trapline.model.errors import BadImageError
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class SymbolTable:
     def name(self, index: int) -> str:
         """Return the name of one symbol, empty for those without."""
         start = int(self.records["name"][index])
-        return bytes(self._strings[start : int(self._ends[index])]).decode("utf-8", "replace")
+        return decode_name(bytes(self._strings[start : int(self._ends[index])]))
 
     @cached_property
     def names(self) -> list[str]:
@@ -101,7 +102,7 @@ class SymbolTable:
         strings = bytes(self._strings)
         starts = self.records["name"].tolist()
         return [
-            strings[start:end].decode("utf-8", "replace")
+            decode_name(strings[start:end])
             for start, end in zip(starts, self._ends.tolist(), strict=True)
         ]
 

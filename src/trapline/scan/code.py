@@ -1,0 +1,106 @@
+"""The code of one object, decoded once, for all that is looked for in it."""
+
+from bisect import bisect_left
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
+
+from trapline.isa.sweep import Sweep
+from trapline.isa.traps import classify
+from trapline.scan.accessors import CALLED, INLINED, MAPPERS
+from trapline.scan.context import PV_OPS
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from iced_x86 import Instruction
+
+    from trapline.kernel.binary import Binary
+    from trapline.scan.context import ScanContext
+
+_POINTER: Final = 8
+
+
+class Code:
+    """All sections of a binary, swept; and the targets that calls are looked for of."""
+
+    def __init__(self, binary: "Binary", context: "ScanContext") -> None:
+        self._binary = binary
+        self._paravirt = context.paravirt
+        entries = binary.functions.entries
+        self.sweeps = tuple(
+            Sweep(section.data, section.address, entries) for section in binary.text
+        )
+        #: Address -> name of each accessor and mapper that this object could call.
+        self.targets = binary.addresses_of({*CALLED, *MAPPERS})
+
+    @cached_property
+    def inlined(self) -> "list[tuple[int, int, str]]":
+        """(start, end, name) of each piece of an inlined accessor; none without DWARF."""
+        symcache = self._binary.symcache
+        return [] if symcache is None else symcache.ranges_of(INLINED)
+
+    @cached_property
+    def inlined_mappers(self) -> "list[tuple[int, str]]":
+        """(address, name) of mappers that are inlined and call no other mapper themselves."""
+        symcache = self._binary.symcache
+        if symcache is None:
+            return []
+        called = sorted(
+            address
+            for sweep in self.sweeps
+            for address in sweep.branch_candidates(
+                [address for address, name in self.targets.items() if name in MAPPERS]
+            )
+        )
+        return [
+            (instance.spans[0][0], instance.name)
+            for instance in symcache.inlined_spans(MAPPERS)
+            if not any(
+                bisect_left(called, start) < bisect_left(called, end)
+                for start, end in instance.spans
+            )
+        ]
+
+    def calls(
+        self, sweep: Sweep, names: "Collection[str]"
+    ) -> "Iterator[tuple[int, Instruction, str]]":
+        """Yield (address, instruction, name) of calls and jumps to functions of these names."""
+        targets = {address: name for address, name in self.targets.items() if name in names}
+        for address in sweep.branch_candidates(targets):
+            instruction = sweep.decode(address)
+            name = targets.get(instruction.near_branch_target)
+            # A function may jump to its own start.
+            if name is not None and not self._is_within(address, instruction.near_branch_target):
+                yield address, instruction, name
+
+    def paravirt_calls(self, sweep: Sweep) -> "Iterator[tuple[int, Instruction, str]]":
+        """Yield (address, instruction, member) of calls through members of pv_ops."""
+        table = self._binary.address_of(PV_OPS)
+        if table is None or not self._paravirt:
+            return
+        end = table + max(self._paravirt) + _POINTER
+        for address in sweep.pointer_candidates(table, end):
+            instruction = sweep.decode(address)
+            pointer = instruction.memory_displacement
+            member = self._paravirt.get(pointer - table)
+            if member is not None:
+                yield address, instruction, member
+
+    def may_have_findings(self) -> bool:
+        """Whether a closer look is worth its time; a cheap test that never errs on the safe side.
+
+        Most modules have none: they need no DWARF reader.
+        """
+        if self.targets or self._binary.address_of(PV_OPS) is not None:
+            return True
+        return any(map(self._has_trap, self.sweeps)) or self._binary.mentions(INLINED)
+
+    @staticmethod
+    def _has_trap(sweep: Sweep) -> bool:
+        return any(
+            classify(sweep.decode(address)) is not None for address in sweep.trap_candidates()
+        )
+
+    def _is_within(self, address: int, function: int) -> bool:
+        symbol = self._binary.symbol_at(address)
+        return symbol is not None and symbol.address == function

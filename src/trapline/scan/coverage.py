@@ -1,0 +1,67 @@
+"""What a scan could not see, and what would help, in sentences a report prints as they are."""
+
+from typing import TYPE_CHECKING, Final
+
+from trapline.model.scan import Coverage
+from trapline.scan.pool import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from trapline.kernel.files import KernelFiles
+    from trapline.scan.objects import ObjectResult
+
+# Measured on Debian's linux-image-6.12.117+deb12-cloud-amd64, with and without its DWARF.
+_WITHOUT_DWARF: Final = (
+    "MMIO is seen only in functions with a symbol of their own, about 1 of 80 sites in Debian's "
+    "6.12 kernel; source lines and inline chains are unknown; opcodes, calls and paravirt calls "
+    "are complete"
+)
+_NOTHING: Final = (
+    "vmlinux has neither debug information nor symbols: only instructions that trap by themselves "
+    "are seen, without the names of their functions; no MMIO, no calls, no mappings."
+)
+_MENTIONED: Final = 5  # names in one sentence
+# What the missing boot image and modules of a kernel mean is not for a scan to say.
+_BOOT: Final = "cannot be booted"
+
+
+def coverage(
+    kernel: "KernelFiles", outcomes: "Mapping[str, ObjectResult | Failure]", vmlinux: str
+) -> Coverage:
+    """Describe what is missing of a scan whose main object is called `vmlinux`."""
+    missing = []
+    main = outcomes.get(vmlinux)
+    if main is None:
+        missing.append("vmlinux was not scanned: there is none.")
+    elif not isinstance(main, Failure):
+        missing.extend(_of_vmlinux(main))
+    modules = [outcome for name, outcome in sorted(outcomes.items()) if name != vmlinux]
+    missing.extend(
+        f"Module {outcome.name} was not scanned: {outcome.reason.rstrip('.')}."
+        for outcome in modules
+        if isinstance(outcome, Failure)
+    )
+    stripped = [
+        outcome.name
+        for outcome in modules
+        if not isinstance(outcome, Failure) and not outcome.has_dwarf
+    ]
+    if stripped:
+        missing.append(f"{_names(stripped)} without debug information: {_WITHOUT_DWARF}.")
+    advice = tuple(text for text in kernel.missing if _BOOT not in text)
+    return Coverage(complete=not missing, missing=tuple(missing), advice=advice)
+
+
+def _of_vmlinux(result: "ObjectResult") -> list[str]:
+    if result.has_dwarf:
+        return []
+    if result.has_symbols:
+        return [f"vmlinux has no debug information: {_WITHOUT_DWARF}."]
+    return [_NOTHING]
+
+
+def _names(names: "Sequence[str]") -> str:
+    if len(names) > _MENTIONED:
+        return f"{len(names):,} modules ({', '.join(names[:_MENTIONED])}, …) are"
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"

@@ -1,0 +1,214 @@
+"""Finds the trap sites of one object.
+
+There are three kinds. Instructions that trap wherever they are (IN, WRMSR, CPUID, HLT …) are
+found by their opcodes. MMIO is an ordinary MOV: found where DWARF says that the instruction
+belongs to an inlined `readl`, `writel` or their kin. Calls of out-of-line accessors, and calls
+through pv_ops, are found by their targets.
+
+What is not found: dereferences of mapped memory without an accessor. docs/limitations.md says
+which these are.
+"""
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from trapline.isa import linux_ve, traps
+from trapline.isa.operands import format_instruction, memory_operands, normalise
+from trapline.model.scan import Site
+from trapline.scan import verdicts
+from trapline.scan.accessors import CALLED, INLINED, PARAVIRT
+from trapline.scan.identity import Key, key
+from trapline.scan.places import place_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from iced_x86 import Instruction
+
+    from trapline.isa.linux_ve import Emulation
+    from trapline.isa.sweep import Sweep
+    from trapline.kernel.binary import Binary
+    from trapline.model.scan import Access, Form, Frame, TrapClass
+    from trapline.scan.accessors import Inlined
+    from trapline.scan.code import Code
+    from trapline.scan.context import ScanContext
+
+_FRAME_BASE: Final = "rbp"
+# Prologues of functions that keep their frame in RBP: push %rbp; mov %rsp,%rbp.
+_FRAME_SETUP: Final = (b"\x55\x48\x89\xe5", b"\x55\x48\x8b\xec")
+_PROLOGUE: Final = 24  # bytes: ENDBR64 and the call of __fentry__ may come before
+_READ_MARK: Final = "fromio"
+_WRITE_MARK: Final = "toio"
+
+
+class Found(NamedTuple):
+    """A site with what its id is made of; id, driver and subsystem are filled in later."""
+
+    site: Site
+    key: Key
+
+
+class _What(NamedTuple):
+    """What a site is, apart from where."""
+
+    trap: "TrapClass"
+    form: "Form"
+    access: "Access"
+    width: int
+    accessor: str | None
+    text: str
+    normal: str
+    verdict: "Emulation"
+
+
+class SiteFinder:
+    """Finds the sites of one binary; `sites` gives them in the order of sections and addresses."""
+
+    def __init__(self, binary: "Binary", code: "Code", context: "ScanContext") -> None:
+        self._binary = binary
+        self._code = code
+        self._context = context
+
+    def sites(self) -> "Iterator[Found]":
+        """Yield all sites, each address once."""
+        for sweep in self._code.sweeps:
+            found: dict[int, _What] = {}
+            for what in (self._traps, self._mmio, self._calls, self._paravirt):
+                for address, site in what(sweep):
+                    found.setdefault(address, site)
+            for address in sorted(found):
+                yield self._document(sweep, address, found[address])
+
+    def _traps(self, sweep: "Sweep") -> "Iterator[tuple[int, _What]]":
+        for address in sweep.trap_candidates():
+            instruction = sweep.decode(address)
+            trap = traps.classify(instruction)
+            if trap is not None:
+                yield (
+                    address,
+                    _What(
+                        *(trap.kind, "instruction", trap.access, trap.width, None),
+                        *(format_instruction(instruction), normalise(instruction)),
+                        linux_ve.emulable(instruction, self._context.handler),
+                    ),
+                )
+
+    def _mmio(self, sweep: "Sweep") -> "Iterator[tuple[int, _What]]":
+        for start, end, name in self._code.inlined:
+            if not sweep.address <= start < sweep.address + len(sweep.data):
+                continue
+            for address in sweep.within(start, end):
+                instruction = sweep.decode(address)
+                match = self._device_operand(instruction, INLINED[name])
+                if match is not None:
+                    access, width = match
+                    yield (
+                        address,
+                        _What(
+                            *("mmio", "instruction", access, width, name),
+                            *(format_instruction(instruction), normalise(instruction)),
+                            linux_ve.emulable_mmio(instruction, self._context.handler),
+                        ),
+                    )
+
+    def _calls(self, sweep: "Sweep") -> "Iterator[tuple[int, _What]]":
+        for address, instruction, name in self._code.calls(sweep, CALLED):
+            called = CALLED[name]
+            text = f"{format_instruction(instruction).partition(' ')[0]} {name}"
+            yield (
+                address,
+                _What(
+                    *(called.trap, "call", called.access, called.width, name, text, text),
+                    verdicts.of_call(called, self._context.handler),
+                ),
+            )
+
+    def _paravirt(self, sweep: "Sweep") -> "Iterator[tuple[int, _What]]":
+        for address, instruction, member in self._code.paravirt_calls(sweep):
+            called = PARAVIRT.get(member)
+            if called is None:
+                continue
+            text = f"{format_instruction(instruction).partition(' ')[0]} *pv_ops.{member}"
+            yield (
+                address,
+                _What(
+                    *(called.trap, "paravirt", called.access, called.width),
+                    *(f"pv_ops.{member}", text, text),
+                    verdicts.of_call(called, self._context.handler),
+                ),
+            )
+
+    def _device_operand(
+        self, instruction: "Instruction", accessor: "Inlined"
+    ) -> "tuple[Access, int] | None":
+        """Return direction and width of the access to the device, None if this is another one.
+
+        The compiler mixes in spills, reloads and loads of the pointer. The access itself is an
+        inline assembly statement: right direction, right width, and never on the stack.
+        """
+        if accessor.width is None:
+            if not instruction.is_string_instruction:
+                return None
+            operand = memory_operands(instruction)[0]
+            access = accessor.access or self._copy_direction(instruction.ip)
+            return None if access is None else (access, operand.width)
+        for operand in memory_operands(instruction):
+            if (
+                operand.width == accessor.width
+                and not operand.is_stack
+                and accessor.access is not None
+                and accessor.access in operand.access
+                and not (operand.base == _FRAME_BASE and self._has_frame(instruction.ip))
+            ):
+                return accessor.access, operand.width
+        return None
+
+    def _copy_direction(self, address: int) -> "Access | None":
+        """Tell by the functions around a copy in which direction it goes."""
+        for frame in self._binary.chain(address):
+            if _READ_MARK in frame.function:
+                return "read"
+            if _WRITE_MARK in frame.function:
+                return "write"
+        return None
+
+    def _has_frame(self, address: int) -> bool:
+        """Whether RBP is the frame pointer of the function at an address."""
+        symbol = self._binary.symbol_at(address)
+        code = None if symbol is None else self._binary.read(symbol.address, _PROLOGUE)
+        return code is not None and any(setup in code for setup in _FRAME_SETUP)
+
+    def _document(self, sweep: "Sweep", address: int, what: _What) -> Found:
+        place = place_of(self._binary, address)
+        inlined: tuple[Frame, ...] = place.inlined
+        site = Site(
+            id="",
+            trap=what.trap,
+            form=what.form,
+            access=what.access,
+            width=what.width,
+            accessor=what.accessor,
+            module=self._binary.name,
+            object=place.object,
+            function=place.function,
+            file=place.file,
+            line=place.line,
+            inlined=inlined,
+            instruction=what.text,
+            bytes=sweep.bytes_of(sweep.decode(address)).hex(),
+            address=place.address,
+            section=place.section,
+            origin=place.origin,
+            emulable=what.verdict.emulable,
+            reason=what.verdict.reason,
+            driver=None,
+            subsystem="",
+        )
+        identity = key(
+            what.form,
+            place.object or self._binary.name,
+            place.function,
+            inlined,
+            what.accessor,
+            what.normal,
+        )
+        return Found(site, identity)

@@ -1,0 +1,44 @@
+"""Whether Linux's #VE handler copes with a site that is not an instruction that traps itself.
+
+A call of an accessor or through pv_ops ends in such an instruction: the verdict is that of the
+form the accessor uses on a TDX guest.
+"""
+
+from functools import cache
+from typing import TYPE_CHECKING, Final
+
+from iced_x86 import Decoder
+
+from trapline.isa import linux_ve
+
+if TYPE_CHECKING:
+    from trapline.isa.linux_ve import Emulation, VeHandler
+    from trapline.scan.accessors import Called
+
+# One instruction for each class and direction, as the native functions have it.
+_SAMPLES: Final = {
+    ("mmio", "read"): "8b07",  # mov (%rdi),%eax
+    ("mmio", "write"): "893e",  # mov %edi,(%rsi)
+    ("pio", "read"): "ed",  # in (%dx),%eax
+    ("pio", "write"): "ef",  # out %eax,(%dx)
+    ("msr", "read"): "0f32",
+    ("msr", "write"): "0f30",
+    ("msr", "read-write"): "0f30",
+    ("cpuid", "read"): "0fa2",
+    ("hlt", "execute"): "f4",
+    ("wbinvd", "execute"): "0f09",
+    ("rdpmc", "read"): "0f33",
+    ("cr", "write"): "0f22c0",  # mov %rax,%cr0
+}
+
+
+def of_call(called: "Called", handler: "VeHandler") -> "Emulation":
+    """Judge a call of an accessor."""
+    verdict = _of_class(called.trap, called.access, handler)
+    return verdict._replace(reason=f"it ends in a trap: {verdict.reason}")
+
+
+@cache
+def _of_class(trap: str, access: str, handler: "VeHandler") -> "Emulation":
+    code = bytes.fromhex(_SAMPLES[trap, access])
+    return linux_ve.emulable(Decoder(64, code).decode(), handler)
