@@ -231,7 +231,10 @@ class MsrRule(Rule):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuidRule(Rule):
-    """Who answers CPUID for leaves `first` to `last`; no sub-leaf means any."""
+    """Who answers CPUID for leaves `first` to `last`; no sub-leaf means any.
+
+    `index` is the leaf's place in the module's own table, and in the field CPUID_CONTROL.
+    """
 
     KEY: ClassVar[tuple[str, ...]] = ("kind", "first", "last", "subleaf")
 
@@ -240,6 +243,7 @@ class CpuidRule(Rule):
     first: int | None
     last: int | None
     subleaf: int | None
+    index: int | None
     outcome: CpuidOutcome
     configurable: bool
     dynamic: str

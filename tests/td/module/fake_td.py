@@ -18,13 +18,23 @@ class FakeEngine:
         self._ram = bytearray(memory_size)
         self.ram = memoryview(self._ram)
         self.shared_bit = SHARED_BIT
-        self.intercept_exceptions = set()
+        self.watched = {}
+        self.intercepted = frozenset()
+        self.length = 2
+        self.vectoring = None
+        self.cpuid_features = {
+            (1, 0, "ecx"): 0xFFFFFFFF & ~(1 << 17),
+            (1, 0, "edx"): 0xFFFFFFFF,
+            (7, 0, "ebx"): 0xFFFFFFFF,
+            (0x80000001, 0, "ecx"): 0xFFFFFFFF,
+            (0x80000001, 0, "edx"): 0xFFFFFFFF,
+        }
         self.cycles = 1000
         self.instructions = 0
         self.io = IoAccess(0, 1, False, False, False, False, 1)
         self.cr_write = CrWrite(0, 0, 3)
-        self.fault = Fault(0, 0, False)
-        self.ept = EptViolation(0, None, False, False)
+        self.fault = Fault(0, 0)
+        self.ept = EptViolation(0, 0, False, False, False)
         self.rflags = 2
         self.cpl = 0
         self.crs = {0: 0x80010033, 2: 0, 3: 0, 4: 0x668, 8: 0}
@@ -32,7 +42,8 @@ class FakeEngine:
         self.cs = CODE_64
         self.nmi_blocked = False
         self.interrupt_shadow = False
-        self.events = []  # ("fault", vector, error), ("nmi",), ("boundary",)
+        self.nmi_window = False
+        self.events = []  # ("fault", vector, error), ("nmi",)
         self.native = {}
         self.private = {}
         self.shared = {}
@@ -59,6 +70,12 @@ class FakeEngine:
     def read(self, gla, size):
         return bytes(self._ram[gla : gla + size]) if gla + size <= len(self._ram) else None
 
+    def watch_cr(self, number, mask):
+        self.watched[number] = mask
+
+    def intercept_exceptions(self, vectors):
+        self.intercepted = vectors
+
     def set_private(self, gpa, size, state):
         assert not (gpa | size) & 0xFFF
         for page in range(gpa >> 12, (gpa + size) >> 12):
@@ -76,8 +93,8 @@ class FakeEngine:
         self.events.append(("nmi",))
         self.nmi_blocked = True
 
-    def request_boundary(self):
-        self.events.append(("boundary",))
+    def request_nmi_window(self, wanted):
+        self.nmi_window = wanted
 
     def advance(self, length):
         self.regs[Reg.RIP] += length
@@ -87,12 +104,6 @@ class FakeEngine:
         self.stopped = True
 
     # Only the tests use these.
-
-    def code(self, *parts):
-        """Put the instruction under test at RIP."""
-        data = b"".join(parts)
-        rip = self.regs[Reg.RIP]
-        self._ram[rip : rip + len(data)] = data
 
     def mapped_private(self):
         return {page for page, state in self.private.items() if state == PageState.MAPPED}

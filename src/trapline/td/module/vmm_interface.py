@@ -97,7 +97,7 @@ class Vmm(Protocol):
         """Serve Exit.INTERRUPT_WINDOW."""
 
     def boundary(self) -> None:
-        """Serve Exit.BOUNDARY: a boundary asked for, or the time budget used up."""
+        """Serve Exit.BOUNDARY: a boundary asked for, or a budget used up."""
 
     def breakpoint(self) -> None:
         """Serve Exit.BREAKPOINT."""
