@@ -67,7 +67,7 @@ _ALWAYS: Final = {
 _PROCESSOR: Final = {
     (0x0, 0): Answer(0x23, 0x756E_6547, 0x6C65_746E, 0x4965_6E69),
     # Family 6, model 0x8f, stepping 8; CLFLUSH of 64 bytes, one logical processor.
-    (0x1, 0): Answer(0x000806F8, 0x0001_0800, 0xC7FA_B217, 0x0FA9_FBFF),
+    (0x1, 0): Answer(0x000806F8, 0x0001_0800, 0xC7FA_A217, 0x0FA9_FBFF),
     (0x4, 0): Answer(0x0000_0121, 0x02C0_003F, 0x3F),  # L1D: 48 KiB, 12 ways
     (0x4, 1): Answer(0x0000_0122, 0x01C0_003F, 0x3F),  # L1I: 32 KiB, 8 ways
     (0x4, 2): Answer(0x0000_0143, 0x03C0_003F, 0x7FF),  # L2: 2 MiB, 16 ways
@@ -84,6 +84,10 @@ _PROCESSOR: Final = {
     (0x8000_0007, 0): Answer(0, 0, 0, 0x100),
 }
 _FEATURE_LEAVES: Final = frozenset(((1, 0), (7, 0), (7, 1), (7, 2), (0xD, 1), (0x8000_0001, 0)))
+# Registers of those leaves that hold no features: family, CLFLUSH size, counts and sizes.
+_NO_FEATURES: Final = frozenset(
+    ((1, 0, "eax"), (1, 0, "ebx"), (7, 0, "eax"), (7, 1, "eax"), (0xD, 1, "ebx"))
+)
 
 
 class Cpuid:
@@ -95,7 +99,7 @@ class Cpuid:
         self.supervisor_ve = False
         self.user_ve = False
         self.control: dict[int, int] = {}  # CPUID_CONTROL, by index
-        self._processor = processor(engine.cpuid_features, config, engine.shared_bit)
+        self._processor = processor(config, engine.shared_bit)
         self._any: dict[int, CpuidRule] = {}  # rows that hold for every sub-leaf
         self._one: dict[tuple[int, int], CpuidRule] = {}
         self._last_leaf = self._load(rules)
@@ -143,7 +147,10 @@ class Cpuid:
             row = self._one.get((leaf, subleaf))
         if row is None or self._guest_asked(row, cpl):
             return None
-        return self._dynamic(leaf, subleaf, self._processor.get((leaf, subleaf), Answer()))
+        answer = self._processor.get((leaf, subleaf), Answer())
+        if (leaf, subleaf) in _FEATURE_LEAVES:
+            answer = executable(leaf, subleaf, answer, self._engine.cpuid_features)
+        return self._dynamic(leaf, subleaf, answer)
 
     def _guest_asked(self, row: CpuidRule, cpl: int) -> bool:
         control = self.control.get(row.index, 0) if row.index is not None else 0
@@ -165,28 +172,26 @@ class Cpuid:
         return answer
 
 
-def processor(
-    features: Mapping[tuple[int, int, str], int], config: TdConfig, shared_bit: int
-) -> dict[tuple[int, int], Answer]:
-    """Describe the processor that an engine with these CPUID features can be."""
-    shown = {}
-    for (leaf, subleaf), answer in _PROCESSOR.items():
-        if (leaf, subleaf) in _FEATURE_LEAVES:
-            registers = {}
-            for name, value in answer._asdict().items():
-                key = leaf, subleaf, name
-                registers[name] = value & (features.get(key, 0) | _ALWAYS.get(key, 0))
-            shown[leaf, subleaf] = Answer(**registers)
-        else:
-            shown[leaf, subleaf] = answer
-    one = shown[1, 0]
+def processor(config: TdConfig, shared_bit: int) -> dict[tuple[int, int], Answer]:
+    """Describe the processor for this TD, before what the engine cannot execute is left out."""
+    shown = dict(_PROCESSOR)
     if not config.tsc_deadline:
-        one = one._replace(ecx=one.ecx & ~ECX1_TSC_DEADLINE)
-    # Identification and addressing are not features.
-    shown[1, 0] = one._replace(eax=_PROCESSOR[1, 0].eax, ebx=_PROCESSOR[1, 0].ebx)
-    shown[7, 0] = shown[7, 0]._replace(eax=_PROCESSOR[7, 0].eax)
-    shown[0xD, 1] = shown[0xD, 1]._replace(ebx=_PROCESSOR[0xD, 1].ebx)
+        one = shown[1, 0]
+        shown[1, 0] = one._replace(ecx=one.ecx & ~ECX1_TSC_DEADLINE)
     shown[0x15, 0] = Answer(1, config.tsc_frequency // CRYSTAL_HZ, CRYSTAL_HZ)
-    address_bits = shared_bit.bit_length()
-    shown[0x8000_0008, 0] = Answer(address_bits | LINEAR_BITS << 8)
+    shown[0x8000_0008, 0] = Answer(shared_bit.bit_length() | LINEAR_BITS << 8)
     return shown
+
+
+def executable(
+    leaf: int, subleaf: int, answer: Answer, features: Mapping[tuple[int, int, str], int]
+) -> Answer:
+    """Leave out the feature bits that the engine cannot execute in its present state."""
+    registers = {}
+    for name, value in answer._asdict().items():
+        key = leaf, subleaf, name
+        if key in _NO_FEATURES:
+            registers[name] = value
+        else:
+            registers[name] = value & (features.get(key, 0) | _ALWAYS.get(key, 0))
+    return Answer(**registers)
