@@ -36,7 +36,8 @@ def test_the_questions_of_the_mail_are_answered_in_its_order():
 def test_ids_come_with_their_true_names():
     whole = flat(document())
     assert "has 3 ids" in whole
-    assert 'virtio 9P transport the e-mail says "Virtio FS"' in whole
+    assert "virtio 9P transport (transitional)" in whole
+    assert 'the e-mail says "Virtio FS"' in whole
 
 
 def test_mmio_is_parted_into_drivers_transport_and_core():
@@ -46,6 +47,11 @@ def test_mmio_is_parted_into_drivers_transport_and_core():
     assert "In their transport: 0 MMIO instructions, 1 MMIO call." in whole
     assert "In core code that acts for them: 1 MMIO instruction, 0 MMIO calls." in whole
     assert "virtio_pci_modern_dev transport 0 1 0 0" in whole
+
+
+def test_ids_that_lead_only_to_the_transport_are_named():
+    assert "No driver in this kernel for 1af4:1009 (virtio 9P transport" in flat(document())
+    assert "1af4:1000 (virtio network" not in flat(document())
 
 
 def test_a_list_that_lets_nothing_in_is_said_so():

@@ -71,6 +71,9 @@ def _drivers(result: "ScanResult") -> "Iterator[str]":
         f"The list lets in {counted(len(allowed(result)), 'driver')}. "
         + " ".join(f"{_PARTS[part]}: {_mmio_and_calls(those)}." for part, those in parts)
     )
+    unused = _without_driver(result)
+    if unused:
+        yield from paragraph(f"No driver in this kernel for {', '.join(unused)}.")
     yield ""
     rows = [
         (name, part, *tally(sites))
@@ -107,6 +110,18 @@ def _on_the_way(result: "ScanResult") -> tuple[tuple[str, _Group], ...]:
         ("transport", [(name, by_driver.get(name, [])) for name in serving if name in names]),
         ("core", [(name, core.get(name, [])) for name in serving if name not in names]),
     )
+
+
+def _without_driver(result: "ScanResult") -> list[str]:
+    """Name the entries of the list that lead to no driver, or to its transport only."""
+    serving = reached(result)
+    used = {
+        way.partition(" -> ")[0]
+        for driver in allowed(result)
+        if driver.name not in serving
+        for way in driver.via
+    }
+    return [f"{entry.id} ({entry.name})" for entry in result.allow if entry.id not in used]
 
 
 def _mmio_and_calls(those: _Group) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from trapline.report.classes import CLASSES
 from trapline.report.table import WIDTH, printable
+from trapline.report.tally import VMLINUX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,8 +36,14 @@ def _heading(text: str) -> "Iterator[str]":
     yield ""
 
 
-def _order(found: "Site | Mapping") -> tuple[str, str, int, str]:
-    return (found.module, found.file or "", found.line or 0, found.address)
+def _order(found: "Site | Mapping") -> tuple[bool, str, str, int, str]:
+    return (
+        found.module != VMLINUX,
+        found.module,
+        found.file or "",
+        found.line or 0,
+        found.address,
+    )
 
 
 def _site(site: "Site") -> "Iterator[str]":

@@ -71,7 +71,11 @@ def _allowed(result: "ScanResult") -> "Iterator[str]":
     if not drivers:
         return
     yield from _heading("Drivers the allow list lets in")
-    rows = [(driver.name, _kind(driver), "; ".join(driver.via)) for driver in drivers]
+    rows = []
+    for driver in drivers:
+        first, *others = driver.via or ("",)
+        rows.append((driver.name, _kind(driver), first))
+        rows += [("", "", way) for way in others]
     yield from table(("driver", "kind", "through"), rows)
 
 
@@ -109,7 +113,7 @@ def _paravirt(result: "ScanResult") -> "Iterator[str]":
     if not sites:
         return
     yield from _heading("Paravirt calls that hide a trap")
-    groups = group(sites, lambda site: site.accessor or CLASSES[site.trap].title)
+    groups = group(sites, lambda site: (site.accessor or site.trap).removeprefix("pv_ops."))
     rows = [
         (name, sum(s.module == VMLINUX for s in those), sum(s.module != VMLINUX for s in those))
         for name, those in groups.items()

@@ -67,7 +67,7 @@ def _fit(widths: list[int], numeric: list[bool]) -> list[int]:
         texts = [i for i in range(len(widths)) if not numeric[i] and widths[i] > _NARROWEST]
         if not texts:
             break  # more columns than any report has: a mistake of the caller, caught by tests
-        widest = max(texts, key=lambda i: widths[i])
+        widest = max(texts, key=lambda i: (widths[i], i))  # of equals, the last
         widths[widest] -= 1
         excess -= 1
     return widths

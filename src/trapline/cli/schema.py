@@ -1,0 +1,22 @@
+"""`trapline schema`: prints the JSON Schema of what trapline writes and reads."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from trapline.cli.options import output_option
+from trapline.model.errors import ExitCode
+from trapline.report.output import Destination
+from trapline.report.schemas import SCHEMAS, render
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@click.command("schema")
+@click.argument("name", type=click.Choice(sorted(SCHEMAS)))
+@output_option
+def command(name: str, output: "Path | None") -> int:
+    """Print the JSON Schema called NAME, that of a result document or of an input file."""
+    Destination(output).write([render(name)])
+    return ExitCode.CLEAN

@@ -1,0 +1,18 @@
+"""The output formats of a scan by name."""
+
+from typing import TYPE_CHECKING, Final
+
+from trapline.report import json_document, json_lines, sarif, text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from trapline.model.scan import ScanResult
+
+#: Name -> renderer of a result and a verbosity; only text knows more than one verbosity.
+SCAN_FORMATS: "Final[dict[str, Callable[[ScanResult, int], Iterator[bytes]]]]" = {
+    "text": text.render,
+    "json": lambda result, _: json_document.render(result),
+    "jsonl": lambda result, _: json_lines.render(result),
+    "sarif": lambda result, _: sarif.render(result),
+}
