@@ -58,6 +58,7 @@ class Exit(IntEnum):
     EXCEPTION = auto()  # a vector given to intercept_exceptions(); details in Engine.fault
     EPT_VIOLATION = auto()  # details in Engine.ept
     INTERRUPT_WINDOW = auto()  # asked for by request_interrupt_window()
+    NMI_WINDOW = auto()  # asked for by request_nmi_window()
     BOUNDARY = auto()  # asked for by request_boundary(), or the time budget ran out
     BREAKPOINT = auto()  # an address given to set_breakpoints() is about to execute
     TRIPLE_FAULT = auto()
@@ -88,7 +89,6 @@ class Fault(NamedTuple):
 
     vector: int
     error_code: int
-    is_software: bool  # INT n, INT3, INTO
 
 
 class EptViolation(NamedTuple):
@@ -197,8 +197,10 @@ class Engine(Protocol):
     @property
     def interrupt_shadow(self) -> bool: ...  # STI or MOV SS
     def request_interrupt_window(self, wanted: bool) -> None: ...
+    def request_nmi_window(self, wanted: bool) -> None: ...
     def request_boundary(self) -> None: ...  # may be called from another thread
     def set_time_budget(self, cycles: int | None) -> None: ...  # BOUNDARY when used up
+    def set_instruction_budget(self, count: int | None) -> None: ...  # needs exact_counts()
     def advance(self, length: int) -> None: ...  # step RIP over the instruction, clear shadows
 
     # Running.

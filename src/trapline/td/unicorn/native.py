@@ -1,0 +1,564 @@
+"""The hooks that run inside the CPU core, assembled when an engine starts.
+
+Each is native because it must not be Python: either it may leave by longjmp (event delivery,
+forced exits), which must never cross a Python frame, or it runs for every translated block,
+TLB fill or exception and would drown the guest in calls into Python.
+
+The engine and its hooks share one control block, an array of u64 whose slots are named in
+`Slot`. Nothing native calls Python: an exit makes cpu_exec return, and Python goes on from
+there.
+"""
+
+import ctypes
+import mmap
+from enum import IntEnum
+from typing import Any
+
+from iced_x86 import Code, Register
+from unicorn import x86_const as x86
+from unicorn.unicorn_const import (
+    UC_HOOK_BLOCK,
+    UC_HOOK_CODE,
+    UC_HOOK_EDGE_GENERATED,
+    UC_HOOK_INSN,
+    UC_HOOK_INTR,
+)
+
+from trapline.model.errors import EngineMismatchError
+from trapline.td.unicorn.assembler import Assembler, CodePage
+from trapline.td.unicorn.layout import (
+    EXCP_VMEXIT,
+    KNOWN_VERSION,
+    MMU_FETCH,
+    MMU_KNOSMAP,
+    MMU_KSMAP,
+    MMU_USER,
+    SEGMENT_BASE,
+    SEGMENT_FLAGS,
+    SEGMENT_LIMIT,
+    SEGMENT_SIZE,
+    Cpu,
+    Env,
+    Fields,
+    HFlags,
+    Hook,
+    Library,
+    Segs,
+    Svm,
+    window,
+)
+
+_RAX, _RCX, _RDX, _RBX = Register.RAX, Register.RCX, Register.RDX, Register.RBX
+_RSI, _RDI = Register.RSI, Register.RDI
+_EAX, _ECX, _EDX, _ESI = Register.EAX, Register.ECX, Register.EDX, Register.ESI
+_R8 = Register.R8
+_ENV, _CPU = Register.R12, Register.R13  # in the INTR hook
+
+_RIP = Env.REGS + 16 * 8
+_TR = Env.SEGS + SEGMENT_SIZE * Segs.TR
+_CS_BASE = Env.SEGS + SEGMENT_SIZE * Segs.CS + SEGMENT_BASE
+_PRESENT = 0x8000
+_BUSY_TSS = 0x0B00
+_AC = 1 << 18
+
+
+class Slot(IntEnum):
+    """Index of each u64 in the control block."""
+
+    EXIT = 0  # 0x100 + exit code, IN_DELIVERY_FLAG if an event was being delivered; 0: none
+    INFO = 1  # the exit's error code
+    CODE = 2  # the first 8 bytes of the instruction, 0 if they cross a page or are not there
+    GLA = 3  # linear address of the last TLB fill
+    ACCESS = 4  # its kind: 0 load, 1 store, 2 fetch
+    BYTES = 5  # code bytes entered so far: the base of virtual time
+    LIMIT = 6  # exit with Svm.INTR when BYTES would pass this
+    STEP = 7  # 1: let the next block pass the limit
+    KIND = 8  # event to deliver: Delivery
+    VECTOR = 9
+    ERROR = 10
+    OLD = 11  # what a fault during the delivery is combined with (old_exception)
+    NEXT_RIP = 12  # return address of a software interrupt
+    IN_KIND = 13  # the event being delivered, 0 when none
+    IN_VECTOR = 14
+    IN_ERROR = 15
+    WANTED = 16  # interrupt_request on the next entry
+    COUNT = 17  # instructions, while they are counted
+    COUNT_LIMIT = 18  # exit with Svm.COUNT before the instruction that would pass it
+    SKIP = 19  # a breakpoint here does not fire, once
+    TRAPPED = 20  # bit per vector: leave with an exit rather than deliver
+    SKIPPED = 21  # the breakpoint that passed last
+    DELIVERED = 24  # 32 counters: exceptions delivered without Python, by vector
+    END = 56
+
+
+class Delivery(IntEnum):
+    """Slot.KIND."""
+
+    NONE = 0
+    EXCEPTION = 1
+    INTERRUPT = 2  # external, NMI included: no error code
+    SOFTWARE = 3  # INT n, INT3
+
+
+IN_DELIVERY_FLAG = 1 << 16
+NEVER = (1 << 63) - 1
+COUNT_START = 1 << 62  # of Slot.COUNT, which exits also lower while nothing is counted
+
+LOG_ENTRIES = 8191  # translations remembered between two restores
+
+# Ranges of a hook. Unicorn takes begin > end as everywhere; the other is not canonical.
+_EVERYWHERE = (1, 0)
+_NOWHERE = (1 << 62, 1 << 62)
+
+
+class NativeHooks:
+    """The assembled hooks of one CPU, registered with Unicorn; owns the control block."""
+
+    def __init__(self, library: Library, fields: Fields) -> None:
+        self._library = library
+        self._fields = fields
+        self._block = mmap.mmap(-1, mmap.PAGESIZE)
+        self._anchor = (ctypes.c_char * mmap.PAGESIZE).from_buffer(self._block)
+        self.control_address = ctypes.addressof(self._anchor)
+        self.slots = memoryview(self._block).cast("Q")
+        self.slots[Slot.LIMIT] = NEVER
+        self.slots[Slot.COUNT_LIMIT] = NEVER
+        self.slots[Slot.SKIP] = NEVER
+        self.slots[Slot.SKIPPED] = NEVER
+        self._log = mmap.mmap(-1, 16 + 16 * LOG_ENTRIES)
+        self._log_anchor = (ctypes.c_char * len(self._log)).from_buffer(self._log)
+        self._log_address = ctypes.addressof(self._log_anchor)
+        # Count, nothing, then (host address, size) of each block translated.
+        self.translated = memoryview(self._log).cast("Q")
+        self._page = CodePage()
+        place = self._page.place
+        self.enter = ctypes.CFUNCTYPE(ctypes.c_uint32)(place(self._assemble_enter()))
+        self._counter_hook = place(self._assemble_counter())
+        self._breakpoint_hook = place(self._assemble_breakpoint())
+        self._counter: int | None = None
+        self._breakpoints: list[int] = []
+        self._add(UC_HOOK_INTR, place(self._assemble_interrupt()), self.control_address)
+        self._add(UC_HOOK_BLOCK, place(self._assemble_block()), self.control_address)
+        for instruction, hook in (
+            (x86.UC_X86_INS_IN, self._assemble_io(is_in=True)),
+            (x86.UC_X86_INS_OUT, self._assemble_io(is_in=False)),
+            (x86.UC_X86_INS_SYSCALL, self._assemble_leave(Svm.SYSCALL)),
+            (x86.UC_X86_INS_SYSENTER, self._assemble_leave(Svm.SYSENTER)),
+        ):
+            self._add(UC_HOOK_INSN, place(hook), fields.env, instruction=instruction)
+        self._add(UC_HOOK_EDGE_GENERATED, place(self._assemble_translated()), self._log_address)
+        # The class structure belongs to this CPU alone: uc_open allocates one for each.
+        fields.tlb_fill[0] = place(self._assemble_tlb_fill())
+
+    def hook_instructions(self, *, count: bool, breakpoints: frozenset[int]) -> None:
+        """Choose what calls the CODE hooks; the caller flushes translations.
+
+        Unicorn frees deleted hooks only at the end of uc_emu_start, which is never called
+        here. Hooks are therefore kept, and parked where no instruction can be.
+        """
+        if count and self._counter is None:
+            self._counter = self._add_code_hook(self._counter_hook)
+        if self._counter is not None:
+            _place_hook(self._counter, *(_EVERYWHERE if count else _NOWHERE))
+        while len(self._breakpoints) < len(breakpoints):
+            self._breakpoints.append(self._add_code_hook(self._breakpoint_hook))
+        parked = [_NOWHERE] * (len(self._breakpoints) - len(breakpoints))
+        ranges = [(address, address) for address in sorted(breakpoints)] + parked
+        for hook, (begin, end) in zip(self._breakpoints, ranges, strict=True):
+            _place_hook(hook, begin, end)
+
+    def close(self) -> None:
+        """Free the memory; the CPU must be gone."""
+        self._page.close()
+        self.slots.release()
+        self.translated.release()
+        del self._anchor
+        del self._log_anchor
+        self._block.close()
+        self._log.close()
+
+    def _add(self, kind: int, callback: int, data: int, *, instruction: int | None = None) -> int:
+        """Register a hook; its handle is the address of Unicorn's struct hook."""
+        handle = ctypes.c_size_t()
+        arguments: list[Any] = [
+            ctypes.c_void_p(self._fields.uc),
+            ctypes.byref(handle),
+            ctypes.c_int(kind),
+            ctypes.c_void_p(callback),
+            ctypes.c_void_p(data),
+            ctypes.c_uint64(_EVERYWHERE[0]),
+            ctypes.c_uint64(_EVERYWHERE[1]),
+        ]
+        if instruction is not None:
+            arguments.append(ctypes.c_int(instruction))
+        self._library.check(self._library.uc_hook_add(*arguments), "uc_hook_add")
+        return handle.value
+
+    def _add_code_hook(self, callback: int) -> int:
+        hook = self._add(UC_HOOK_CODE, callback, self.control_address)
+        if tuple(window(hook + Hook.BEGIN, 16, "Q")) != _EVERYWHERE:
+            raise EngineMismatchError(
+                "unicorn's hooks have another layout than the one known: "
+                f"install unicorn=={KNOWN_VERSION} from PyPI"
+            )
+        return hook
+
+    def _address(self, name: str) -> int:
+        return self._library.address(name)
+
+    def _assemble_enter(self) -> Assembler:
+        """Assemble `u32 enter(void)`: run until the next exit.
+
+        Native, so that one call without arguments does it all. cpu_exec is called directly:
+        uc_emu_start would reset the exception index and flush translations.
+        """
+        a = Assembler()
+        a.push(_RBX)
+        a.set(_RBX, self.control_address)
+        a.set(Register.RSI, self._fields.cpu)
+        a.store_imm(_RBX, Slot.EXIT * 8, 0, 8)
+        a.load(_EAX, _RBX, Slot.WANTED * 8)
+        a.store(_RSI, Cpu.INTERRUPT_REQUEST, _EAX)
+        a.store_imm(_RSI, Cpu.EXIT_REQUEST, 0, 1)
+        a.store_imm(_RSI, Cpu.HALTED, 0, 4)
+        a.store_imm(_RSI, Cpu.EXCEPTION_INDEX, -1, 4)
+        a.mem_imm(Code.CMP_RM64_IMM8, _RBX, Slot.KIND * 8, 0)
+        a.jump(Code.JE_REL32_64, "no event")
+        # Any index makes cpu_exec call the INTR hook first; the hook finds the event.
+        a.store_imm(_RSI, Cpu.EXCEPTION_INDEX, EXCP_VMEXIT + Svm.DELIVER, 4)
+        a.jump(Code.JMP_REL32_64, "no skip")
+        a.label("no event")
+        # A breakpoint passes only when the guest resumes where it was hit.
+        a.load(_RAX, _RBX, Slot.SKIP * 8)
+        a.set(_RDX, self._fields.env)
+        a.reg_mem(Code.CMP_R64_RM64, _RAX, _RDX, _RIP)
+        a.jump(Code.JE_REL32_64, "run")
+        a.label("no skip")
+        a.store_imm(_RBX, Slot.SKIP * 8, -1, 8)
+        a.label("run")
+        a.set(_RDI, self._fields.uc)
+        a.call(self._address("cpu_exec"))
+        a.pop(_RBX)
+        a.ret()
+        return a
+
+    def _assemble_interrupt(self) -> Assembler:
+        """Assemble the INTR hook: `void (uc, u32 index, control)`.
+
+        Native, because a fault while an event is delivered leaves by longjmp, and so that
+        the guest's own exceptions (#PF above all) never enter Python.
+        """
+        a = Assembler()
+        a.push(_RBX)
+        a.push(_ENV)
+        a.push(_CPU)
+        a.move(_RBX, _RDX)
+        a.set(_ENV, self._fields.env)
+        a.set(_CPU, self._fields.cpu)
+        a.move(_ESI, _ESI)  # clears the upper half
+        a.mem_imm(Code.CMP_RM64_IMM8, _RBX, Slot.KIND * 8, 0)
+        a.jump(Code.JNE_REL32_64, "deliver")
+        a.reg_imm(Code.CMP_RM32_IMM32, _ESI, EXCP_VMEXIT)
+        a.jump(Code.JAE_REL32_64, "exit")
+        self._assemble_guest_exception(a)
+        self._assemble_requested_event(a)
+        self._assemble_delivery(a)
+        self._assemble_exit(a)
+        a.label("return")
+        a.pop(_CPU)
+        a.pop(_ENV)
+        a.pop(_RBX)
+        a.ret()
+        return a
+
+    @staticmethod
+    def _assemble_guest_exception(a: Assembler) -> None:
+        """Prepare an exception of the guest that nobody asked to see.
+
+        Double faults are made after the core looked at the intercept bits, hence a second
+        look here.
+        """
+        a.load(_RAX, _RBX, Slot.TRAPPED * 8)
+        a.reg_reg(Code.BT_RM64_R64, _RAX, _RSI)
+        a.jump(Code.JB_REL32_64, "trapped")
+        a.reg_imm(Code.CMP_RM32_IMM32, _ESI, 32)
+        a.jump(Code.JAE_REL32_64, "counted")
+        a.mem_index(Code.INC_RM64, _RBX, _RSI, Slot.DELIVERED * 8)
+        a.label("counted")
+        # A fault did not complete its instruction; the trap #DB (1) did.
+        a.reg_imm(Code.CMP_RM32_IMM32, _ESI, 1)
+        a.jump(Code.JE_REL32_64, "completed")
+        a.mem(Code.DEC_RM64, _RBX, Slot.COUNT * 8)
+        a.label("completed")
+        a.store_imm(_RBX, Slot.IN_KIND * 8, Delivery.EXCEPTION, 8)
+        a.store(_RBX, Slot.IN_VECTOR * 8, _RSI)
+        a.load(_EAX, _ENV, Env.ERROR_CODE)
+        a.store(_RBX, Slot.IN_ERROR * 8, _RAX)
+        a.jump(Code.JMP_REL32_64, "exception")
+
+    @staticmethod
+    def _assemble_requested_event(a: Assembler) -> None:
+        """Take the event that Python left in the control block."""
+        a.label("deliver")
+        a.load(_RAX, _RBX, Slot.KIND * 8)
+        a.load(_RSI, _RBX, Slot.VECTOR * 8)
+        a.load(_RCX, _RBX, Slot.ERROR * 8)
+        a.store_imm(_RBX, Slot.KIND * 8, Delivery.NONE, 8)
+        a.store(_RBX, Slot.IN_KIND * 8, _RAX)
+        a.store(_RBX, Slot.IN_VECTOR * 8, _RSI)
+        a.store(_RBX, Slot.IN_ERROR * 8, _RCX)
+        a.store(_CPU, Cpu.EXCEPTION_INDEX, _ESI)
+        a.store(_ENV, Env.ERROR_CODE, _ECX)
+        a.load(_EDX, _RBX, Slot.OLD * 8)
+        a.store(_ENV, Env.OLD_EXCEPTION, _EDX)
+        a.store_imm(_ENV, Env.EXCEPTION_IS_INT, 0, 4)
+        a.reg_imm(Code.CMP_RM64_IMM8, _RAX, Delivery.INTERRUPT)
+        a.jump(Code.JE_REL32_64, "interrupt")
+        a.reg_imm(Code.CMP_RM64_IMM8, _RAX, Delivery.SOFTWARE)
+        a.jump(Code.JNE_REL32_64, "exception")
+        a.load(_RDX, _RBX, Slot.NEXT_RIP * 8)
+        a.store(_ENV, Env.EXCEPTION_NEXT_EIP, _RDX)
+        a.store_imm(_ENV, Env.EXCEPTION_IS_INT, 1, 4)
+
+    def _assemble_delivery(self, a: Assembler) -> None:
+        """Push the frame and go through the IDT; may longjmp back into cpu_exec."""
+        a.label("exception")
+        self._assemble_tss_guard(a, "exception ready")
+        a.move(_RDI, _CPU)
+        a.call(self._address("x86_cpu_do_interrupt"))
+        a.jump(Code.JMP_REL32_64, "delivered")
+        a.label("interrupt")
+        self._assemble_tss_guard(a, "interrupt ready")
+        a.move(_RDI, _ENV)
+        a.move(_EDX, _EAX)  # is_hw: not zero
+        a.call(self._address("do_interrupt_x86_hardirq"))
+        a.label("delivered")
+        a.store_imm(_RBX, Slot.IN_KIND * 8, Delivery.NONE, 8)
+        # Must not stay set: cpu_exec would move RIP on the next event.
+        a.store_imm(_ENV, Env.EXCEPTION_IS_INT, 0, 4)
+        a.store_imm(_ENV, Env.OLD_EXCEPTION, -1, 4)
+        a.jump(Code.JMP_REL32_64, "return")
+
+    def _assemble_exit(self, a: Assembler) -> None:
+        """Note the exit and make cpu_exec return."""
+        a.label("trapped")
+        a.reg_imm(Code.ADD_RM32_IMM32, _ESI, EXCP_VMEXIT + Svm.EXCEPTION)
+        a.store_imm(_ENV, Env.OLD_EXCEPTION, -1, 4)
+        a.label("exit")
+        a.mem_imm(Code.CMP_RM64_IMM8, _RBX, Slot.IN_KIND * 8, 0)
+        a.jump(Code.JE_REL32_64, "plain")
+        a.reg_imm(Code.OR_RM32_IMM32, _ESI, IN_DELIVERY_FLAG)
+        a.label("plain")
+        a.store(_RBX, Slot.EXIT * 8, _RSI)
+        a.load(_EAX, _ENV, Env.ERROR_CODE)
+        a.store(_RBX, Slot.INFO * 8, _RAX)
+        # With a request still set, cpu_exec would take that exit too and lose this one.
+        a.store_imm(_CPU, Cpu.INTERRUPT_REQUEST, 0, 4)
+        a.store_imm(_CPU, Cpu.EXIT_REQUEST, 1, 1)
+        a.store_imm(_ENV, Env.EXCEPTION_IS_INT, 0, 4)
+        a.store_imm(_RBX, Slot.CODE * 8, 0, 8)
+        # Exits between instructions, or while an event is delivered, have none to show.
+        for code in (Svm.INTR, Svm.VINTR, Svm.COUNT):
+            a.reg_imm(Code.CMP_RM32_IMM32, _ESI, EXCP_VMEXIT + code)
+            a.jump(Code.JE_REL32_64, "return")
+        a.reg_imm(Code.CMP_RM32_IMM32, _ESI, IN_DELIVERY_FLAG)
+        a.jump(Code.JAE_REL32_64, "return")
+        # The instruction was counted when it started, and has not executed.
+        a.mem(Code.DEC_RM64, _RBX, Slot.COUNT * 8)
+        # A breakpoint that let this instruction pass does so again when it is retried.
+        a.load(_RAX, _RBX, Slot.SKIPPED * 8)
+        a.store_imm(_RBX, Slot.SKIPPED * 8, -1, 8)
+        a.reg_mem(Code.CMP_R64_RM64, _RAX, _ENV, _RIP)
+        a.jump(Code.JNE_REL32_64, "not skipped")
+        a.store(_RBX, Slot.SKIP * 8, _RAX)
+        a.label("not skipped")
+        # An EPT violation may be the fetch itself.
+        a.reg_imm(Code.CMP_RM32_IMM32, _ESI, EXCP_VMEXIT + Svm.NPF)
+        a.jump(Code.JE_REL32_64, "return")
+        self._assemble_code_bytes(a)
+
+    @staticmethod
+    def _assemble_tss_guard(a: Assembler, label: str) -> None:
+        """Make an absent TSS an empty one.
+
+        A guest may load a null task register; the core aborts the process on the next stack
+        switch. With a limit of 0 the switch is a #TS instead.
+        """
+        a.mem_imm(Code.TEST_RM32_IMM32, _ENV, _TR + SEGMENT_FLAGS, _PRESENT)
+        a.jump(Code.JNE_REL32_64, label)
+        a.mem_imm(Code.OR_RM32_IMM32, _ENV, _TR + SEGMENT_FLAGS, _PRESENT | _BUSY_TSS)
+        a.store_imm(_ENV, _TR + SEGMENT_LIMIT, 0, 4)
+        a.label(label)
+
+    def _assemble_code_bytes(self, a: Assembler) -> None:
+        """Copy the instruction's first 8 bytes to Slot.CODE through the core's own TLB.
+
+        The page was just executed from, so this hits; a walk from Python costs microseconds.
+        """
+        a.load(_RSI, _ENV, _RIP)
+        a.reg_mem(Code.ADD_R64_RM64, _RSI, _ENV, _CS_BASE)
+        a.move(_EAX, _ESI)
+        a.reg_imm(Code.AND_RM32_IMM32, _EAX, 0xFFF)
+        a.reg_imm(Code.CMP_RM32_IMM32, _EAX, 0xFF8)
+        a.jump(Code.JA_REL32_64, "return")
+        self._assemble_host_address(a, "code")
+        a.reg_reg(Code.TEST_RM64_R64, _RAX, _RAX)
+        a.jump(Code.JE_REL32_64, "return")
+        a.load(_RAX, _RAX, 0)
+        a.store(_RBX, Slot.CODE * 8, _RAX)
+
+    def _assemble_host_address(self, a: Assembler, name: str) -> None:
+        """Put the host address of the code at linear address RSI into RAX; 0: not in RAM."""
+        a.load(_EAX, _ENV, Env.HFLAGS)
+        a.move(_EDX, _EAX)
+        a.reg_imm(Code.AND_RM32_IMM8, _EDX, HFlags.CPL)
+        a.reg_imm(Code.CMP_RM32_IMM8, _EDX, 3)
+        a.reg_imm(Code.MOV_R32_IMM32, _ECX, MMU_USER)
+        a.jump(Code.JE_REL32_64, f"look {name}")
+        a.reg_imm(Code.MOV_R32_IMM32, _ECX, MMU_KNOSMAP)
+        a.reg_imm(Code.TEST_RM32_IMM32, _EAX, HFlags.SMAP)
+        a.jump(Code.JE_REL32_64, f"look {name}")
+        a.mem_imm(Code.TEST_RM32_IMM32, _ENV, Env.EFLAGS, _AC)
+        a.jump(Code.JNE_REL32_64, f"look {name}")
+        a.reg_imm(Code.MOV_R32_IMM32, _ECX, MMU_KSMAP)
+        a.label(f"look {name}")
+        a.reg_imm(Code.MOV_R32_IMM32, _EDX, MMU_FETCH)
+        a.move(_RDI, _ENV)
+        a.call(self._address("tlb_vaddr_to_host"))
+
+    def _assemble_translated(self) -> Assembler:
+        """Assemble the hook for a new translation: `void (uc, block, previous, log)`.
+
+        Notes the host address of the block's first byte and its size, so that a restore can
+        drop what was translated from code that the restore takes back. Native, because it
+        runs inside the core for each new block.
+        """
+        a = Assembler()
+        a.push(_RBX)
+        a.push(_ENV)
+        a.push(_CPU)
+        a.move(_RBX, _RCX)
+        a.set(_ENV, self._fields.env)
+        a.move(_CPU, _RSI)  # the block: u64 address, u16 instructions, u16 size
+        a.reg_mem(Code.MOV_R64_RM64, _RAX, _RBX, 0)
+        a.reg_imm(Code.CMP_RM64_IMM32, _RAX, LOG_ENTRIES)
+        a.jump(Code.JAE_REL32_64, "full")
+        a.load(_RSI, _CPU, 0)
+        self._assemble_host_address(a, "block")
+        a.load(_RCX, _RBX, 0)
+        a.mem(Code.INC_RM64, _RBX, 0)
+        a.reg_imm(Code.SHL_RM64_IMM8, _RCX, 4)
+        a.reg_reg(Code.ADD_R64_RM64, _RBX, _RCX)
+        a.store(_RBX, 16, _RAX)
+        a.reg_mem(Code.MOVZX_R32_RM16, _EAX, _CPU, 10)
+        a.store(_RBX, 24, _RAX)
+        a.label("full")
+        a.pop(_CPU)
+        a.pop(_ENV)
+        a.pop(_RBX)
+        a.ret()
+        return a
+
+    def _assemble_block(self) -> Assembler:
+        """Assemble the BLOCK hook: `void (uc, u64 address, u32 size, control)`.
+
+        Native, because it runs for each block. It is what makes a loop without events give
+        way: it counts code bytes and exits at the limit, before the block has run.
+        """
+        a = Assembler()
+        a.move(_EDX, _EDX)
+        a.reg_mem(Code.ADD_R64_RM64, _RDX, _RCX, Slot.BYTES * 8)
+        a.reg_mem(Code.CMP_R64_RM64, _RDX, _RCX, Slot.LIMIT * 8)
+        a.jump(Code.JG_REL32_64, "limit")
+        a.label("pass")
+        a.store(_RCX, Slot.BYTES * 8, _RDX)
+        a.ret()
+        a.label("limit")
+        a.mem_imm(Code.CMP_RM64_IMM8, _RCX, Slot.STEP * 8, 0)
+        a.store_imm(_RCX, Slot.STEP * 8, 0, 8)
+        a.jump(Code.JNE_REL32_64, "pass")
+        a.set(_RDI, self._fields.env)
+        self._exit_now(a, Svm.INTR)
+        return a
+
+    def _assemble_counter(self) -> Assembler:
+        """Assemble the CODE hook that counts: same arguments as the BLOCK hook.
+
+        Native, because it runs for each instruction.
+        """
+        a = Assembler()
+        a.load(_RAX, _RCX, Slot.COUNT * 8)
+        a.reg_mem(Code.CMP_R64_RM64, _RAX, _RCX, Slot.COUNT_LIMIT * 8)
+        a.jump(Code.JGE_REL32_64, "limit")
+        a.mem(Code.INC_RM64, _RCX, Slot.COUNT * 8)
+        a.ret()
+        a.label("limit")
+        a.set(_RDI, self._fields.env)
+        self._exit_now(a, Svm.COUNT)
+        return a
+
+    def _exit_now(self, a: Assembler, code: int) -> None:
+        """Leave the guest with an exit; RDI is env, RSP as at the hook's first instruction."""
+        a.reg_imm(Code.MOV_R32_IMM32, _ESI, code)
+        a.reg_reg(Code.XOR_RM32_R32, _EDX, _EDX)
+        a.reg_reg(Code.XOR_RM32_R32, _ECX, _ECX)
+        a.reg_imm(Code.SUB_RM64_IMM8, Register.RSP, 8)
+        a.call(self._address("cpu_vmexit"))
+
+    def _assemble_breakpoint(self) -> Assembler:
+        """Assemble the CODE hook of one address: exits unless Slot.SKIP lets it pass once."""
+        a = Assembler()
+        a.reg_mem(Code.CMP_R64_RM64, _RSI, _RCX, Slot.SKIP * 8)
+        a.jump(Code.JNE_REL32_64, "hit")
+        a.store(_RCX, Slot.SKIPPED * 8, _RSI)
+        a.store_imm(_RCX, Slot.SKIP * 8, -1, 8)
+        a.ret()
+        a.label("hit")
+        a.set(_RDI, self._fields.env)
+        self._exit_now(a, Svm.BREAKPOINT)
+        return a
+
+    def _assemble_io(self, *, is_in: bool) -> Assembler:
+        """Assemble the IN or OUT hook: `(uc, u32 port, u32 size, [u32 value,] env)`.
+
+        Native, because the core's I/O intercept is compiled out and this restores it: the
+        exit longjmps. The information word is SVM's: port << 16, size << 4, bit 0 for IN.
+        """
+        a = Assembler()
+        a.move(_RDI, _RCX if is_in else _R8)
+        a.reg_imm(Code.SHL_RM32_IMM8, _EDX, 4)
+        a.reg_imm(Code.SHL_RM32_IMM8, _ESI, 16)
+        a.reg_reg(Code.OR_RM32_R32, _EDX, _ESI)
+        if is_in:
+            a.reg_imm(Code.OR_RM32_IMM8, _EDX, 1)
+        a.reg_imm(Code.MOV_R32_IMM32, _ESI, Svm.IOIO)
+        a.reg_reg(Code.XOR_RM32_R32, _ECX, _ECX)
+        a.reg_imm(Code.SUB_RM64_IMM8, Register.RSP, 8)
+        a.call(self._address("cpu_vmexit"))
+        return a
+
+    def _assemble_leave(self, code: int) -> Assembler:
+        """Assemble the hook of an instruction the core only pretends to know: `(uc, env)`."""
+        a = Assembler()
+        a.move(_RDI, _RSI)
+        self._exit_now(a, code)
+        return a
+
+    def _assemble_tlb_fill(self) -> Assembler:
+        """Assemble a step in front of the core's TLB fill, which notes address and access.
+
+        An EPT violation tells only the GPA; this keeps the GLA that caused it. Native,
+        because it runs for each TLB miss.
+        """
+        a = Assembler()
+        a.set(_RAX, self.control_address)
+        a.store(_RAX, Slot.GLA * 8, _RSI)
+        a.move(_ECX, _ECX)
+        a.store(_RAX, Slot.ACCESS * 8, _RCX)
+        a.tail_call(self._address("x86_cpu_tlb_fill"))
+        return a
+
+
+def _place_hook(hook: int, begin: int, end: int) -> None:
+    where = window(hook + Hook.BEGIN, 16, "Q")
+    where[0], where[1] = begin, end

@@ -1,0 +1,124 @@
+"""Freeze, save and restore: the state of one CPU and its RAM, in microseconds.
+
+RAM is copy-on-write over a frozen copy, so a restore drops the pages written since. Code
+translated from such pages is dropped too.
+"""
+
+import ctypes
+from typing import Any, Final, NamedTuple
+
+from trapline.td.unicorn.exits import Exits
+from trapline.td.unicorn.layout import Env
+from trapline.td.unicorn.native import LOG_ENTRIES, Slot
+
+_PAGE: Final = 4096
+_CPU_STATE: Final = Env.RESET_END
+_CONTROL: Final = Slot.END * 8
+_DR7: Final = Env.DR // 8 + 7
+_DR7_ENABLED: Final = 0xFF
+_NO_BREAKPOINTS: Final = bytes(32)
+
+# Attributes of the engine that are part of its state.
+_ATTRIBUTES: Final = (
+    "_base_cycles",
+    "_budget",
+    "_cr_write",
+    "_ept",
+    "_fault",
+    "_interrupted",
+    "_kicked",
+    "_nmi_blocked",
+    "_nmi_window",
+    "_noise",
+    "_random",
+    "_trapped",
+    "_triple_fault",
+    "_vectoring",
+)
+
+
+class SavedState(NamedTuple):
+    """One snapshot. `generation` is the freeze whose RAM it belongs to."""
+
+    generation: int
+    cpu: bytes
+    control: bytes
+    attributes: tuple[Any, ...]
+    other_msrs: dict[int, int]
+    nested: tuple[int, int, bytes]
+
+
+class Snapshots(Exits):
+    """Snapshots of the engine; taken and restored outside `run`, or in its handler."""
+
+    _stale_tlb: bool
+
+    def freeze(self) -> SavedState:
+        """Make RAM copy-on-write from here and return a snapshot of all state.
+
+        Snapshots of an earlier freeze can no longer be restored.
+        """
+        self._ram.freeze()
+        self._hooks.translated[0] = 0
+        return self.save()
+
+    def save(self) -> SavedState:
+        """Return the CPU's state; RAM on `restore` is that of the last freeze."""
+        cpu = bytearray(ctypes.string_at(self._fields.env, _CPU_STATE))
+        cpu[Env.HW_BREAKPOINTS : Env.HW_BREAKPOINTS + 32] = _NO_BREAKPOINTS
+        return SavedState(
+            self._ram.generation,
+            bytes(cpu),
+            ctypes.string_at(self._hooks.control_address, _CONTROL),
+            tuple(getattr(self, name) for name in _ATTRIBUTES),
+            dict(self._other_msrs),
+            self._nested.save(),
+        )
+
+    def restore(self, snapshot: SavedState) -> None:
+        """Return to a snapshot: CPU, RAM, second-level tables, time and counters."""
+        if snapshot.generation != self._ram.generation or not snapshot.generation:
+            raise ValueError("the snapshot belongs to RAM that was frozen anew since")
+        stale = self._stale_translations()
+        self._ram.restore()
+        self._nested.load(snapshot.nested)
+        for at in stale:
+            self.code_changed(at, _PAGE)
+        self._load_cpu(snapshot.cpu)
+        ctypes.memmove(self._hooks.control_address, snapshot.control, _CONTROL)
+        for name, value in zip(_ATTRIBUTES, snapshot.attributes, strict=True):
+            setattr(self, name, value)
+        self._other_msrs = dict(snapshot.other_msrs)
+        self._stale_tlb = True
+
+    def _load_cpu(self, cpu: bytes) -> None:
+        """Copy the state in; hardware breakpoints are the core's own lists, so via DR7."""
+        old = self._env64[_DR7]
+        if old & _DR7_ENABLED:
+            self._library.cpu_x86_update_dr7(self._fields.env, 0)
+        ctypes.memmove(self._fields.env, cpu, _CPU_STATE)
+        new = self._env64[_DR7]
+        if new & _DR7_ENABLED:
+            self._env64[_DR7] = 0x400
+            self._library.cpu_x86_update_dr7(self._fields.env, new)
+
+    def _stale_translations(self) -> set[int]:
+        """GPAs of pages with code translated since the last restore from changed bytes."""
+        log, ram = self._hooks.translated, self._ram
+        count, log[0] = log[0], 0
+        if count == LOG_ENTRIES:
+            self._library.tb_flush(self._fields.cpu)
+            return set()
+        stale = set()
+        for entry in range(2, 2 + 2 * count, 2):
+            host, size = log[entry], log[entry + 1]
+            at = host - ram.address
+            if not 0 <= at < ram.size:
+                continue
+            if at % _PAGE + size > _PAGE:
+                # The second page may be anywhere: it is rare enough to start over.
+                self._library.tb_flush(self._fields.cpu)
+                return set()
+            if ram.differs_from_frozen(host, size):
+                stale.add(at - at % _PAGE)
+        return stale
