@@ -313,6 +313,17 @@ def test_compressed_file_with_something_else_inside(tmp_path):
         ElfFile.open(path)
 
 
+def test_names_cannot_break_out_of_a_line():
+    parts = [
+        Part(".text\n\x1b[31mred", TEXT, flags=SHF_ALLOC),
+        *symbols([("two\nlines", 0, 1, 2, 1), ("größe", 0, 1, 2, 1)], link=3),
+    ]
+    with ElfFile.open(build_elf(parts)) as elf:
+        assert elf.sections[1].name == r".text\n\x1b[31mred"
+        assert elf.symbols.names == ["", r"two\nlines", "größe"]
+        assert elf.symbols.name(1) == r"two\nlines"
+
+
 def exercise(image):
     with ElfFile.open(image) as elf:
         for section in elf.sections:

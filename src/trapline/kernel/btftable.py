@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import numpy as np
 
+from trapline.kernel.names import decode_name
 from trapline.model.errors import BadImageError
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class TypeTable:
         self._decoded_size += stop - start
         if stop < 0 or self._decoded_size > _MAX_STRINGS:
             raise BadImageError(f"{self.name}: a BTF name is outside of the strings or too long.")
-        name = self._strings[start:stop].decode("utf-8", "replace")
+        name = decode_name(self._strings[start:stop])
         self._decoded[offset] = name
         return name
 

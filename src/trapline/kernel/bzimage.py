@@ -17,6 +17,7 @@ from typing import Final
 from trapline.kernel import compression
 from trapline.kernel.elf import ElfFile
 from trapline.kernel.mapping import mapped
+from trapline.kernel.names import decode_name
 from trapline.model.errors import BadImageError
 
 XLF_KERNEL_64: Final = 1 << 0
@@ -175,7 +176,7 @@ def _version(image: bytes | memoryview, pointer: int) -> str | None:
         return None
     start = _VERSION_BASE + pointer
     text, end, _ = bytes(image[start : start + _MAX_VERSION]).partition(b"\0")
-    return text.decode("utf-8", "replace") if end and text else None
+    return decode_name(text) if end and text else None
 
 
 def _candidates(view: memoryview) -> list[int]:

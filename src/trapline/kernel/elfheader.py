@@ -7,6 +7,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from trapline.kernel.names import decode_name
 from trapline.model.errors import BadImageError
 
 if TYPE_CHECKING:
@@ -87,7 +88,5 @@ def parse_notes(section: str, data: memoryview) -> "Iterator[Note]":
         if start + size > len(data):
             return
         owner = bytes(data[name_at : name_at + name_size]).rstrip(b"\0")
-        yield Note(
-            section, owner.decode("ascii", "replace"), kind, bytes(data[start : start + size])
-        )
+        yield Note(section, decode_name(owner), kind, bytes(data[start : start + size]))
         position = start + (size + 3 & ~3)

@@ -9,6 +9,7 @@ from trapline.kernel import bzimage, deb, distributions, kconfig, layout, module
 from trapline.kernel.elf import ElfFile
 from trapline.kernel.files import KernelFiles, ModuleFile
 from trapline.kernel.mapping import mapped
+from trapline.kernel.names import decode_name
 from trapline.model.errors import KernelNotFoundError
 
 Announce = Callable[[str], None]
@@ -77,7 +78,7 @@ def kind_of(path: Path) -> tuple[Kind, str | None]:
 
 def _first_match(pattern: re.Pattern[bytes], elf: ElfFile, section: str) -> str | None:
     match = pattern.search(elf.contents(section))
-    return None if match is None else match[1].decode("ascii", "replace")
+    return None if match is None else decode_name(match[1])
 
 
 def _from_release(release: str, modules: Path | None, root: Path) -> KernelFiles:
@@ -121,7 +122,7 @@ def _from_build_tree(tree: Path, modules: Path | None) -> KernelFiles:
     vmlinux = tree / "vmlinux"
     release_file = tree / "include/config/kernel.release"
     if layout.is_file(release_file):
-        release: str | None = _read(release_file)[:128].decode("ascii", "replace").strip()
+        release: str | None = decode_name(_read(release_file)[:128].strip())
     else:
         release = kind_of(vmlinux)[1]
     if modules is None:
