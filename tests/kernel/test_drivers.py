@@ -169,6 +169,7 @@ UNITS = UnitMap(
         ("drivers/virtio/virtio_pci_modern.o", "virtio_pci"),
         ("drivers/virtio/virtio_pci_modern_dev.c", "virtio_pci_modern_dev"),
         ("drivers/nvme/host/pci.c", "nvme"),
+        ("drivers/nvme/host/pci.o", "nvme"),
         ("drivers/nvme/host/fabrics.o", "nvme_core"),
         ("drivers/nvme/host/zns.c", None),
         ("drivers/pci/pci.c", None),

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # when they are called: `trapline --help` must not load a CPU emulator.
 COMMANDS = {
     "scan": "scan",
+    "schema": "schema",
+    "filter": "filter",
 }
 
 

@@ -12,7 +12,6 @@
 The forms of `id` are described in `trapline.model.allow`.
 """
 
-import json
 import tomllib
 from functools import cache
 from importlib import resources
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import msgspec
 
 from trapline.model.allow import AllowEntry, AllowList, parse_id
+from trapline.model.document import Document
 from trapline.model.errors import BadInputFileError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _ID_PATTERN: Final = (
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
 
-class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Entry(Document, frozen=True, kw_only=True):
     """One `[[allow]]` table."""
 
     id: Annotated[
@@ -56,13 +56,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     note: Annotated[_Text | None, msgspec.Meta(description="what the name does not say")] = None
 
 
-class ListFile(
-    msgspec.Struct,
-    frozen=True,
-    forbid_unknown_fields=True,
-    kw_only=True,
-    rename={"schema_": "schema"},
-):
+class ListFile(Document, frozen=True, kw_only=True, rename={"schema_": "schema"}):
     """A whole file."""
 
     schema_: Literal["trapline/allow-list"]
@@ -81,9 +75,10 @@ def schema() -> dict[str, Any]:
     }
 
 
-def schema_text() -> str:
-    """Return `schema` as docs/schemas/allow-list.schema.json holds it."""
-    return json.dumps(schema(), indent=2) + "\n"
+def document(allow: AllowList) -> ListFile:
+    """Return a list as the file that `load` would read."""
+    entries = tuple(Entry(id=e.id, name=e.name, note=e.note) for e in allow.entries)
+    return ListFile(schema_=SCHEMA, version=VERSION, title=allow.title, allow=entries)
 
 
 def load(path: "Path | None" = None) -> AllowList:

@@ -74,7 +74,8 @@ class UnitMap:
         fitting = [name for name in names if base == name or base.startswith(name + "_")]
         if fitting:
             return max(fitting, key=len)
-        calling = [name for name in names if (posixpath.basename(unit), name) in self._initcalls]
+        file = posixpath.basename(stem) + ".c"
+        calling = [name for name in names if (file, name) in self._initcalls]
         return calling[0] if len(calling) == 1 else None
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from trapline.devicefilter import listfile
+from trapline.model.filter import FilterResult
 from trapline.model.scan import ScanResult
 from trapline.report.json_lines import DriverLine, HeadLine, MappingLine, SiteLine
 
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
 Schema = dict[str, Any]
 
 _DRAFT: Final = "https://json-schema.org/draft/2020-12/schema"
+
+
+def _filter() -> Schema:
+    return {
+        "$schema": _DRAFT,
+        "title": "trapline filter check --format json",
+        **msgspec.json.schema(FilterResult),
+    }
 
 
 def _scan() -> Schema:
@@ -42,6 +51,7 @@ def _scan_lines() -> Schema:
 #: Name -> what builds the schema.
 SCHEMAS: "Final[dict[str, Callable[[], Schema]]]" = {
     "allow-list": listfile.schema,
+    "filter": _filter,
     "scan": _scan,
     "scan-lines": _scan_lines,
 }

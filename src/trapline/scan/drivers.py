@@ -1,7 +1,8 @@
 """Whose code a site is: the driver it belongs to, or the subsystem of the kernel proper.
 
 A driver is a Kbuild module, loadable or built in. Code below drivers/ that is always built in is
-a driver too unless `trapline.scan.subsystems` says that it is part of the kernel proper.
+a driver too, unless `trapline.scan.subsystems` says that it is part of the kernel proper and it
+registers no driver of its file's name (drivers/char/hpet.c does, and binds to PNP0103).
 """
 
 import posixpath
@@ -112,9 +113,9 @@ class Attribution:
         if module := self._units.module_of(unit):
             return module if _is_driver_path(unit) else None
         rule = subsystems.path_rule(unit)
-        if not _is_driver_path(unit) or (rule is not None and rule.core):
-            return None
-        return posixpath.splitext(posixpath.basename(unit))[0].replace("-", "_")
+        name = posixpath.splitext(posixpath.basename(unit))[0].replace("-", "_")
+        is_core = rule is not None and rule.core and name not in self._tables
+        return name if _is_driver_path(unit) and not is_core else None
 
 
 def _unit(object_path: str | None, file: str | None) -> str | None:

@@ -1,0 +1,48 @@
+"""`trapline filter` as a user runs it."""
+
+import json
+
+import jsonschema
+import pytest
+
+from trapline.cli.main import run
+from trapline.devicefilter import listfile
+from trapline.model.errors import ExitCode
+
+
+def test_show_prints_the_eight_ids(capsysbinary):
+    assert run(["filter", "show"]) == ExitCode.CLEAN
+    out = capsysbinary.readouterr().out.decode()
+    for entry in listfile.load().entries:
+        assert entry.id in out
+
+
+def test_show_as_json_is_a_list_itself(capsysbinary, tmp_path):
+    path = tmp_path / "list.json"
+    assert run(["filter", "show", "--format", "json", "-o", str(path)]) == ExitCode.CLEAN
+    assert capsysbinary.readouterr().out == b""
+    jsonschema.validate(json.loads(path.read_bytes()), listfile.schema())
+    assert len(json.loads(path.read_bytes())["allow"]) == 8
+
+
+def test_a_bad_list_is_one_line_and_a_number(capsys, tmp_path):
+    path = tmp_path / "list.toml"
+    path.write_text("schema = 'trapline/allow-list'\nversion = 1\ntitle = 'x'\nallow = [1]")
+    for command in (["show"], ["check", str(tmp_path / "vmlinux")]):
+        code = run(["filter", *command, "--allow", str(path)])
+        captured = capsys.readouterr()
+        assert code == ExitCode.BAD_INPUT_FILE
+        assert captured.err == f"trapline: {path}: entry 1: expected `object`, got `int`.\n"
+
+
+def test_a_kernel_that_is_not_there(capsys, tmp_path):
+    code = run(["filter", "check", str(tmp_path / "vmlinux")])
+    assert code == ExitCode.KERNEL_NOT_FOUND
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["filter"], ["filter", "-h"], ["filter", "check", "-h"]])
+def test_help(arguments, capsys):
+    assert run(arguments) in {ExitCode.CLEAN, ExitCode.USAGE}
+    captured = capsys.readouterr()
+    assert "allow list" in captured.out + captured.err
