@@ -7,6 +7,7 @@ translated from such pages is dropped too.
 import ctypes
 from typing import Any, Final, NamedTuple
 
+from trapline.td.engine import Snapshot
 from trapline.td.unicorn.exits import Exits
 from trapline.td.unicorn.layout import Env
 from trapline.td.unicorn.native import LOG_ENTRIES, Slot
@@ -75,8 +76,10 @@ class Snapshots(Exits):
             self._nested.save(),
         )
 
-    def restore(self, snapshot: SavedState) -> None:
+    def restore(self, snapshot: Snapshot) -> None:
         """Return to a snapshot: CPU, RAM, second-level tables, time and counters."""
+        if not isinstance(snapshot, SavedState):
+            raise TypeError("the snapshot is not one of this engine")
         if snapshot.generation != self._ram.generation or not snapshot.generation:
             raise ValueError("the snapshot belongs to RAM that was frozen anew since")
         stale = self._stale_translations()
