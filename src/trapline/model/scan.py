@@ -1,7 +1,8 @@
 """The result document of `trapline scan`: schema "trapline/scan".
 
 It is the only contract between finding sites and showing them. Addresses are link-time
-addresses, written as hexadecimal strings since JSON numbers lose bits above 2**53.
+addresses; for a module, which has none before it is loaded, offsets in `section`. They are
+written as hexadecimal strings since JSON numbers lose bits above 2**53.
 """
 
 from typing import Final, Literal
@@ -46,8 +47,10 @@ class Site(Document, frozen=True, kw_only=True, rename={"trap": "class"}):
     `form` is "instruction" for an instruction that traps itself, "paravirt" for a pv_ops
     call that hides one, "call" for a call of an out-of-line accessor. `width` is in bytes,
     0 where the size is not fixed. `inlined` runs from the innermost frame outwards and does
-    not hold `function`, the out-of-line function the bytes belong to. `emulable` is whether
-    Linux's #VE handler emulates the form, `reason` says why or why not.
+    not hold `function`, the out-of-line function the bytes belong to. `object` is the object
+    file below the source tree. Code in .altinstr_replacement is copied to `origin` at boot: all
+    but `address` and `section` is then said of the origin. `emulable` is whether Linux's #VE
+    handler emulates the form, `reason` says why or why not.
     """
 
     id: str

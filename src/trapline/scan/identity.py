@@ -1,12 +1,13 @@
 """Finding ids: the same site has the same id in the next build of the kernel.
 
 An id is a hash of what a developer would say to name the site: the source object, the function,
-the functions inlined there, the accessor, the instruction without what a linker moves, and, where
-all that is the same, "the second one". No address and no line number goes in. The object stands
-for the module, so that a driver that is built in elsewhere keeps its ids.
+the functions inlined there, the accessor, the instruction without addresses and registers, and,
+where all that is the same, "the second one". No line number goes in. The object stands for the
+module, so that a driver that is built in elsewhere keeps its ids.
 """
 
 import hashlib
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from trapline.model.scan import Frame
 
 _SEPARATOR: Final = "\x1f"
+# Which registers a function uses changes with every line that is added to it.
+_REGISTER: Final = re.compile(r"%[a-z0-9]+")
 _DIGEST_BYTES: Final = 8  # two of 50,000 sites have the same id once in ten billion kernels
 
 #: What an id is made from, the ordinal excepted.
@@ -38,6 +41,7 @@ def key(
     that is not known; `instruction` its normalised text.
     """
     chain = (source_name(frame.function) for frame in inlined)
+    instruction = _REGISTER.sub("%", instruction)
     return (kind, place, source_name(function), *chain, "", accessor or "", instruction)
 
 

@@ -1,0 +1,289 @@
+"""Scans of tiny kernels: what is planted is found, its twin without the fault is clean."""
+
+from collections import Counter
+
+import msgspec
+import pytest
+
+import tiny_kernel
+from trapline.devicefilter.listfile import load
+from trapline.kernel.elf import ElfFile
+from trapline.kernel.files import KernelFiles, ModuleFile
+from trapline.model.errors import BadImageError, KernelNotFoundError
+from trapline.scan.engine import scan
+
+
+def files(vmlinux=None, modules=(), **rest):
+    return KernelFiles("6.12.0", vmlinux, None, tuple(modules), **rest)
+
+
+def module(path, debug="same", name=None):
+    name = name or path.name.partition(".")[0]
+    return ModuleFile(name, path, path if debug == "same" else debug, f"kernel/drivers/{name}.ko")
+
+
+def of(result, function):
+    return [site for site in result.sites if site.function == function]
+
+
+def briefly(site):
+    return (site.trap, site.form, site.access, site.width, site.accessor)
+
+
+@pytest.fixture(scope="module")
+def vmlinux(tmp_path_factory):
+    return tiny_kernel.build_vmlinux(tmp_path_factory.mktemp("kernel"))
+
+
+@pytest.fixture(scope="module")
+def result(vmlinux):
+    return scan(files(vmlinux), load(), workers=1)
+
+
+def test_inlined_accessors_are_mmio_with_chain_and_line(result):
+    write, read = of(result, "demo_poll")
+    assert briefly(write) == ("mmio", "instruction", "write", 4, "writel")
+    assert briefly(read) == ("mmio", "instruction", "read", 4, "readl")
+    assert [frame.function for frame in write.inlined] == ["writel", "kick"]
+    assert [frame.file for frame in write.inlined] == [
+        "arch/x86/include/asm/io.h",
+        "drivers/demo/demo.c",
+    ]
+    assert (write.file, write.object) == ("drivers/demo/demo.c", "drivers/demo/demo.o")
+    source = tiny_kernel.SOURCES["drivers/demo/demo.c"].splitlines()
+    assert "kick(d, v);" in source[write.line - 1]
+    assert "readl(d->base)" in source[read.line - 1]
+    assert write.instruction.startswith("mov ")
+    assert write.emulable
+    assert "MOV m,r" in write.reason
+
+
+def test_the_twin_on_ordinary_memory_is_clean(result):
+    assert of(result, "clean_poll") == []
+    assert of(result, "clean_constant") == []
+    assert not [site for site in result.sites if site.object == "drivers/demo/clean.o"]
+
+
+def test_spills_and_other_loads_are_not_the_access(result):
+    assert of(result, "spill") == []
+    (wide,) = of(result, "wide")
+    assert briefly(wide) == ("mmio", "instruction", "read", 8, "readq")
+
+
+def test_calls_of_accessors_and_opcodes(result):
+    assert [briefly(site) for site in of(result, "demo_config")] == [
+        ("mmio", "call", "write", 1, "iowrite8"),
+        ("mmio", "call", "read", 4, "ioread32"),
+        ("pio", "instruction", "write", 1, None),
+        ("pio", "instruction", "read", 4, None),
+    ]
+    assert of(result, "demo_config")[0].instruction == "call iowrite8"
+    assert [briefly(site)[0] for site in of(result, "demo_id")] == ["cpuid"]
+    (halt,) = of(result, "demo_halt")
+    assert (halt.trap, halt.section) == ("hlt", ".init.text")
+
+
+def test_paravirt_calls_are_named_from_the_types_of_the_kernel(result):
+    # PV(8) is `save`, which hides no trap.
+    (hidden,) = of(result, "demo_hidden")
+    assert briefly(hidden) == ("msr", "paravirt", "read", 8, "pv_ops.cpu.read_msr")
+
+
+def test_paravirt_calls_are_named_by_their_targets_without_types(tmp_path):
+    vmlinux = tiny_kernel.build_vmlinux(tmp_path)
+    tiny_kernel.run(tmp_path, "objcopy", "--remove-section=.BTF", vmlinux)
+    (hidden,) = of(scan(files(vmlinux), load(), workers=1), "demo_hidden")
+    assert hidden.accessor == "pv_ops.cpu.read_msr"
+
+
+def test_string_moves_are_refused_with_the_direction_of_the_copy(result):
+    (copy,) = of(result, "memcpy_fromio")
+    assert briefly(copy) == ("mmio", "instruction", "read", 4, "rep_movs")
+    assert not copy.emulable
+
+
+def test_what_the_handler_of_this_kernel_cannot_decode_is_refused(result):
+    # The enumeration in types.c lacks READ_ZERO_EXTEND and MOVS, and has READ.
+    (read,) = of(result, "ioread32")
+    assert read.emulable
+
+
+def test_a_kernel_without_a_handler_refuses_all(tmp_path):
+    types = tiny_kernel.SOURCES["arch/x86/kernel/types.c"]
+    plain = types.replace("void tdx_handle_virt_exception(void) { }", "")
+    built = tiny_kernel.build_vmlinux(tmp_path, {"arch/x86/kernel/types.c": plain})
+    sites = scan(files(built), load(), workers=1).sites
+    assert sites
+    assert not any(site.emulable for site in sites)
+
+
+def test_replacement_code_belongs_to_its_origin(result):
+    outb, cpuid = of(result, "startup_64")
+    assert (outb.section, outb.origin, outb.file) == (".text", None, "arch/x86/kernel/head_64.S")
+    assert (cpuid.trap, cpuid.section) == ("cpuid", ".altinstr_replacement")
+    assert int(cpuid.origin, 16) == int(outb.address, 16) + 2
+    lines = tiny_kernel.SOURCES["arch/x86/kernel/head_64.S"].splitlines()
+    assert "outb %al, $0x80" in lines[outb.line - 1]
+    assert "0:  nop" in lines[cpuid.line - 1]
+
+
+def test_parts_of_the_text_keep_their_section(result):
+    (quiet,) = of(result, "quiet")
+    assert quiet.section == ".noinstr.text"
+
+
+def test_mappings_are_listed(result):
+    (mapping,) = result.mappings
+    assert (mapping.mapper, mapping.function) == ("ioremap", "demo_probe")
+    assert mapping.object == "drivers/demo/demo.o"
+
+
+def test_the_document_is_whole(result):
+    assert result.coverage.complete
+    assert result.kernel.has_dwarf
+    assert result.kernel.release == "6.12.0"
+    assert len({site.id for site in result.sites}) == len(result.sites)
+    forms = Counter(f"{site.trap}.{site.form}" for site in result.sites)
+    assert {key: result.counts[key] for key in forms} == dict(forms)
+    assert result.counts["sites"] == len(result.sites)
+    assert all(site.subsystem for site in result.sites)
+
+
+def test_ids_survive_a_rebuild_at_other_addresses_and_lines(tmp_path, result):
+    demo = tiny_kernel.SOURCES["drivers/demo/demo.c"]
+    moved = "\n\nint before(int a) { return a * 7; }\n" + demo
+    other = scan(files(tiny_kernel.build_vmlinux(tmp_path, {"drivers/demo/demo.c": moved})), load())
+    assert {site.id for site in other.sites} == {site.id for site in result.sites}
+    old = {site.id: (site.address, site.line) for site in result.sites}
+    new = {site.id: (site.address, site.line) for site in other.sites}
+    assert old != new
+
+
+def test_a_new_access_is_the_only_new_id(tmp_path, result):
+    demo = tiny_kernel.SOURCES["drivers/demo/demo.c"]
+    grown = demo.replace("return d->saved[1];", "writel(9, d->base + 32); return d->saved[1];")
+    other = scan(files(tiny_kernel.build_vmlinux(tmp_path, {"drivers/demo/demo.c": grown})), load())
+    new = {site.id for site in other.sites} - {site.id for site in result.sites}
+    assert len(new) == 1
+    assert {site.id for site in result.sites} <= {site.id for site in other.sites}
+
+
+# Modules.
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("modules")
+    demo = tiny_kernel.build_module(folder, "demo", ["drivers/demo/demo.c"])
+    clean = tiny_kernel.build_module(folder, "clean", ["drivers/demo/clean.c"])
+    return demo, clean
+
+
+def test_a_module_has_the_sites_of_the_built_in_driver(vmlinux, modules, result):
+    found = scan(files(vmlinux, map(module, modules)), load())
+    built_in = {site.id: site for site in result.sites if site.object == "drivers/demo/demo.o"}
+    loadable = [site for site in found.sites if site.module == "demo"]
+    assert [site.function for site in loadable] == [s.function for s in built_in.values()]
+    assert [site.instruction for site in loadable[:2]] == [
+        site.instruction for site in list(built_in.values())[:2]
+    ]
+    assert not [site for site in found.sites if site.module == "clean"]
+    assert [mapping.mapper for mapping in found.mappings if mapping.module == "demo"] == ["ioremap"]
+
+
+def test_addresses_of_a_module_are_offsets_in_its_sections(vmlinux, modules):
+    found = scan(files(vmlinux, [module(modules[0])]), load())
+    sites = [s for s in found.sites if s.module == "demo" and s.form == "instruction"]
+    assert {site.section for site in sites} == {".text", ".init.text"}
+    with ElfFile.open(modules[0]) as elf:
+        for site in sites:
+            code = bytes(elf.contents(site.section))[int(site.address, 16) :]
+            assert code.hex().startswith(site.bytes)
+
+
+def test_the_result_does_not_depend_on_the_number_of_processes(vmlinux, modules):
+    one = scan(files(vmlinux, map(module, modules)), load(), workers=1)
+    three = scan(files(vmlinux, map(module, modules)), load(), workers=3)
+    assert msgspec.json.encode(one) == msgspec.json.encode(three)
+
+
+def test_progress_counts_objects(vmlinux, modules):
+    steps = []
+    scan(
+        files(vmlinux, map(module, modules)),
+        load(),
+        lambda done, total: steps.append((done, total)),
+    )
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize("keep_code", [True, False])
+def test_separate_debug_files(tmp_path, vmlinux, modules, keep_code):
+    stripped, debug = tmp_path / "demo.ko", tmp_path / "demo.ko.debug"
+    tiny_kernel.run(tmp_path, "objcopy", "--strip-debug", modules[0], stripped)
+    if keep_code:
+        debug.write_bytes(modules[0].read_bytes())
+    else:
+        tiny_kernel.run(tmp_path, "objcopy", "--only-keep-debug", modules[0], debug)
+    whole = scan(files(vmlinux, [module(modules[0])]), load())
+    split = scan(files(vmlinux, [module(stripped, debug)]), load())
+    assert split.coverage.complete
+    assert split.sites == whole.sites
+
+
+# Without debug information.
+
+
+def test_without_dwarf_all_but_inlined_mmio_is_seen(tmp_path, vmlinux, result):
+    bare = tmp_path / "vmlinux"
+    tiny_kernel.run(tmp_path, "objcopy", "--strip-debug", vmlinux, bare)
+    found = scan(files(bare, missing=("Install linux-image-dbg.",)), load())
+    assert not found.coverage.complete
+    assert "no debug information" in found.coverage.missing[0]
+    assert found.coverage.advice == ("Install linux-image-dbg.",)
+
+    def rest(document):
+        return [
+            (site.address, *briefly(site)[:4])
+            for site in document.sites
+            if (site.trap, site.form) != ("mmio", "instruction")
+        ]
+
+    assert rest(found) == rest(result)
+    assert {site.function for site in found.sites} >= {"demo_config", "startup_64"}
+    assert [mapping.mapper for mapping in found.mappings] == ["ioremap"]
+
+
+def test_without_symbols_opcodes_are_seen(tmp_path, vmlinux, result):
+    bare = tmp_path / "vmlinux"
+    tiny_kernel.run(tmp_path, "objcopy", "--strip-all", vmlinux, bare)
+    found = scan(files(bare), load())
+    opcodes = [site.address for site in result.sites if site.form == "instruction"]
+    assert {site.address for site in found.sites} <= set(opcodes)
+    assert "cpuid" in {site.trap for site in found.sites}
+    assert "neither debug information nor symbols" in found.coverage.missing[0]
+
+
+# Bad input.
+
+
+def test_a_corrupt_module_is_named_and_the_rest_is_scanned(tmp_path, vmlinux, modules):
+    broken = tmp_path / "broken.ko"
+    broken.write_bytes(modules[0].read_bytes()[:700])
+    found = scan(files(vmlinux, [module(broken), module(modules[0])]), load())
+    assert not found.coverage.complete
+    (text,) = found.coverage.missing
+    assert text.startswith("Module broken was not scanned: ")
+    assert "demo" in {site.module for site in found.sites}
+
+
+def test_a_corrupt_vmlinux_is_an_error(tmp_path, vmlinux):
+    broken = tmp_path / "vmlinux"
+    broken.write_bytes(vmlinux.read_bytes()[:3000])
+    with pytest.raises(BadImageError):
+        scan(files(broken), load())
+
+
+def test_nothing_to_scan_is_an_error():
+    with pytest.raises(KernelNotFoundError):
+        scan(files(), load())
