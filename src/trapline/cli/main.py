@@ -58,13 +58,15 @@ def run(arguments: "Sequence[str] | None" = None) -> int:
         return _fail("interrupted; nothing was written.", ExitCode.INTERRUPTED)
     except KeyboardInterrupt:
         return _fail("interrupted; nothing was written.", ExitCode.INTERRUPTED)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return ExitCode.USAGE
     except click.ClickException as error:
         return _fail(error.format_message(), ExitCode.USAGE)
     except TraplineError as error:
         return _fail(str(error), error.exit_code)
-    except BrokenPipeError:
-        # The reader of a pipe went away (`trapline scan … | head`): not an error of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit:
+        # What click makes of a pipe whose reader went away (`trapline --help | head`).
         return ExitCode.CLEAN
     except Exception as error:  # the last line of defence against a traceback
         if os.environ.get("TRAPLINE_DEBUG"):

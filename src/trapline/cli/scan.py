@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@click.command("scan")
+@click.command("scan", short_help="List every place where a kernel may trap to its host.")
 @kernel_argument
 @modules_option
 @allow_option

@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@click.command("schema")
-@click.argument("name", type=click.Choice(sorted(SCHEMAS)))
+@click.command("schema", short_help="Print the JSON Schema of a document or input file.")
+@click.argument("name", type=click.Choice(sorted(SCHEMAS)), metavar="NAME")
 @output_option
 def command(name: str, output: "Path | None") -> int:
-    """Print the JSON Schema called NAME, that of a result document or of an input file."""
+    """Print the JSON Schema called NAME, that of a result document or of an input file.
+
+    The error for an unknown NAME lists those there are.
+    """
     Destination(output).write([render(name)])
     return ExitCode.CLEAN

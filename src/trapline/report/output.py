@@ -44,7 +44,7 @@ class Destination:
     def write(self, chunks: "Iterable[bytes]") -> None:
         """Write all chunks, or nothing. Raises OutputError.
 
-        A reader of standard output that went away raises BrokenPipeError: no error of ours.
+        A reader of standard output that goes away (`| head`) has all it wants: no error.
         """
         if self._path is None:
             _to_stdout(chunks)
@@ -90,11 +90,11 @@ def _to_stdout(chunks: "Iterable[bytes]") -> None:
         for chunk in chunks:
             out.write(chunk)
         out.flush()
-    except BrokenPipeError:
-        raise
     except OSError as error:
         # The interpreter flushes again when it ends; that must not fail a second time.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return
         raise OutputError(f"standard output cannot be written: {_why(error)}.") from error
 
 
