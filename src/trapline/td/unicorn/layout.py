@@ -88,7 +88,7 @@ class Env(IntEnum):
     NESTED_CR3 = 0x15A8
     NESTED_PG_MODE = 0x15B0  # u32
     RESET_END = 0x15C0  # everything below is what a CPU reset clears: the CPU state proper
-    FEATURES = 0x1600  # u32 words, in the order of `Feature`
+    FEATURES = 0x1600  # u64 words, in the order of `Feature`
 
 
 class Segs(IntEnum):
@@ -325,13 +325,13 @@ class Fields:
                 f"the installed unicorn has another internal layout than the one known: {_PINNED}"
             )
         self.env64 = window(self.env, Env.RESET_END, "Q")
-        self.env32 = window(self.env, Env.FEATURES + 32, "I")
+        self.env32 = window(self.env, Env.RESET_END, "I")
         self.regs = self.env64[:17]
         self.cpu32 = window(self.cpu, Cpu.ENV_BASE, "I")
         self.cpu8 = window(self.cpu, Cpu.ENV_BASE, "B")
         self.uc8 = window(uc, Uc.NO_EXIT_REQUEST + 1, "B")
         self.nested_level = window(uc + Uc.NESTED_LEVEL, 4, "I")
-        self.features = window(self.env + Env.FEATURES, 32, "I")
+        self.features = window(self.env + Env.FEATURES, 64, "Q")
         self.cr_intercepts = window(self.env + Env.INTERCEPT_CR_WRITE, 2, "H")
         self.tlb_fill = window(_u64(self.cpu + Cpu.CLASS) + CpuClass.TLB_FILL, 8, "Q")
 
