@@ -50,8 +50,8 @@ def test_mmio_is_parted_into_drivers_transport_and_core():
 
 
 def test_ids_that_lead_only_to_the_transport_are_named():
-    assert "No driver in this kernel for 1af4:1009 (virtio 9P transport" in flat(document())
-    assert "1af4:1000 (virtio network" not in flat(document())
+    assert "No driver in this kernel for 1af4:1009 virtio 9P transport (transitional)." in flat(document())
+    assert "1af4:1000 virtio network card (transitional)." not in flat(document())
 
 
 def test_a_list_that_lets_nothing_in_is_said_so():

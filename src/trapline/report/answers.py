@@ -121,7 +121,7 @@ def _without_driver(result: "ScanResult") -> list[str]:
         if driver.name not in serving
         for way in driver.via
     }
-    return [f"{entry.id} ({entry.name})" for entry in result.allow if entry.id not in used]
+    return [f"{entry.id} {entry.name}" for entry in result.allow if entry.id not in used]
 
 
 def _mmio_and_calls(those: _Group) -> str:
@@ -181,8 +181,8 @@ def _apic_and_hpet(result: "ScanResult") -> "Iterator[str]":
     yield from table(("code", *_COUNTS), rows)
     yield ""
     yield from paragraph(
-        "How: by the source file a site comes from. It says that the code is in the kernel, not "
-        "that a TD reaches it: a guest in x2APIC mode uses MSRs in place of MMIO."
+        "How: by the source file a site comes from, drivers included. It says that the code is in "
+        "the kernel, not that a TD reaches it: a guest in x2APIC mode uses MSRs in place of MMIO."
     )
 
 

@@ -52,14 +52,20 @@ def _site(site: "Site") -> "Iterator[str]":
         what += f" {site.access}"
     if site.width:
         what += f" {8 * site.width} bit"
-    if site.form != "instruction":
-        what += f" by {'a paravirt call' if site.form == 'paravirt' else 'a call'}"
-    if site.accessor:
-        what += f" ({site.accessor})"
+    what += _means(site)
     if not site.emulable:
         what += ", not emulable"
     yield from _row(f"{_place(site.file, site.line)}: {what}", indent="")
     yield from _chain(site)
+
+
+def _means(site: "Site") -> str:
+    """Say through what the site traps, if not by itself."""
+    if site.form == "instruction":
+        return f" ({site.accessor})" if site.accessor else ""
+    if site.form == "call":
+        return f" by {site.accessor}()"
+    return f" by {site.accessor or 'pv_ops'}"
 
 
 def _mapping(mapping: "Mapping") -> "Iterator[str]":
