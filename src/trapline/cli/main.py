@@ -19,6 +19,7 @@ COMMANDS = {
     "scan": "scan",
     "schema": "schema",
     "filter": "filter",
+    "rules": "rules",
 }
 
 

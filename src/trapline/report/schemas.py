@@ -10,6 +10,7 @@ import msgspec
 
 from trapline.devicefilter import listfile
 from trapline.model.filter import FilterResult
+from trapline.model.rules import RulesCompared, RulesExplained, RulesShown
 from trapline.model.scan import ScanResult
 from trapline.report.json_lines import DriverLine, HeadLine, MappingLine, SiteLine
 
@@ -26,6 +27,30 @@ def _filter() -> Schema:
         "$schema": _DRAFT,
         "title": "trapline filter check --format json",
         **msgspec.json.schema(FilterResult),
+    }
+
+
+def _rules() -> Schema:
+    return {
+        "$schema": _DRAFT,
+        "title": "trapline rules show --format json",
+        **msgspec.json.schema(RulesShown),
+    }
+
+
+def _rules_diff() -> Schema:
+    return {
+        "$schema": _DRAFT,
+        "title": "trapline rules diff --format json",
+        **msgspec.json.schema(RulesCompared),
+    }
+
+
+def _rules_explained() -> Schema:
+    return {
+        "$schema": _DRAFT,
+        "title": "trapline rules explain --format json",
+        **msgspec.json.schema(RulesExplained),
     }
 
 
@@ -52,6 +77,9 @@ def _scan_lines() -> Schema:
 SCHEMAS: "Final[dict[str, Callable[[], Schema]]]" = {
     "allow-list": listfile.schema,
     "filter": _filter,
+    "rules": _rules,
+    "rules-diff": _rules_diff,
+    "rules-explained": _rules_explained,
     "scan": _scan,
     "scan-lines": _scan_lines,
 }

@@ -2,9 +2,10 @@
 
 Each field of a row class is a column; its type says what may stand in it. `KEY` names the
 columns that make up the question a row answers: followed rows of one table never share a key.
+`ANSWER` names those in which two answers to a question may disagree.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar
 
@@ -175,6 +176,7 @@ class Rule:
     """The columns every table has."""
 
     KEY: ClassVar[tuple[str, ...]] = ()
+    ANSWER: ClassVar[tuple[str, ...]] = ()
 
     id: str
     module: str
@@ -190,13 +192,8 @@ class Rule:
 
     @property
     def answer(self) -> tuple[object, ...]:
-        """What the row answers: the columns that are neither key nor common."""
-        common = {column.name for column in fields(Rule)}
-        return tuple(
-            getattr(self, column.name)
-            for column in fields(self)
-            if column.name not in common and column.name not in self.KEY
-        )
+        """What the row answers, without what only some sources say beside it."""
+        return tuple(getattr(self, name) for name in self.ANSWER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +201,7 @@ class InstructionRule(Rule):
     """What an instruction or event does in a TD; `exit_reason` is that of the VM exit."""
 
     KEY: ClassVar[tuple[str, ...]] = ("mnemonic", "condition")
+    ANSWER: ClassVar[tuple[str, ...]] = ("outcome",)
 
     mnemonic: str
     condition: str
@@ -216,6 +214,7 @@ class MsrRule(Rule):
     """What RDMSR and WRMSR do for the indices `first` to `last`."""
 
     KEY: ClassVar[tuple[str, ...]] = ("kind", "first", "last")
+    ANSWER: ClassVar[tuple[str, ...]] = ("read", "write")
 
     kind: MsrKind
     name: str
@@ -237,6 +236,7 @@ class CpuidRule(Rule):
     """
 
     KEY: ClassVar[tuple[str, ...]] = ("kind", "first", "last", "subleaf")
+    ANSWER: ClassVar[tuple[str, ...]] = ("outcome",)
 
     kind: CpuidKind
     name: str
@@ -254,6 +254,7 @@ class MemoryRule(Rule):
     """What an access to a page in some state does."""
 
     KEY: ClassVar[tuple[str, ...]] = ("access", "half", "state", "condition")
+    ANSWER: ClassVar[tuple[str, ...]] = ("outcome",)
 
     access: str
     half: str
@@ -272,6 +273,7 @@ class TdcallRule(Rule):
     """
 
     KEY: ClassVar[tuple[str, ...]] = ("leaf", "case")
+    ANSWER: ClassVar[tuple[str, ...]] = ("status", "operand")
 
     leaf: int | None
     name: str
@@ -286,6 +288,7 @@ class TdvmcallRule(Rule):
     """Registers of a TDVMCALL function, by GHCI; `kvm` tells whether KVM answers it."""
 
     KEY: ClassVar[tuple[str, ...]] = ("function",)
+    ANSWER: ClassVar[tuple[str, ...]] = ("inputs", "outputs")
 
     function: int
     name: str
@@ -299,6 +302,7 @@ class StatusRule(Rule):
     """The value of a completion code, operand number or TDVMCALL status."""
 
     KEY: ClassVar[tuple[str, ...]] = ("kind", "name")
+    ANSWER: ClassVar[tuple[str, ...]] = ("value",)
 
     kind: StatusKind
     name: str
@@ -310,6 +314,7 @@ class NestingRule(Rule):
     """What happens when events meet: a second #VE, an NMI, an IRET."""
 
     KEY: ClassVar[tuple[str, ...]] = ("question", "condition")
+    ANSWER: ClassVar[tuple[str, ...]] = ("outcome",)
 
     question: str
     condition: str
@@ -321,6 +326,7 @@ class AttributeRule(Rule):
     """A bit of ATTRIBUTES, CONFIG_FLAGS, TD_CTLS, NOTIFY_ENABLES or XFAM."""
 
     KEY: ClassVar[tuple[str, ...]] = ("kind", "name")
+    ANSWER: ClassVar[tuple[str, ...]] = ("bit",)
 
     kind: AttributeKind
     name: str
@@ -335,6 +341,7 @@ class FieldRule(Rule):
     """
 
     KEY: ClassVar[tuple[str, ...]] = ("scope", "code")
+    ANSWER: ClassVar[tuple[str, ...]] = ("read_mask", "write_mask")
 
     scope: FieldScope
     name: str

@@ -1,0 +1,130 @@
+"""`trapline rules`: what a TD does, by TDX module version, with sources."""
+
+from pathlib import Path
+
+import click
+
+from trapline.cli.options import format_option, output_option
+from trapline.model.errors import ExitCode, UsageError
+from trapline.report import json_document, rules_csv, rules_text
+from trapline.report.output import Destination
+from trapline.rules.documents import compared, shown
+from trapline.rules.explain import explain
+from trapline.rules.lint import lint, lint_folder
+from trapline.rules.tables import DEFAULT_VERSION, TABLES, RuleSet, load, load_folder, versions
+
+_version_option = click.option(
+    "--module-version",
+    default=DEFAULT_VERSION,
+    show_default=True,
+    metavar="VERSION",
+    help="TDX module version whose rules are meant.",
+)
+
+
+@click.group("rules")
+def command() -> None:
+    """Show what a TD does on each instruction, MSR, CPUID leaf, TDCALL and memory access.
+
+    Each rule names its source. Where sources disagree, all answers are kept, and one is marked
+    as the one that trapline's software TD follows.
+    """
+
+
+@command.command("show")
+@click.argument("table", required=False, metavar="[TABLE]")
+@_version_option
+@format_option(("text", "json", "csv"))
+@output_option
+def show_command(
+    table: str | None, module_version: str, format_name: str, output: Path | None
+) -> int:
+    """Print TABLE, or a list of the tables.
+
+    Tables: instructions, msrs, cpuid, memory, tdcalls, tdvmcalls, statuses, nesting, attributes,
+    fields.
+    """
+    destination = Destination(output)
+    result = shown(load(module_version), table)
+    if format_name == "json":
+        destination.write(json_document.render(result))
+    elif format_name == "text":
+        destination.write(rules_text.render_shown(result))
+    elif table is None:
+        raise UsageError(f"a CSV file holds one table; name one of {', '.join(TABLES)}.")
+    else:
+        destination.write(rules_csv.render(result))
+    return ExitCode.CLEAN
+
+
+@command.command("explain")
+@click.argument("what", nargs=-1, required=True)
+@_version_option
+@format_option(("text", "json"))
+@output_option
+def explain_command(
+    what: tuple[str, ...], module_version: str, format_name: str, output: Path | None
+) -> int:
+    """Say what a TD does with WHAT, who says so, and who disagrees.
+
+    \b
+    WHAT is one of
+      HLT, "MOV CR0", IN          an instruction or event
+      0x6e0, IA32_TSC_DEADLINE    an MSR by index or name
+      cpuid:0x1f, cpuid:4.2       a CPUID leaf, with a sub-leaf
+      tdcall:6, TDG.VP.INFO       a TDCALL leaf
+      tdvmcall:0x10001, MapGPA    a TDVMCALL function
+      memory:pending              accesses to private or shared pages in a state
+      status:0xc000010000000001   a completion code or TDVMCALL status
+      second-ve, nmi              what happens when events meet
+      TD_CTLS, SEPT_VE_DISABLE    an attribute bit or metadata field
+    """  # noqa: D301 - click wants the backspace character itself
+    destination = Destination(output)
+    result = explain(load(module_version), " ".join(what))
+    if format_name == "json":
+        destination.write(json_document.render(result))
+    else:
+        destination.write(rules_text.render_explained(result))
+    return ExitCode.CLEAN
+
+
+@command.command("diff")
+@click.argument("old")
+@click.argument("new")
+@format_option(("text", "json"))
+@output_option
+def diff_command(old: str, new: str, format_name: str, output: Path | None) -> int:
+    """Compare the rules of OLD and NEW: module versions, or folders of CSV files.
+
+    Rows are paired by their ids. Exits with 1 when something differs.
+    """
+    destination = Destination(output)
+    result = compared(_rules(old), _rules(new), old, new)
+    if format_name == "json":
+        destination.write(json_document.render(result))
+    else:
+        destination.write(rules_text.render_compared(result))
+    return ExitCode.FINDINGS if result.changes else ExitCode.CLEAN
+
+
+@command.command("lint")
+@click.argument("folder", required=False, metavar="[DIR]", type=click.Path(path_type=Path))
+def lint_command(folder: Path | None) -> int:
+    """Check the rule tables in DIR, or those that trapline brings along.
+
+    Finds columns and words that no table has, ids used twice, rows without a source, questions
+    with no or several followed answers, and MSR ranges and CPUID leaves that overlap. Exits with
+    1 when it finds something.
+    """
+    if folder is None:
+        problems = [problem for version in versions() for problem in lint(version)]
+    else:
+        problems = lint_folder(folder)
+    subject = "the tables of trapline" if folder is None else str(folder)
+    Destination(None).write(rules_text.render_problems(problems, subject))
+    return ExitCode.FINDINGS if problems else ExitCode.CLEAN
+
+
+def _rules(name: str) -> RuleSet:
+    """Load a version that ships, or else a folder."""
+    return load(name) if name in versions() else load_folder(Path(name))

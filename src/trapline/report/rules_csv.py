@@ -1,0 +1,41 @@
+"""A rule table as CSV, in the form that `trapline rules lint` and `diff` read."""
+
+import csv
+import io
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from trapline.model.rules import Cell, RulesShown
+
+_HEXADECIMAL: Final = frozenset(
+    ("first", "last", "subleaf", "function", "value", "code", "read_mask", "write_mask")
+)
+
+
+def render(shown: "RulesShown") -> "Iterator[bytes]":
+    """Yield the one table of the document."""
+    (table,) = shown.tables
+    columns = list(table.rows[0].columns) if table.rows else []
+    header = ["id", *columns, "module", "claimant", "source", "followed", "note"]
+    yield _line(header)
+    for row in table.rows:
+        cells = [_written(name, row.columns[name]) for name in columns]
+        followed = "yes" if row.followed else "no"
+        common = [shown.module_version, row.claimant, row.source, followed, row.note]
+        yield _line([row.id, *cells, *common])
+
+
+def _line(cells: list[str]) -> bytes:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\n").writerow(cells)
+    return buffer.getvalue().encode("utf-8")
+
+
+def _written(column: str, value: "Cell") -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and column in _HEXADECIMAL:
+        return f"{value:#x}" if column != "code" else f"{value:#018x}"
+    return "" if value is None else str(value)

@@ -1,0 +1,244 @@
+"""Finds the rules about one subject: an instruction, an MSR, a leaf, a status, an event.
+
+What can be asked for:
+
+    HLT, "MOV CR0", IN            an instruction or event of the table instructions
+    0x6e0, IA32_TSC_DEADLINE      an MSR by index or name
+    cpuid:0x1f, cpuid:4.2         a CPUID leaf, with a sub-leaf
+    tdcall:6, TDG.VP.INFO         a TDCALL leaf
+    tdvmcall:0x10001, MapGPA      a TDVMCALL function
+    memory:pending                accesses to pages in a state, or to a half of the GPA space
+    status:0xc000010000000001     a completion code or TDVMCALL status, by name or value
+    second-ve, nmi                a question of the table nesting
+    TD_CTLS, SEPT_VE_DISABLE      an attribute bit or metadata field
+"""
+
+import difflib
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final
+
+from trapline.model.errors import UsageError
+from trapline.model.rules import RuleAnswer, RuleQuestion, RulesExplained
+from trapline.rules.documents import row_document
+from trapline.rules.rows import (
+    CpuidKind,
+    CpuidRule,
+    FieldRule,
+    MsrKind,
+    MsrRule,
+    Rule,
+    TdcallRule,
+    TdvmcallRule,
+)
+from trapline.rules.tables import TABLES
+
+if TYPE_CHECKING:
+    from trapline.rules.tables import RuleSet
+
+Found = list[tuple[str, Rule]]  # table and row
+_MAX_SUBJECT: Final = 200
+_MAX_INDEX: Final = 0xFFFF_FFFF
+_HOST_LEAVES: Final = range(0x4000_0000, 0x5000_0000)
+_EXTENDED: Final = range(0x8000_0000, 0x8000_0009)
+
+
+def explain(rules: "RuleSet", subject: str) -> RulesExplained:
+    """Return every rule about `subject`, grouped by the question it answers."""
+    if len(subject) > _MAX_SUBJECT:
+        raise UsageError("what to explain is too long; name one instruction, MSR or leaf.")
+    found = _find(rules, subject.strip())
+    if not found:
+        raise UsageError(_unknown(rules, subject))
+    questions: dict[tuple[str, tuple[object, ...]], list[Rule]] = defaultdict(list)
+    for table, row in found:
+        questions[table, row.key].append(row)
+    return RulesExplained(
+        module_version=rules.version,
+        subject=subject,
+        questions=tuple(_question(table, rows) for (table, _), rows in questions.items()),
+    )
+
+
+def _find(rules: "RuleSet", subject: str) -> Found:
+    prefix, colon, rest = subject.partition(":")
+    finder = _PREFIXES.get(prefix.lower()) if colon else None
+    if finder is not None:
+        return finder(rules, rest)
+    number = _number(subject)
+    return _by_name(rules, subject) if number is None else _msr(rules, number)
+
+
+def _msr(rules: "RuleSet", index: int) -> Found:
+    if index > _MAX_INDEX:
+        raise UsageError(f"{index:#x} is no MSR index: they have 32 bits.")
+    found = [
+        row
+        for row in rules.msrs
+        if row.kind == MsrKind.RANGE and _within(index, row.first, row.last)
+    ]
+    if not found:
+        found = [row for row in rules.msrs if row.kind == MsrKind.ABSENT]
+    return _named("msrs", found)
+
+
+def _cpuid(rules: "RuleSet", text: str) -> Found:
+    leaf_text, _, subleaf_text = text.partition(".")
+    leaf, subleaf = _number(leaf_text), _number(subleaf_text or "0")
+    if leaf is None or subleaf is None or max(leaf, subleaf) > _MAX_INDEX:
+        raise UsageError(f"{text!r} is no CPUID leaf; write cpuid:0x1f or cpuid:4.2.")
+    listed = _cpuid_rows(rules, leaf, subleaf)
+    asked = [row for row in rules.cpuid if row.kind == CpuidKind.GUEST_ASKED]
+    if any(row.followed for row in listed):
+        return _named("cpuid", [*listed, *asked])
+    clamp = [row for row in rules.cpuid if row.kind == CpuidKind.CLAMP]
+    last = next((row.first for row in clamp if row.followed), None) or 0
+    if leaf not in _HOST_LEAVES and leaf not in _EXTENDED and leaf > last:
+        listed = [*listed, *clamp, *_cpuid_rows(rules, last, subleaf)]
+    else:
+        listed = [*listed, *(row for row in rules.cpuid if row.kind == CpuidKind.ABSENT)]
+    return _named("cpuid", listed)
+
+
+def _cpuid_rows(rules: "RuleSet", leaf: int, subleaf: int) -> list[CpuidRule]:
+    return [
+        row
+        for row in rules.cpuid
+        if row.kind == CpuidKind.LEAF
+        and _within(leaf, row.first, row.last)
+        and row.subleaf in {None, subleaf}
+    ]
+
+
+def _tdcall(rules: "RuleSet", text: str) -> Found:
+    number = _number(text)
+    rows = [
+        row
+        for row in rules.tdcalls
+        if (row.leaf == number if number is not None else row.name.lower() == text.lower())
+    ]
+    if not rows and number is not None:
+        rows = [row for row in rules.tdcalls if row.case == "unknown_leaf"]
+    return _named("tdcalls", rows)
+
+
+def _tdvmcall(rules: "RuleSet", text: str) -> Found:
+    number = _number(text)
+    rows = [
+        row
+        for row in rules.tdvmcalls
+        if (row.function == number if number is not None else row.name.lower() == text.lower())
+    ]
+    return _named("tdvmcalls", rows)
+
+
+def _memory(rules: "RuleSet", text: str) -> Found:
+    words = set(text.lower().replace(",", " ").split())
+    rows = [row for row in rules.memory if words and words <= {row.access, row.half, row.state}]
+    return _named("memory", rows)
+
+
+def _status(rules: "RuleSet", text: str) -> Found:
+    number = _number(text)
+    if number is None:
+        return _named("statuses", [r for r in rules.statuses if r.name.lower() == text.lower()])
+    exact = [r for r in rules.statuses if r.kind != "operand" and r.value == number]
+    if exact:
+        return _named("statuses", exact)
+    code, operand = number & ~_MAX_INDEX, number & _MAX_INDEX
+    rows = [r for r in rules.statuses if r.kind == "completion" and r.value == code != 0]
+    operands = [r for r in rules.statuses if r.kind == "operand" and r.value == operand]
+    return _named("statuses", [*rows, *operands] if rows else [])
+
+
+def _by_name(rules: "RuleSet", text: str) -> Found:
+    wanted = text.lower()
+    return [
+        (table, row)
+        for table in TABLES
+        for row in rules.table(table)
+        if wanted in {name.lower() for name in _names(row)}
+    ]
+
+
+def _names(row: Rule) -> Iterable[str]:
+    """Names by which a row can be asked for."""
+    if isinstance(row, MsrRule):
+        if row.kind == MsrKind.RANGE:
+            yield row.name
+            yield row.name.removeprefix("IA32_").removeprefix("MSR_")
+        return
+    for attribute in ("name", "mnemonic", "question"):
+        name = getattr(row, attribute, None)
+        if name:
+            yield name
+
+
+_PREFIXES: Final[dict[str, Callable[["RuleSet", str], Found]]] = {
+    "cpuid": _cpuid,
+    "tdcall": _tdcall,
+    "tdvmcall": _tdvmcall,
+    "memory": _memory,
+    "status": _status,
+}
+
+
+def _named(table: str, rows: Iterable[Rule]) -> Found:
+    return [(table, row) for row in rows]
+
+
+def _within(value: int, first: int | None, last: int | None) -> bool:
+    return first is not None and last is not None and first <= value <= last
+
+
+def _number(text: str) -> int | None:
+    # int() also takes signs, spaces and underscores, and long digit strings in quadratic time.
+    if not text or len(text) > 20 or not text.isascii() or not text.isalnum():
+        return None
+    try:
+        return int(text, 16) if text.lower().startswith("0x") else int(text)
+    except ValueError:
+        return None
+
+
+def _question(table: str, rows: list[Rule]) -> RuleQuestion:
+    rows = sorted(rows, key=lambda row: not row.followed)
+    answers = tuple(
+        RuleAnswer(row=row_document(row), agrees=row.answer == rows[0].answer) for row in rows
+    )
+    return RuleQuestion(table=table, title=_title(rows[0]), answers=answers)
+
+
+def _title(row: Rule) -> str:
+    """Say the question in the columns' own words."""
+    if isinstance(row, MsrRule):
+        return row.name if row.first is None else f"{row.name} ({_span(row)})"
+    if isinstance(row, CpuidRule):
+        if row.kind != CpuidKind.LEAF:
+            return row.name
+        subleaf = "" if row.subleaf is None else f".{row.subleaf:x}"
+        return f"leaf {_span(row)}{subleaf}, {row.name}"
+    parts = [row.name] if isinstance(row, TdcallRule | TdvmcallRule | FieldRule) else []
+    for column in row.KEY:
+        value = getattr(row, column)
+        if isinstance(value, int):
+            parts.append(f"{column} {value:#x}")
+        elif value:
+            parts.append(value if column == "name" else str(value).replace("_", " "))
+    return ", ".join(parts)
+
+
+def _span(row: MsrRule | CpuidRule) -> str:
+    return f"{row.first:#x}" if row.first == row.last else f"{row.first:#x}-{row.last:#x}"
+
+
+def _unknown(rules: "RuleSet", subject: str) -> str:
+    names = sorted({name for table in TABLES for row in rules.table(table) for name in _names(row)})
+    folded = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(subject.lower(), folded, n=3, cutoff=0.6)
+    hint = (
+        f"did you mean {', '.join(folded[name] for name in close)}?"
+        if close
+        else "see 'trapline rules explain --help' for what can be asked."
+    )
+    return f"no rule about {subject!r}; {hint}"
