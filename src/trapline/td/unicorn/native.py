@@ -71,7 +71,7 @@ class Slot(IntEnum):
     GLA = 3  # linear address of the last TLB fill
     ACCESS = 4  # its kind: 0 load, 1 store, 2 fetch
     BYTES = 5  # code bytes entered so far: the base of virtual time
-    LIMIT = 6  # exit with Svm.INTR when BYTES would pass this
+    LIMIT = 6  # exit with Svm.INTR before the next block once BYTES is there
     STEP = 7  # 1: let the next block pass the limit
     KIND = 8  # event to deliver: Delivery
     VECTOR = 9
@@ -463,15 +463,15 @@ class NativeHooks:
         """Assemble the BLOCK hook: `void (uc, u64 address, u32 size, control)`.
 
         Native, because it runs for each block. It is what makes a loop without events give
-        way: it counts code bytes and exits at the limit, before the block has run.
+        way: it counts code bytes, and once the limit is reached it exits before the block.
         """
         a = Assembler()
-        a.move(_EDX, _EDX)
-        a.reg_mem(Code.ADD_R64_RM64, _RDX, _RCX, Slot.BYTES * 8)
-        a.reg_mem(Code.CMP_R64_RM64, _RDX, _RCX, Slot.LIMIT * 8)
-        a.jump(Code.JG_REL32_64, "limit")
+        a.load(_RAX, _RCX, Slot.BYTES * 8)
+        a.reg_mem(Code.CMP_R64_RM64, _RAX, _RCX, Slot.LIMIT * 8)
+        a.jump(Code.JAE_REL32_64, "limit")
         a.label("pass")
-        a.store(_RCX, Slot.BYTES * 8, _RDX)
+        a.move(_EDX, _EDX)  # clears the upper half
+        a.mem_reg(Code.ADD_RM64_R64, _RCX, Slot.BYTES * 8, _RDX)
         a.ret()
         a.label("limit")
         a.mem_imm(Code.CMP_RM64_IMM8, _RCX, Slot.STEP * 8, 0)
