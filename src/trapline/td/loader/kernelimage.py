@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Final, Literal
 
 from trapline.kernel import bzimage
-from trapline.kernel.elf import ET_EXEC, PT_LOAD, ElfFile
+from trapline.kernel.elf import ElfFile
 from trapline.kernel.mapping import mapped
 from trapline.model.errors import BadImageError, BadMachineError, NotATdxKernelError
 from trapline.td.loader import layout
 
 ENTRY64_OFFSET: Final = 0x200
+_ET_EXEC: Final = 2  # elf(5)
+_PT_LOAD: Final = 1
 _HEADER_START: Final = 0x1F1
 _JUMP_LENGTH_AT: Final = 0x201
 _HEADER_END_BASE: Final = 0x202
@@ -69,7 +71,7 @@ def open_image(path: Path) -> KernelImage:
 
 def vmlinux(elf: ElfFile) -> KernelImage:
     """Take the loadable segments of an ELF kernel."""
-    if elf.type != ET_EXEC:
+    if elf.type != _ET_EXEC:
         raise BadImageError(f"{elf.name}: is a module or a program, not a kernel to boot.")
     _require_tdx(bytes(elf.contents(".rodata")), elf.name)
     pieces = tuple(
@@ -79,7 +81,7 @@ def vmlinux(elf: ElfFile) -> KernelImage:
             segment.memory_size,
         )
         for segment in elf.segments
-        if segment.type == PT_LOAD and segment.memory_size
+        if segment.type == _PT_LOAD and segment.memory_size
     )
     if not pieces:
         raise BadImageError(f"{elf.name}: has nothing to load; give the linked vmlinux.")

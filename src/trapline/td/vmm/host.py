@@ -26,6 +26,8 @@ TDVMCALL_CYCLES: Final = 4_000
 SLICE: Final = 50_000_000
 # The wall clock is read once in so many TDVMCALLs.
 CLOCK_INTERVAL: Final = 256
+# No block of native code takes longer.
+BLOCK_CYCLES: Final = 1_024
 # How many timer events without an interrupt one HLT sleeps through.
 MAX_SILENT_TICKS: Final = 64
 
@@ -111,13 +113,16 @@ class Host:
     def interrupt_window(self) -> None:
         """Deliver the interrupt that waits."""
         vector = self._apic.accept()
-        self._window_wanted = False
         if vector is not None:
             self._engine.deliver_interrupt(vector)
         self.settle()
 
     def boundary(self) -> None:
         """Fire timers and look at the limits."""
+        due = self._apic.due
+        if due is not None and 0 < due - self._engine.cycles <= BLOCK_CYCLES:
+            # Native code stops in front of the block in which the timer would fire.
+            self._engine.cycles = due
         self._check_limits()
         self.settle()
         self._arm(self._apic.due)

@@ -1,0 +1,234 @@
+"""A TD put together: engine, TDX module, VMM, devices and guest memory.
+
+    machine = Machine(config)
+    outcome = machine.run()
+
+Everything in it is deterministic: the same configuration gives the same traps, console output
+and memory. The wall clock only ends runs (`MachineConfig.seconds`).
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Final
+
+from trapline.td.devices import pit, power, rtc, uart
+from trapline.td.devices.bus import Bus
+from trapline.td.devices.console import DEFAULT_LIMIT, Console, Echo
+from trapline.td.devices.lapic import LocalApic
+from trapline.td.engine import Engine, ExitHandler, PageState
+from trapline.td.loader import layout, place
+from trapline.td.loader.acpi import Board
+from trapline.td.loader.kernelimage import KernelImage
+from trapline.td.module.module import TdxModule
+from trapline.td.module.vmm_interface import TdConfig
+from trapline.td.outcome import Outcome, OutcomeKind
+from trapline.td.record import Sink, TrapRecorder
+from trapline.td.unicorn import UnicornEngine
+from trapline.td.vmm.host import VECTOR_DOUBLE_FAULT, Host, Limits
+
+PORT_SPACE: Final = 1 << 16
+DEFAULT_MEMORY: Final = 512 * layout.MIB
+DEFAULT_VIRTUAL_SECONDS: Final = 300
+CLEAN_KINDS: Final = (OutcomeKind.POWERED_OFF, OutcomeKind.RESET)
+
+# kernel/panic.c; the first may be preceded by a time stamp and a log level.
+_PANIC: Final = re.compile(rb"(?:^|\] )Kernel panic - not syncing: (.*)")
+_PANIC_END: Final = b"---[ end Kernel panic"
+
+
+@dataclass(frozen=True, slots=True)
+class MachineConfig:
+    """What TD to build.
+
+    `memory` and `unaccepted` are bytes, `seconds` limits the wall clock, `virtual_seconds` the
+    guest's own. `echo` gets the console's lines as they are written, `trap_sink` each trap.
+    """
+
+    image: KernelImage
+    command_line: str
+    initrd: bytes
+    memory: int = DEFAULT_MEMORY
+    unaccepted: int = 0
+    board: Board = field(default_factory=Board)
+    module_version: str = "1.5.01"
+    seed: int = 1
+    epoch: int = rtc.DEFAULT_EPOCH
+    seconds: float | None = None
+    virtual_seconds: int = DEFAULT_VIRTUAL_SECONDS
+    console_limit: int = DEFAULT_LIMIT
+    echo: Echo | None = None
+    trap_sink: Sink | None = None
+
+
+class _ApicPage:
+    """The virtual APIC page: after each write, interrupts may have become deliverable."""
+
+    def __init__(self, apic: LocalApic, settle: Callable[[], None]) -> None:
+        self._apic = apic
+        self._settle = settle
+
+    def read(self, index: int) -> int:
+        return self._apic.read(index)
+
+    def write(self, index: int, value: int) -> bool:
+        done = self._apic.write(index, value)
+        self._settle()
+        return done
+
+
+class Machine:
+    """One TD, ready to run. `engine`, `module` and `recorder` may be looked at afterwards.
+
+    `on_dying` is called, once, while the guest's state is still that of its first double
+    fault or of the end of a run that was not clean.
+    """
+
+    def __init__(
+        self, config: MachineConfig, *, on_dying: Callable[["Machine"], None] | None = None
+    ) -> None:
+        place.check_memory(config.memory)
+        self.config = config
+        self._on_dying = on_dying
+        self.panic: str | None = None
+        self.double_faults = 0
+        td = TdConfig(
+            memory_size=config.memory,
+            module_version=config.module_version,
+            random_seed=config.seed,
+        )
+        self.frequency = td.tsc_frequency
+        self.engine: Engine = UnicornEngine(config.memory, seed=config.seed)
+        engine = self.engine
+        self.apic = LocalApic(self._now, self.frequency, self._pend_nmi)
+        self.console = Console(
+            echo=config.echo,
+            on_line=self._console_line,
+            limit=config.console_limit,
+            on_limit=self._console_flood,
+        )
+        self.ports = self._build_ports()
+        self.mmio = Bus("MMIO", engine.shared_bit)
+        self.recorder = TrapRecorder(engine, config.trap_sink, self._double_fault)
+        limits = Limits(config.virtual_seconds * self.frequency, config.seconds)
+        self.host = Host(engine, self.apic, self.ports, self.mmio, limits, self._double_fault)
+        self.module = TdxModule(
+            engine,
+            self.host,
+            td,
+            apic=_ApicPage(self.apic, self.host.settle),
+            listener=self.recorder,
+        )
+        self.host.attach(self.module.sept)
+        engine.intercept_exceptions(frozenset({VECTOR_DOUBLE_FAULT}))
+        self.placement = self._load()
+
+    def run(self, drive: Callable[[ExitHandler], None] | None = None) -> Outcome:
+        """Run until the guest ends, one way or the other.
+
+        `drive` replaces `Engine.run`, as a debugger does; it must return once `ended` is true.
+        """
+        self.host.start()
+        (drive or self.engine.run)(self.module.on_exit)
+        self.console.flush()
+        outcome = self.host.outcome
+        if outcome is None:
+            self.host.end(OutcomeKind.INTERRUPTED, "The run was interrupted.")
+            outcome = self.host.outcome
+            assert outcome is not None
+        outcome = self._explain(outcome)
+        if not outcome.is_clean:
+            self._dying()
+        return outcome
+
+    def ended(self) -> bool:
+        """Whether the run is over."""
+        return self.host.outcome is not None
+
+    def ram_digest(self) -> str:
+        """BLAKE2b-128 of guest memory, in hexadecimal."""
+        return blake2b(self.engine.ram, digest_size=16).hexdigest()
+
+    def close(self) -> None:
+        """Free guest memory."""
+        self.engine.close()
+
+    # Building.
+
+    def _now(self) -> int:
+        return self.engine.cycles
+
+    def _build_ports(self) -> Bus:
+        ports = Bus("port", PORT_SPACE)
+        timer = pit.Pit(self._now, self.frequency)
+        control = pit.SystemControlPort(timer)
+        clock = rtc.CmosRtc(self._now, self.frequency, self.config.epoch)
+        registers = power.AcpiPower(self._powered_off, self._reset)
+        serial = uart.Uart16550(self.console.put)
+        ports.add(uart.COM1, uart.PORTS, "serial port", serial)
+        ports.add(rtc.INDEX_PORT, rtc.PORTS, "RTC", clock)
+        ports.add(pit.PORT, pit.PORTS, "PIT", timer)
+        ports.add(pit.SYSTEM_CONTROL_PORT, 1, "system control port", control)
+        ports.add(power.PORT, power.PORTS, "ACPI power registers", registers)
+        return ports
+
+    def _load(self) -> place.Placement:
+        config = self.config
+        plan = place.Plan(
+            config.image, config.command_line, config.initrd, config.board, config.unaccepted
+        )
+        placement = place.load(self.engine, plan)
+        sept = self.module.sept
+        # The TD's firmware has accepted this part; the rest is for the guest to accept.
+        sept.add(0, placement.unaccepted)
+        if placement.unaccepted < placement.unaccepted_end:
+            size = placement.unaccepted_end - placement.unaccepted
+            self.engine.set_private(placement.unaccepted, size, PageState.ABSENT)
+        return placement
+
+    # Events.
+
+    def _pend_nmi(self) -> None:
+        self.module.pend_nmi()
+
+    def _powered_off(self) -> None:
+        self.host.end(OutcomeKind.POWERED_OFF, "The guest powered itself off.")
+
+    def _reset(self) -> None:
+        self.host.end(OutcomeKind.RESET, "The guest reset itself.")
+
+    def _console_flood(self) -> None:
+        self.host.end(
+            OutcomeKind.CONSOLE_FLOOD,
+            f"The guest printed more than {self.config.console_limit} bytes.",
+        )
+
+    def _console_line(self, line: bytes) -> None:
+        if self.panic is None:
+            found = _PANIC.search(line)
+            if found is not None:
+                self.panic = found[1].decode("utf-8", "replace")
+        elif _PANIC_END in line:
+            self.host.end(OutcomeKind.PANIC, f"Kernel panic: {self.panic}.")
+
+    def _double_fault(self) -> None:
+        self.double_faults += 1
+        self._dying()
+
+    def _dying(self) -> None:
+        if self._on_dying is not None:
+            call, self._on_dying = self._on_dying, None
+            call(self)
+
+    def _explain(self, outcome: Outcome) -> Outcome:
+        """Say what the guest died of, where its end only followed from that."""
+        if outcome.kind not in (*CLEAN_KINDS, OutcomeKind.HANG, OutcomeKind.PANIC):
+            return outcome
+        if self.double_faults:
+            kind, detail = OutcomeKind.DOUBLE_FAULT, "The guest took a double fault."
+        elif self.panic is not None and outcome.kind != OutcomeKind.POWERED_OFF:
+            kind, detail = OutcomeKind.PANIC, f"Kernel panic: {self.panic}."
+        else:
+            return outcome
+        return Outcome(kind, detail, outcome.rip, outcome.cycles)
