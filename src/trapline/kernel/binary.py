@@ -57,26 +57,15 @@ class TextSection(NamedTuple):
 class Binary:
     """A vmlinux or a module. Make one with `open_vmlinux`, `open_vmlinuz` or `open_module`.
 
-    `name` is "vmlinux" or the module's name; `externals` maps the address of each symbol that is
-    defined in another object to its name (modules only).
+    `name` is "vmlinux" or the module's name; `elf` is the file that has the code.
     """
 
     def __init__(self, name: str, elf: ElfFile, module: LinkedModule | None = None) -> None:
         self.name = name
         self.elf = elf
         self._module = module
-        self.externals: Mapping[int, str] = {} if module is None else module.externals
         self._line_tables: dict[int, LineTable] = {}
-        self._sections = [
-            section
-            for section in elf.sections
-            if section.is_alloc and section.is_executable and section.type == SHT_PROGBITS
-        ]
-        self.text = tuple(
-            TextSection(section.name, self._address(section), self._contents(section))
-            for section in self._sections
-            if section.size
-        )
+        self._sections = code_sections(elf)
 
     @classmethod
     def open_vmlinux(cls, path: "Path") -> Self:
@@ -93,18 +82,13 @@ class Binary:
 
     @classmethod
     def open_module(cls, name: str, path: "Path", debug: "Path | None" = None) -> Self:
-        """Open a module, and the file that has its DWARF where that is another one.
+        """Open a module, and the file that has its DWARF where that is another one."""
+        return cls.of_module(name, *open_module_files(path, debug))
 
-        Debian's debug files hold the code too; then the module itself, which is compressed, is
-        not even opened.
-        """
-        if debug is None:
-            code = dwarf = ElfFile.open(path)
-        else:
-            code = dwarf = ElfFile.open(debug)
-            if debug != path and not _has_code(dwarf):
-                code = ElfFile.open(path)
-        return cls(name, code, LinkedModule(code, dwarf))
+    @classmethod
+    def of_module(cls, name: str, code: ElfFile, debug: ElfFile) -> Self:
+        """Link a module that is open already."""
+        return cls(name, code, LinkedModule(code, debug))
 
     def __enter__(self) -> Self:
         return self
@@ -124,11 +108,23 @@ class Binary:
         return self._module is not None
 
     @cached_property
+    def text(self) -> tuple[TextSection, ...]:
+        """All code, in the order of the file."""
+        return tuple(
+            TextSection(section.name, self._address(section), self._contents(section))
+            for section in self._sections
+            if section.size
+        )
+
+    @cached_property
+    def externals(self) -> "Mapping[int, str]":
+        """Address -> name of what is defined in other objects; empty for a vmlinux."""
+        return {} if self._module is None else self._module.externals
+
+    @cached_property
     def has_dwarf(self) -> bool:
         """Whether functions can be told apart down to inlined ones, with source lines."""
-        elf = self.elf if self._module is None else self._module.debug
-        section = elf.section(".debug_info")
-        return section is not None and section.type == SHT_PROGBITS and section.size > 0
+        return has_dwarf(self.elf if self._module is None else self._module.debug)
 
     @cached_property
     def functions(self) -> FunctionTable:
@@ -174,8 +170,9 @@ class Binary:
 
     def address_of(self, name: str) -> int | None:
         """Return the address of a symbol of any kind, defined here or elsewhere, or None."""
-        if self._module is not None and (spot := self._module.external(name)) is not None:
-            return spot
+        if self._module is not None:
+            for spot in self._module.external_addresses([name]):
+                return spot
         indices, _ = self.elf.symbols.find([name])
         for index in indices.tolist():
             if self.elf.symbols.section_indices[index]:
@@ -186,21 +183,9 @@ class Binary:
         """Return address -> name of those functions that exist, here or elsewhere."""
         wanted = set(names)
         found = self.functions.addresses_of(wanted)
-        found.update((spot, name) for spot, name in self.externals.items() if name in wanted)
+        if self._module is not None:
+            found.update(self._module.external_addresses(wanted))
         return found
-
-    def mentions(self, names: "Iterable[str]") -> bool:
-        """Whether the DWARF has the name of one of these functions among its strings.
-
-        Far cheaper than reading the DWARF; a name that is mentioned need not be used.
-        """
-        if not self.has_dwarf:
-            return False
-        debug = self.elf if self._module is None else self._module.debug
-        strings = bytes(debug.contents(".debug_str"))
-        # A string may be the end of a longer one.
-        endings = {name.removeprefix("__raw_").lstrip("_") for name in names}
-        return any(strings.find(ending.encode() + b"\0") >= 0 for ending in endings)
 
     def chain(self, address: int) -> tuple[Frame, ...]:
         """Return the frames of an address, innermost first.
@@ -320,6 +305,34 @@ class Binary:
             return (Frame(function=symbol.name, file=None, line=None),)
         path = self._tree.relative(unit.compilation, place.folder, place.file)
         return (Frame(function=symbol.name, file=path, line=place.line or None),)
+
+
+def open_module_files(path: "Path", debug: "Path | None" = None) -> tuple[ElfFile, ElfFile]:
+    """Open the file with a module's code and the one with its DWARF, often the same.
+
+    Debian's debug files hold the code too; then the module itself, which is compressed, is not
+    even opened.
+    """
+    if debug is None or debug == path:
+        code = ElfFile.open(path)
+        return code, code
+    dwarf = ElfFile.open(debug)
+    return (dwarf if _has_code(dwarf) else ElfFile.open(path)), dwarf
+
+
+def has_dwarf(elf: ElfFile) -> bool:
+    """Whether a file has DWARF of its own."""
+    section = elf.section(".debug_info")
+    return section is not None and section.type == SHT_PROGBITS and section.size > 0
+
+
+def code_sections(elf: ElfFile) -> list[Section]:
+    """List the sections with instructions."""
+    return [
+        section
+        for section in elf.sections
+        if section.is_alloc and section.is_executable and section.type == SHT_PROGBITS
+    ]
 
 
 def _has_code(elf: ElfFile) -> bool:

@@ -79,24 +79,36 @@ class LinkedModule:
         self.code = code
         self.debug = code if debug is None else debug
         self.addresses, end = _place(code)
-        names = code.symbols
-        undefined = np.flatnonzero(
-            (names.section_indices == SHN_UNDEF) & (names.records["name"] != 0)
+        table = code.symbols
+        self._undefined: NDArray[np.intp] = np.flatnonzero(
+            (table.section_indices == SHN_UNDEF) & (table.records["name"] != 0)
         )
-        if len(undefined) > _MAX_EXTERNALS:
-            raise BadImageError(f"{code.name}: {len(undefined)} undefined symbols are too many.")
+        if len(self._undefined) > _MAX_EXTERNALS:
+            raise BadImageError(
+                f"{code.name}: {len(self._undefined)} undefined symbols are too many."
+            )
         first = (end + EXTERNAL_SPACING - 1) // EXTERNAL_SPACING * EXTERNAL_SPACING
-        spots = first + EXTERNAL_SPACING * np.arange(len(undefined), dtype=np.uint64)
-        #: Address -> name of each symbol that is defined elsewhere.
-        self.externals: dict[int, str] = {
-            int(spot): names.name(int(index)) for spot, index in zip(spots, undefined, strict=True)
-        }
-        self._external_spots = {name: spot for spot, name in self.externals.items()}
-        self._code = _Relocator(code, self.addresses, self._external_spots)
+        self._spots = np.uint64(first) + np.uint64(EXTERNAL_SPACING) * np.arange(
+            len(self._undefined), dtype=np.uint64
+        )
+        self._code = _Relocator(code, self.addresses)
+        self._code.values[self._undefined] = self._spots
 
-    def external(self, name: str) -> int | None:
-        """Return the address given to a symbol that is defined elsewhere, or None."""
-        return self._external_spots.get(name)
+    @cached_property
+    def externals(self) -> dict[int, str]:
+        """Address -> name of each symbol that is defined elsewhere."""
+        names = map(self.code.symbols.name, self._undefined.tolist())
+        return dict(zip(self._spots.tolist(), names, strict=True))
+
+    def external_addresses(self, names: "Iterable[str]") -> dict[int, str]:
+        """Return address -> name of those symbols of these names that are defined elsewhere."""
+        indices, found = self.code.symbols.find(names)
+        places = np.searchsorted(self._undefined, indices)
+        return {
+            int(self._spots[place]): name
+            for place, index, name in zip(places.tolist(), indices.tolist(), found, strict=True)
+            if place < len(self._undefined) and self._undefined[place] == index
+        }
 
     @property
     def symbol_values(self) -> "NDArray[np.uint64]":
@@ -115,19 +127,18 @@ class LinkedModule:
         """
         relocator = self._code
         if self.debug is not self.code:
-            relocator = _Relocator(
-                self.debug, _match(self.code, self.debug, self.addresses), self._external_spots
-            )
+            # Its DWARF refers to what is defined elsewhere in no way that matters here.
+            relocator = _Relocator(self.debug, _match(self.code, self.debug, self.addresses))
         return _write_image(self.debug, relocator)
 
 
 class _Relocator:
     """Applies the relocations of one file, section by section."""
 
-    def __init__(self, elf: ElfFile, addresses: dict[int, int], externals: dict[str, int]) -> None:
+    def __init__(self, elf: ElfFile, addresses: dict[int, int]) -> None:
         self.elf = elf
         self.addresses = addresses
-        self.values = self._symbol_values(externals)
+        self.values = self._symbol_values()
         self._relocations: dict[int, list[Section]] = {}
         for section in elf.sections:
             if section.type == SHT_RELA and section.file_size:
@@ -176,7 +187,8 @@ class _Relocator:
             written = values[chosen] - places[chosen] if kind.relative else values[chosen]
             _store(target, offsets.astype(np.int64), written, kind.width)
 
-    def _symbol_values(self, externals: dict[str, int]) -> "NDArray[np.uint64]":
+    def _symbol_values(self) -> "NDArray[np.uint64]":
+        """Return the address of each symbol, 0 for undefined ones."""
         table = self.elf.symbols
         sections = table.section_indices.astype(np.int64)
         count = len(self.elf.sections)
@@ -185,10 +197,7 @@ class _Relocator:
             bases[index] = address
         sections[sections >= count] = count
         values: NDArray[np.uint64] = table.records["value"] + bases[sections]
-        for index in np.flatnonzero(
-            (sections == SHN_UNDEF) & (table.records["name"] != 0)
-        ).tolist():
-            values[index] = externals.get(table.name(index), 0)
+        values[sections == SHN_UNDEF] = 0
         return values
 
     def _bad(self, section: Section, what: str) -> BadImageError:

@@ -43,6 +43,8 @@ SYMBOL: Final = np.dtype(
 # KSYM_NAME_LEN is 512 since 6.1; names of other languages are longer.
 _MAX_NAME: Final = 4096
 _MAX_NAMES: Final = 256 << 20
+# Below this it is quicker to look at each symbol than to search the strings for each name.
+_FEW_SYMBOLS: Final = 20_000
 
 
 class SymbolTable:
@@ -125,19 +127,28 @@ class SymbolTable:
     def find(self, names: "Iterable[str]") -> "tuple[NDArray[np.intp], list[str]]":
         """Return the indices of the symbols that have one of the names, and their names.
 
-        Looks at the strings, not at the symbols: for a few names of many symbols.
+        In the order of the table, and without decoding all names.
         """
+        wanted = {name.encode() for name in names}
         strings = bytes(self._strings)
-        wanted = []
-        for name in names:
-            pattern = name.encode() + b"\0"
-            position = strings.find(pattern)
+        look_up = self._find_by_symbol if len(self) < _FEW_SYMBOLS else self._find_by_string
+        indices = look_up(wanted, strings)
+        return indices, [self.name(index) for index in indices.tolist()]
+
+    def _find_by_symbol(self, wanted: set[bytes], strings: bytes) -> "NDArray[np.intp]":
+        spans = zip(self.records["name"].tolist(), self._ends.tolist(), strict=True)
+        found = [i for i, (start, end) in enumerate(spans) if strings[start:end] in wanted]
+        return np.array(found, np.intp)
+
+    def _find_by_string(self, wanted: set[bytes], strings: bytes) -> "NDArray[np.intp]":
+        offsets = []
+        for name in wanted:
+            position = strings.find(name + b"\0")
             while position >= 0:
                 # Inside of a longer name too: linkers let names share their ends.
-                wanted.append(position)
-                position = strings.find(pattern, position + 1)
-        indices = np.flatnonzero(np.isin(self.records["name"], np.array(wanted, np.uint32)))
-        return indices, [self.name(index) for index in indices.tolist()]
+                offsets.append(position)
+                position = strings.find(name + b"\0", position + 1)
+        return np.flatnonzero(np.isin(self.records["name"], np.array(offsets, np.uint32)))
 
     def _name_ends(self) -> "NDArray[np.int64]":
         """Find where each name ends, and refuse tables whose names would not fit in memory."""

@@ -5,7 +5,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from trapline.isa.sweep import Sweep
-from trapline.isa.traps import classify
 from trapline.scan.accessors import CALLED, INLINED, MAPPERS
 from trapline.scan.context import PV_OPS
 
@@ -35,9 +34,19 @@ class Code:
 
     @cached_property
     def inlined(self) -> "list[tuple[int, int, str]]":
-        """(start, end, name) of each piece of an inlined accessor; none without DWARF."""
+        """(start, end, name) of each piece of an inlined accessor.
+
+        Without DWARF, of those few that have a symbol because they are called through a pointer.
+        """
         symcache = self._binary.symcache
-        return [] if symcache is None else symcache.ranges_of(INLINED)
+        if symcache is not None:
+            return symcache.ranges_of(INLINED)
+        functions = self._binary.functions
+        return [
+            (address, address + symbol.size, name)
+            for address, name in sorted(functions.addresses_of(INLINED).items())
+            if (symbol := functions.at(address)) is not None and symbol.size
+        ]
 
     @cached_property
     def inlined_mappers(self) -> "list[tuple[int, str]]":
@@ -85,21 +94,6 @@ class Code:
             member = self._paravirt.get(pointer - table)
             if member is not None:
                 yield address, instruction, member
-
-    def may_have_findings(self) -> bool:
-        """Whether a closer look is worth its time; a cheap test that never errs on the safe side.
-
-        Most modules have none: they need no DWARF reader.
-        """
-        if self.targets or self._binary.address_of(PV_OPS) is not None:
-            return True
-        return any(map(self._has_trap, self.sweeps)) or self._binary.mentions(INLINED)
-
-    @staticmethod
-    def _has_trap(sweep: Sweep) -> bool:
-        return any(
-            classify(sweep.decode(address)) is not None for address in sweep.trap_candidates()
-        )
 
     def _is_within(self, address: int, function: int) -> bool:
         symbol = self._binary.symbol_at(address)

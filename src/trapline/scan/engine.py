@@ -16,7 +16,7 @@ from trapline.scan.context import read_context
 from trapline.scan.coverage import coverage
 from trapline.scan.drivers import Attribution, SiteCount
 from trapline.scan.identity import ids
-from trapline.scan.objects import ObjectResult, Task, open_object
+from trapline.scan.objects import ObjectResult, Task, open_kernel
 from trapline.scan.pool import Failure, Pool
 
 if TYPE_CHECKING:
@@ -111,13 +111,17 @@ def _tasks(kernel: "KernelFiles") -> list[Task]:
 
 
 def _effort(task: Task) -> tuple[bool, int, str]:
-    """Order tasks so that the longest start first: then all processes end together."""
+    """Order tasks: vmlinux first, as it takes longest, then modules from the smallest on.
+
+    While vmlinux takes most memory, the others then take little; the largest module takes but a
+    fraction of vmlinux's time, so that all processes still end together.
+    """
     path = Path(task.debug or task.path)
     try:
         size = path.stat().st_size
     except OSError:
         size = 0  # whoever opens it says what is wrong
-    return (task.kind == "module", -size, task.name)
+    return (task.kind == "module", size, task.name)
 
 
 class _Facts(msgspec.Struct, frozen=True):
@@ -130,7 +134,7 @@ class _Facts(msgspec.Struct, frozen=True):
 def _read_kernel(tasks: list[Task]) -> "tuple[ScanContext, _Facts]":
     if tasks[0].name != VMLINUX:
         return read_context(None), _Facts()
-    with open_object(tasks[0]) as vmlinux:
+    with open_kernel(tasks[0]) as vmlinux:
         return read_context(vmlinux), _Facts(_version(vmlinux), vmlinux.elf.build_id)
 
 

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from trapline.kernel.binary import Binary
+from trapline.kernel.binary import Binary, has_dwarf, open_module_files
 from trapline.kernel.modinfo import ModuleInfo, module_info
 from trapline.model.scan import Mapping, Site
 from trapline.scan.code import Code
 from trapline.scan.identity import Key
 from trapline.scan.mappings import find_mappings
 from trapline.scan.sites import SiteFinder
+from trapline.scan.triage import may_have_sites
 
 if TYPE_CHECKING:
     from trapline.scan.context import ScanContext
@@ -35,42 +36,59 @@ class ObjectResult(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    sites: list[Site]
-    site_keys: list[Key]
-    mappings: list[Mapping]
-    mapping_keys: list[Key]
     info: ModuleInfo | None
     has_symbols: bool
     has_dwarf: bool
+    sites: list[Site] = []
+    site_keys: list[Key] = []
+    mappings: list[Mapping] = []
+    mapping_keys: list[Key] = []
 
 
 def scan_object(task: Task, context: "ScanContext") -> ObjectResult:
     """Scan one object; raises BadImageError or KernelNotFoundError where that cannot be done."""
-    with open_object(task) as binary:
-        if not binary.is_module and binary.has_dwarf:
+    if task.kind == "module":
+        return _scan_module(task, context)
+    with open_kernel(task) as binary:
+        if binary.has_dwarf:
             # First, as it takes most memory; what else is needed finds room in what it frees.
             assert binary.symcache is not None
-        code = Code(binary, context)
-        seen = not binary.is_module or code.may_have_findings()
-        found = list(SiteFinder(binary, code, context).sites()) if seen else []
-        mapped = list(find_mappings(binary, code)) if seen else []
-        return ObjectResult(
-            name=task.name,
-            sites=[site for site, _ in found],
-            site_keys=[key for _, key in found],
-            mappings=[mapping for mapping, _ in mapped],
-            mapping_keys=[key for _, key in mapped],
-            info=module_info(binary.elf, task.name, task.location) if binary.is_module else None,
-            has_symbols=len(binary.functions) > 0,
-            has_dwarf=binary.has_dwarf,
-        )
+        return _scan(binary, context)
 
 
-def open_object(task: Task) -> Binary:
-    """Open the object of a task."""
-    path = Path(task.path)
+def open_kernel(task: Task) -> Binary:
+    """Open the kernel image of a task."""
     if task.kind == "vmlinux":
-        return Binary.open_vmlinux(path)
-    if task.kind == "vmlinuz":
-        return Binary.open_vmlinuz(path)
-    return Binary.open_module(task.name, path, None if task.debug is None else Path(task.debug))
+        return Binary.open_vmlinux(Path(task.path))
+    return Binary.open_vmlinuz(Path(task.path))
+
+
+def _scan_module(task: Task, context: "ScanContext") -> ObjectResult:
+    debug = None if task.debug is None else Path(task.debug)
+    code, dwarf = open_module_files(Path(task.path), debug)
+    with code, dwarf:
+        info = module_info(code, task.name, task.location)
+        if not may_have_sites(code, dwarf):
+            return ObjectResult(
+                name=task.name,
+                info=info,
+                has_symbols=len(code.symbols) > 0,
+                has_dwarf=has_dwarf(dwarf),
+            )
+        return _scan(Binary.of_module(task.name, code, dwarf), context, info)
+
+
+def _scan(binary: Binary, context: "ScanContext", info: ModuleInfo | None = None) -> ObjectResult:
+    code = Code(binary, context)
+    sites = list(SiteFinder(binary, code, context).sites())
+    mappings = list(find_mappings(binary, code))
+    return ObjectResult(
+        name=binary.name,
+        info=info,
+        has_symbols=len(binary.functions) > 0,
+        has_dwarf=binary.has_dwarf,
+        sites=[site for site, _ in sites],
+        site_keys=[key for _, key in sites],
+        mappings=[mapping for mapping, _ in mappings],
+        mapping_keys=[key for _, key in mappings],
+    )
