@@ -1,5 +1,7 @@
-from scan_documents import clean, document, driver, site
-from trapline.report.findings import findings, is_refused
+from scan_documents import clean, document, driver, mapping, site
+from trapline.devicefilter.check import check
+from trapline.devicefilter.listfile import load
+from trapline.report.findings import findings, is_refused, outsiders
 
 
 def test_refused_sites_and_foreign_drivers_are_findings():
@@ -13,8 +15,9 @@ def test_the_mended_twin_has_none():
     assert not findings(clean())
 
 
-def foreign(*drivers):
-    return [d.name for d in findings(document(sites=(), drivers=drivers)).not_allowed]
+def foreign(*drivers, mappings=()):
+    result = document(sites=(), drivers=drivers, mappings=mappings)
+    return [d.name for d in findings(result).not_allowed]
 
 
 def test_a_module_that_is_not_allowed_is_no_finding():
@@ -23,8 +26,22 @@ def test_a_module_that_is_not_allowed_is_no_finding():
 
 
 def test_a_driver_that_touches_nothing_is_no_finding():
-    assert foreign(driver(allowed=False, builtin=True, sites=0, calls=2))
-    assert not foreign(driver(allowed=False, builtin=True, sites=0, calls=0))
+    idle = driver(allowed=False, builtin=True, sites=0)
+    assert not foreign(idle)
+    assert foreign(driver(allowed=False, builtin=True, sites=2))
+    assert foreign(idle, mappings=(mapping(driver="virtio_net"),))
+
+
+def test_a_library_that_binds_to_nothing_is_no_finding():
+    library = driver(name="cfbfillrect", allowed=False, builtin=True, sites=9, bus="")
+    assert not foreign(library)
+    assert outsiders(document(sites=(), drivers=(library,))) == (library,)
+
+
+def test_findings_are_those_of_the_filter():
+    whole = document()
+    names = tuple(d.name for d in findings(whole).not_allowed)
+    assert check(whole, load()).findings == names == ("8250",)
 
 
 def test_what_serves_an_allowed_driver_is_no_finding():

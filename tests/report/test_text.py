@@ -50,7 +50,9 @@ def test_mmio_is_parted_into_drivers_transport_and_core():
 
 
 def test_ids_that_lead_only_to_the_transport_are_named():
-    assert "No driver in this kernel for 1af4:1009 virtio 9P transport (transitional)." in flat(document())
+    assert "No driver in this kernel for 1af4:1009 virtio 9P transport (transitional)." in flat(
+        document()
+    )
     assert "1af4:1000 virtio network card (transitional)." not in flat(document())
 
 
@@ -103,6 +105,13 @@ def test_what_was_not_seen_is_said():
     whole = flat(document(coverage=blind))
     assert "- 3 modules have no DWARF. - Install it." in whole
     assert "Plain dereferences of mapped device memory" in whole
+
+
+def test_a_thousand_broken_modules_do_not_take_the_report_over():
+    broken = tuple(f"Module m{number} was not scanned: it is cut off." for number in range(1000))
+    whole = report(document(coverage=Coverage(complete=False, missing=broken, advice=())))
+    assert whole.count("was not scanned") == 12
+    assert "- 988 more, which --format json has." in whole
 
 
 def test_the_last_line_is_the_verdict():

@@ -50,8 +50,8 @@ def command(
     distributions put kernels and debug files, or deb:PACKAGE, fetched with apt into a cache
     ("deb:A|B" takes the first that apt knows).
 
-    Exits with 1 when the #VE handler cannot emulate a site, or a built-in driver that is not on
-    the allow list touches the host.
+    Exits with 1 when the #VE handler cannot emulate a site, or a built-in driver that binds to
+    what the host presents and is not on the allow list touches the host.
     """
     destination = Destination(output)
     allow_list = listfile.load(allow)

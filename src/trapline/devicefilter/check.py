@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from trapline.model.scan import Driver, ScanResult, Site
     from trapline.model.scan import Mapping as MappingSite
 
-# Buses whose devices the host presents, or whose descriptions (ACPI tables) it writes.
-_HOST_BUSES: Final = frozenset({"pci", "virtio", "vmbus", "xen", "usb", "acpi", "pnp", "platform"})
+#: Buses whose devices the host presents, or whose descriptions (ACPI tables) it writes.
+HOST_BUSES: Final = frozenset({"pci", "virtio", "vmbus", "xen", "usb", "acpi", "pnp", "platform"})
 _NOTHING: Final = Reach(mmio=0, calls=0, pio=0, other=0, mappings=0)
 
 
@@ -56,7 +56,7 @@ def _judge(driver: "Driver", verdict: Admission, reach: Reach) -> FilterDriver:
         name=driver.name,
         bus=driver.bus,
         builtin=driver.builtin,
-        early=driver.builtin and driver.bus in _HOST_BUSES,
+        early=driver.builtin and driver.bus in HOST_BUSES,
         verdict=word,
         via=verdict.via,
         loopholes=verdict.loopholes,

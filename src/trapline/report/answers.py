@@ -24,6 +24,7 @@ _EMULATED: Final = (
     ("rtl8139", "pci:v000010ECd00008139sv00001AF4sd00001100bc02sc00i00"),
 )
 _NAMED: Final = ("local APIC", "IO-APIC", "HPET")
+_UNSEEN: Final = 12  # sentences on what was not seen, before a thousand broken modules take over
 _COUNTS: Final = ("MMIO", "MMIO calls", "port I/O", "other")
 
 # The parts of the code between a listed id and the host, and how a sentence on them starts.
@@ -272,9 +273,13 @@ def _refused(result: "ScanResult") -> "Iterator[str]":
 def _not_seen(result: "ScanResult") -> "Iterator[str]":
     yield ""
     yield from paragraph("What this scan did not see:")
-    coverage = result.coverage
-    for text in (*coverage.missing, *coverage.advice):
+    unseen = (*result.coverage.missing, *result.coverage.advice)
+    for text in unseen[:_UNSEEN]:
         yield from paragraph(text, indent="- ", hanging="  ")
+    if len(unseen) > _UNSEEN:
+        yield from paragraph(
+            f"{len(unseen) - _UNSEEN:,} more, which --format json has.", indent="- ", hanging="  "
+        )
     yield from paragraph(
         "Plain dereferences of mapped device memory, which no accessor marks: they look like any "
         "other load or store. Where device memory is mapped is in the table of mapping sites.",

@@ -3,8 +3,9 @@
 Two things do:
 
 - a site in a form that Linux's #VE handler refuses to emulate: reaching it in a TD is an oops;
-- a driver that is built in, is neither let in by the allow list nor serves one that is, and
-  touches the host: nothing but the list itself keeps it from binding to what the host presents.
+- a driver that is built in, binds to a bus whose devices the host presents, is neither let in by
+  the allow list nor serves one that is, and touches the host or maps its memory: it probes before
+  any filter in user space can act. The same drivers are the findings of `trapline filter check`.
 
 Sites outside drivers are counted and listed but are no finding: a driver filter cannot act on
 them. Neither are modules outside the list: they are not there until something loads them.
@@ -12,6 +13,7 @@ them. Neither are modules outside the list: they are not there until something l
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from trapline.devicefilter.check import HOST_BUSES
 from trapline.report.tally import reached
 
 if TYPE_CHECKING:
@@ -36,15 +38,25 @@ def is_refused(site: "Site") -> bool:
 
 def findings(result: "ScanResult") -> Findings:
     """Collect what goes against the policy."""
-    serving = set(reached(result))
+    outside = outsiders(result)
     return Findings(
         refused=tuple(site for site in result.sites if is_refused(site)),
-        not_allowed=tuple(
-            driver
-            for driver in result.drivers
-            if driver.builtin
-            and not driver.allowed
-            and driver.name not in serving
-            and (driver.sites > 0 or driver.calls > 0)
-        ),
+        not_allowed=tuple(driver for driver in outside if driver.bus in HOST_BUSES),
+    )
+
+
+def outsiders(result: "ScanResult") -> "tuple[Driver, ...]":
+    """Give all built-in drivers that touch the host and have nothing to do with the list.
+
+    Those without a bus are libraries for other drivers, or probe where hardware used to be.
+    """
+    serving = set(reached(result))
+    mapping = {found.driver for found in result.mappings}
+    return tuple(
+        driver
+        for driver in result.drivers
+        if driver.builtin
+        and not driver.allowed
+        and driver.name not in serving
+        and (driver.sites > 0 or driver.name in mapping)
     )

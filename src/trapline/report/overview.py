@@ -4,12 +4,12 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from trapline.report.classes import CLASSES
-from trapline.report.findings import findings
+from trapline.report.findings import findings, outsiders
 from trapline.report.table import paragraph, table
 from trapline.report.tally import VMLINUX, allowed, group, tally
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from trapline.model.scan import Driver, ScanResult
 
@@ -80,10 +80,21 @@ def _allowed(result: "ScanResult") -> "Iterator[str]":
 
 
 def _not_allowed(result: "ScanResult") -> "Iterator[str]":
-    drivers = findings(result).not_allowed
+    findings_first = findings(result).not_allowed
+    yield from _outsiders(
+        result, "Built-in drivers outside the list that touch the host", findings_first
+    )
+    yield from _outsiders(
+        result,
+        "Built-in drivers on no bus of the host's: libraries, legacy probes",
+        [driver for driver in outsiders(result) if driver not in findings_first],
+    )
+
+
+def _outsiders(result: "ScanResult", heading: str, drivers: "Sequence[Driver]") -> "Iterator[str]":
     if not drivers:
         return
-    yield from _heading("Built-in drivers outside the list that touch the host")
+    yield from _heading(heading)
     by_driver = group(result.sites, lambda site: site.driver)
     rows = [
         (driver.name, driver.bus or "-", *tally(by_driver.get(driver.name, ())))

@@ -14,6 +14,7 @@ import msgspec
 
 from trapline.report.classes import CLASSES, ClassText
 from trapline.report.findings import findings, is_refused
+from trapline.report.table import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,8 +40,8 @@ _OTHER_RULES: "Final[Mapping[str, ClassText]]" = {
     _DRIVER_RULE: ClassText(
         "driver",
         "Built-in driver outside the allow list that touches the host.",
-        "Nothing but the allow list keeps a built-in driver from binding to what the host "
-        "presents. Add its device to the list, or build the kernel without it.",
+        "It probes what the host presents before any filter in user space can act. Add its device "
+        "to the list, or build the kernel without it.",
     ),
 }
 
@@ -151,7 +152,7 @@ def _driver(driver: "Driver") -> Json:
         "level": "error",
         "message": {
             "text": f"The built-in {driver.bus} driver {driver.name} is not on the allow list and "
-            f"touches the host at {driver.sites:,} places."
+            f"touches the host at {counted(driver.sites, 'place')}."
         },
         "locations": [{"logicalLocations": [{"name": driver.name, "kind": "module"}]}],
         "partialFingerprints": {_FINGERPRINT: f"driver:{driver.bus}:{driver.name}"},
