@@ -32,7 +32,7 @@ types: $(VENV)/.dev
 
 ## docs: build the documentation, warnings are errors
 docs: $(VENV)/.dev
-	@$(RUN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict --quiet
 
 ## lock: resolve pyproject.toml into requirements/*.txt again
 lock:
