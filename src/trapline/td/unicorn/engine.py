@@ -112,6 +112,7 @@ class UnicornEngine(Snapshots):
             EXCP_VMEXIT + Svm.INTR: self._exit_boundary,
             EXCP_VMEXIT + Svm.COUNT: self._exit_count,
             EXCP_VMEXIT + Svm.IRET: self._exit_iret,
+            EXCP_VMEXIT + Svm.BREAKPOINT: self._exit_breakpoint,
         }
         self._arm()
 
@@ -275,6 +276,11 @@ class UnicornEngine(Snapshots):
     def _exit_count(self) -> Exit:
         self._slots[Slot.COUNT_LIMIT] = NEVER
         return Exit.BOUNDARY
+
+    def _exit_breakpoint(self) -> Exit:
+        """Let the instruction pass when the guest goes on from here without an event."""
+        self._slots[Slot.SKIP] = self.regs[16]
+        return Exit.BREAKPOINT
 
     def _exit_iret(self) -> None:
         """NMIs are no longer blocked; the IRET itself has yet to execute."""

@@ -39,7 +39,6 @@ PLAIN: Final = _by_index(
         Svm.MONITOR: Exit.MONITOR,
         Svm.MWAIT: Exit.MWAIT,
         Svm.VINTR: Exit.INTERRUPT_WINDOW,
-        Svm.BREAKPOINT: Exit.BREAKPOINT,
         Svm.SHUTDOWN: Exit.TRIPLE_FAULT,
     }
 )
