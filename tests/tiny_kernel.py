@@ -176,9 +176,11 @@ def write_sources(folder, replaced=None):
 def compile_object(folder, source, *flags):
     """Compile one source file of the tree; returns the object, relative to the tree."""
     target = f"{source.rpartition('.')[0]}.o"
-    # BTF and DWARF in one object are more than gcc can do.
-    debug = ("-gbtf",) if source.endswith("types.c") else ("-g",)
-    run(folder, "gcc", *_FLAGS, *debug, *flags, source, "-o", target)
+    options = ("-g", *flags)
+    if source.endswith("types.c"):
+        # BTF and DWARF in one object are more than gcc can do.
+        options = ("-gbtf", *(flag for flag in flags if not flag.startswith("-g")))
+    run(folder, "gcc", *_FLAGS, *options, source, "-o", target)
     return target
 
 

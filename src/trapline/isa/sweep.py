@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 _BITS: Final = 64
 _LONGEST: Final = 15  # bytes of an instruction
 _length = attrgetter("len")
+# Legacy prefixes and REX, in any order: a REX that another prefix follows has no effect.
 _PREFIXES: Final = (0x66, 0x67, 0xF2, 0xF3, 0xF0, 0x2E, 0x36, 0x3E, 0x26, 0x64, 0x65)
-_MAX_PREFIXES: Final = 4  # more are legal, but no compiler writes them
+_REX: Final = range(0x40, 0x50)
+_MAX_PREFIXES: Final = _LONGEST - 1
 _RESYNC: Final = 256  # bytes in which two decodings of the same code fall in step
 
 
@@ -42,7 +44,7 @@ class Sweep:
         """
         self.data = bytes(data)
         self.address = address
-        self._bytes: NDArray[np.uint8] = np.frombuffer(self.data + bytes(_LONGEST + 1), np.uint8)
+        self._bytes: NDArray[np.uint8] = np.frombuffer(self.data + bytes(2 * _LONGEST), np.uint8)
         lengths = np.fromiter(map(_length, Decoder(_BITS, self.data, ip=address)), np.uint8)
         ends = np.cumsum(lengths, dtype=np.uint32)
         self.starts: NDArray[np.uint32] = ends - lengths
@@ -165,9 +167,9 @@ class Sweep:
         pending = np.arange(len(position))
         for _ in range(_MAX_PREFIXES):
             pending = pending[_IS_PREFIX[self._bytes[position[pending]]]]
+            if not len(pending):
+                break
             position[pending] += 1
-        rex = (self._bytes[position] & 0xF0) == 0x40
-        position[rex] += 1
         return position
 
 
@@ -193,7 +195,7 @@ def _opcodes(kind: int) -> "set[int]":
     return found
 
 
-_IS_PREFIX: Final = _flags(_PREFIXES)
+_IS_PREFIX: Final = _flags([*_PREFIXES, *_REX])
 _ONE_BYTE: Final = _flags(_opcodes(OpCodeTableKind.NORMAL))
 _TWO_BYTES: Final = _flags(_opcodes(OpCodeTableKind.T0F))
 _THREE_BYTES: Final = _flags(_opcodes(OpCodeTableKind.T0F38))
