@@ -58,7 +58,7 @@ def test_ids_that_lead_only_to_the_transport_are_named():
 
 def test_a_list_that_lets_nothing_in_is_said_so():
     whole = flat(document(drivers=()))
-    assert "No driver of this kernel or its modules binds to any id of the list" in whole
+    assert "Nowhere: no driver of vmlinux and its modules binds to an id of the list." in whole
 
 
 def test_absent_hardware_drivers_are_said_to_be_absent():
@@ -185,9 +185,21 @@ def test_bytes_are_the_lines(verbosity):
     assert b"\x1b" not in chunks
 
 
+def test_a_module_alone_is_not_called_a_vmlinux():
+    alone = kernel(build_id=None, version=None, has_dwarf=False, modules=1)
+    assert "no vmlinux, 1 module" in flat(document(kernel=alone))
+
+
+def test_a_complete_scan_is_not_called_incomplete():
+    assert "INCOMPLETE" not in report(document())
+
+
 def test_no_debug_information_and_no_release():
     bare = kernel(release=None, build_id=None, has_dwarf=False, modules=0)
-    whole = flat(document(kernel=bare, sites=(), mappings=(), drivers=()))
+    blind = Coverage(complete=False, missing=("No DWARF.",), advice=())
+    whole = flat(document(kernel=bare, sites=(), mappings=(), drivers=(), coverage=blind))
     assert "scan of Linux (no release)" in whole
-    assert "vmlinux without debug information, 0 modules" in whole
-    assert "There is no MMIO outside drivers in what was scanned." in whole
+    assert "vmlinux without debug information, 0 modules INCOMPLETE: every number" in whole
+    assert whole.endswith("Policy: nothing found against it in what was seen.")
+    assert "Nowhere: no driver of what was scanned binds" in whole
+    assert "No: there is no MMIO outside drivers in what was scanned." in whole

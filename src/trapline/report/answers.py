@@ -63,9 +63,8 @@ def _ids(result: "ScanResult") -> "Iterator[str]":
 def _drivers(result: "ScanResult") -> "Iterator[str]":
     yield from _ask("How many places do those 8 drivers touch MMIO?")
     if not allowed(result):
-        yield from paragraph(
-            "No driver of this kernel or its modules binds to any id of the list, so none does."
-        )
+        scanned = "vmlinux and its modules" if result.kernel.modules else "what was scanned"
+        yield from paragraph(f"Nowhere: no driver of {scanned} binds to an id of the list.")
         return
     parts = _on_the_way(result)
     yield from paragraph(
@@ -201,7 +200,7 @@ def _not_drivers(result: "ScanResult") -> "Iterator[str]":
     apic = tally(core.get("local APIC", ()))
     others = sum(row[0] != "local APIC" for row in rows)
     if not rows:
-        yield from paragraph("There is no MMIO outside drivers in what was scanned.")
+        yield from paragraph("No: there is no MMIO outside drivers in what was scanned.")
         return
     verdict = "No." if others else "Yes."
     yield from paragraph(

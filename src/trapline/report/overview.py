@@ -96,12 +96,18 @@ def _outsiders(result: "ScanResult", heading: str, drivers: "Sequence[Driver]") 
         return
     yield from _heading(heading)
     by_driver = group(result.sites, lambda site: site.driver)
+    maps = Counter(mapping.driver for mapping in result.mappings)
     rows = [
-        (driver.name, driver.bus or "-", *tally(by_driver.get(driver.name, ())))
+        (
+            driver.name,
+            driver.bus or "-",
+            *tally(by_driver.get(driver.name, ())),
+            maps[driver.name],
+        )
         for driver in drivers
     ]
     rows.sort(key=lambda row: (-row[2], -sum(row[3:]), row[0]))
-    yield from table(("driver", "bus", *_COUNTS), rows)
+    yield from table(("driver", "bus", *_COUNTS, "maps"), rows)
 
 
 def _mappings(result: "ScanResult") -> "Iterator[str]":

@@ -16,7 +16,7 @@ from trapline.report.tally import VMLINUX, is_mmio
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from trapline.model.scan import ScanResult
+    from trapline.model.scan import Kernel, ScanResult
 
 
 def render(result: "ScanResult", verbosity: int = 0) -> "Iterator[bytes]":
@@ -40,9 +40,14 @@ def _head(result: "ScanResult") -> "Iterator[str]":
     yield from paragraph(f"{result.generator}: scan of Linux {kernel.release or '(no release)'}")
     if kernel.build_id:
         yield from paragraph(f"build id {kernel.build_id}")
-    debug = "with" if kernel.has_dwarf else "without"
-    yield from paragraph(f"vmlinux {debug} debug information, {counted(kernel.modules, 'module')}")
+    yield from paragraph(f"{_vmlinux(kernel)}, {counted(kernel.modules, 'module')}")
     yield ""
+    if not result.coverage.complete:
+        yield from paragraph(
+            'INCOMPLETE: every number is a lower bound, and every "no" may be a "not seen": '
+            'see "What this scan did not see".'
+        )
+        yield ""
     mmio = [site for site in result.sites if is_mmio(site)]
     builtin = sum(site.module == VMLINUX for site in mmio)
     forms = {
@@ -58,11 +63,18 @@ def _head(result: "ScanResult") -> "Iterator[str]":
     )
 
 
+def _vmlinux(kernel: "Kernel") -> str:
+    if kernel.version is None and kernel.build_id is None:
+        return "no vmlinux"
+    return f"vmlinux {'with' if kernel.has_dwarf else 'without'} debug information"
+
+
 def _verdict(result: "ScanResult") -> "Iterator[str]":
     found = findings(result)
     yield ""
     if not found:
-        yield from paragraph("Policy: nothing found against it.")
+        seen = "" if result.coverage.complete else " in what was seen"
+        yield from paragraph(f"Policy: nothing found against it{seen}.")
         return
     yield from paragraph(
         f"Policy: {counted(len(found.refused), 'site')} the #VE handler cannot emulate, "
