@@ -17,14 +17,14 @@ from trapline.td.devices import pit, power, rtc, uart
 from trapline.td.devices.bus import Bus
 from trapline.td.devices.console import DEFAULT_LIMIT, Console, Echo
 from trapline.td.devices.lapic import LocalApic
-from trapline.td.engine import Engine, ExitHandler, PageState
+from trapline.td.engine import Engine, ExitHandler, Reg
 from trapline.td.loader import layout, place
 from trapline.td.loader.acpi import Board
 from trapline.td.loader.kernelimage import KernelImage
 from trapline.td.module.module import TdxModule
 from trapline.td.module.vmm_interface import TdConfig
 from trapline.td.outcome import Outcome, OutcomeKind
-from trapline.td.record import Sink, TrapRecorder
+from trapline.td.record import Place, Sink, TrapRecorder
 from trapline.td.unicorn import UnicornEngine
 from trapline.td.vmm.host import VECTOR_DOUBLE_FAULT, Host, Limits
 
@@ -43,7 +43,8 @@ class MachineConfig:
     """What TD to build.
 
     `memory` and `unaccepted` are bytes, `seconds` limits the wall clock, `virtual_seconds` the
-    guest's own. `echo` gets the console's lines as they are written, `trap_sink` each trap.
+    guest's own. `echo` gets the console's output line by line, `on_line` the same without line
+    ends; `trap_sink` gets each trap, `on_place` each place at its first trap.
     """
 
     image: KernelImage
@@ -59,7 +60,9 @@ class MachineConfig:
     virtual_seconds: int = DEFAULT_VIRTUAL_SECONDS
     console_limit: int = DEFAULT_LIMIT
     echo: Echo | None = None
+    on_line: Callable[[bytes], None] | None = None
     trap_sink: Sink | None = None
+    on_place: Callable[[Place], None] | None = None
 
 
 class _ApicPage:
@@ -91,6 +94,7 @@ class Machine:
         place.check_memory(config.memory)
         self.config = config
         self._on_dying = on_dying
+        self._watched: dict[int, Callable[[], None]] = {}
         self.panic: str | None = None
         self.double_faults = 0
         td = TdConfig(
@@ -110,9 +114,9 @@ class Machine:
         )
         self.ports = self._build_ports()
         self.mmio = Bus("MMIO", engine.shared_bit)
-        self.recorder = TrapRecorder(engine, config.trap_sink, self._double_fault)
+        self.recorder = TrapRecorder(engine, config.trap_sink, config.on_place, self.double_fault)
         limits = Limits(config.virtual_seconds * self.frequency, config.seconds)
-        self.host = Host(engine, self.apic, self.ports, self.mmio, limits, self._double_fault)
+        self.host = Host(engine, self.apic, self.ports, self.mmio, limits, self)
         self.module = TdxModule(
             engine,
             self.host,
@@ -130,7 +134,10 @@ class Machine:
         `drive` replaces `Engine.run`, as a debugger does; it must return once `ended` is true.
         """
         self.host.start()
-        (drive or self.engine.run)(self.module.on_exit)
+        try:
+            (drive or self.engine.run)(self.module.on_exit)
+        finally:
+            self.host.finish()
         self.console.flush()
         outcome = self.host.outcome
         if outcome is None:
@@ -141,6 +148,11 @@ class Machine:
         if not outcome.is_clean:
             self._dying()
         return outcome
+
+    def watch(self, places: dict[int, Callable[[], None]]) -> None:
+        """Call each function when its linear address is about to execute for the first time."""
+        self._watched = dict(places)
+        self.engine.set_breakpoints(frozenset(self._watched))
 
     def ended(self) -> bool:
         """Whether the run is over."""
@@ -182,9 +194,6 @@ class Machine:
         sept = self.module.sept
         # The TD's firmware has accepted this part; the rest is for the guest to accept.
         sept.add(0, placement.unaccepted)
-        if placement.unaccepted < placement.unaccepted_end:
-            size = placement.unaccepted_end - placement.unaccepted
-            self.engine.set_private(placement.unaccepted, size, PageState.ABSENT)
         return placement
 
     # Events.
@@ -205,6 +214,8 @@ class Machine:
         )
 
     def _console_line(self, line: bytes) -> None:
+        if self.config.on_line is not None:
+            self.config.on_line(line)
         if self.panic is None:
             found = _PANIC.search(line)
             if found is not None:
@@ -212,7 +223,15 @@ class Machine:
         elif _PANIC_END in line:
             self.host.end(OutcomeKind.PANIC, f"Kernel panic: {self.panic}.")
 
-    def _double_fault(self) -> None:
+    def breakpoint(self) -> None:
+        """Call what `watch` was given for this address."""
+        reached = self._watched.pop(self.engine.regs[Reg.RIP], None)
+        if reached is not None:
+            self.engine.set_breakpoints(frozenset(self._watched))
+            reached()
+
+    def double_fault(self) -> None:
+        """Note that the guest is about to take #DF."""
         self.double_faults += 1
         self._dying()
 

@@ -8,7 +8,8 @@ guest takes the same path each time; the wall clock only ends runs.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from threading import Timer
+from typing import Final, Protocol
 
 from trapline.td.devices.bus import Bus
 from trapline.td.devices.lapic import LocalApic
@@ -42,11 +43,21 @@ class Limits:
     seconds: float | None
 
 
+class Witness(Protocol):
+    """Who is told of what the host itself has no interest in."""
+
+    def breakpoint(self) -> None:
+        """Serve a breakpoint."""
+
+    def double_fault(self) -> None:
+        """Note that the guest is about to take #DF."""
+
+
 class Host:
     """The VMM that the TDX module calls (`vmm_interface.Vmm`), and the events of its services.
 
     `attach` completes it when the module exists. `outcome` is set when the run is over.
-    `on_double_fault` is called once, when the guest is about to take its first #DF.
+    `paused` says for how many seconds of the wall clock a debugger held the guest.
     """
 
     def __init__(
@@ -56,18 +67,20 @@ class Host:
         ports: Bus,
         mmio: Bus,
         limits: Limits,
-        on_double_fault: Callable[[], None],
+        witness: Witness,
     ) -> None:
         self.outcome: Outcome | None = None
+        self.paused: Callable[[], float] = float
         self.services: Services
         self._engine = engine
         self._apic = apic
         self._ports = ports
         self._mmio = mmio
         self._limits = limits
-        self._on_double_fault = on_double_fault
+        self._witness = witness
         self._sept: Sept
         self._wall_end: float | None = None
+        self._alarm: Timer | None = None
         self._countdown = CLOCK_INTERVAL
         self._window_wanted = False
         self._armed: int | None = None
@@ -87,9 +100,22 @@ class Host:
 
     def start(self) -> None:
         """Begin the run: from here on the wall clock counts."""
-        if self._limits.seconds is not None:
-            self._wall_end = time.monotonic() + self._limits.seconds
+        seconds = self._limits.seconds
+        if seconds is not None:
+            self._wall_end = time.monotonic() + seconds
+            # A guest can keep the engine busy with exits that neither come here nor use up
+            # virtual time (#UD, PAUSE, TDCALL leaves), so someone else must ring.
+            self._alarm = Timer(seconds, self._engine.request_boundary)
+            self._alarm.daemon = True
+            self._alarm.start()
         self._arm(None)
+
+    def finish(self) -> None:
+        """Stop the clock; the engine may be closed afterwards."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm.join()
+            self._alarm = None
 
     def end(self, kind: OutcomeKind, detail: str) -> None:
         """End the run; the first reason stands."""
@@ -170,12 +196,13 @@ class Host:
             )
 
     def breakpoint(self) -> None:
-        """Ignore a breakpoint that nobody of ours has set."""
+        """Pass it on to who set it."""
+        self._witness.breakpoint()
 
     def intercepted_exception(self) -> bool:
         """Note a #DF, and let the guest have its exception."""
         if self._engine.fault.vector == VECTOR_DOUBLE_FAULT:
-            self._on_double_fault()
+            self._witness.double_fault()
         return False
 
     # Events of the services.
@@ -226,8 +253,11 @@ class Host:
         left = SLICE if due is None else max(1, due - self._engine.cycles)
         self._engine.set_time_budget(min(left, SLICE))
 
+    def _is_late(self) -> bool:
+        return self._wall_end is not None and time.monotonic() - self.paused() >= self._wall_end
+
     def _check_limits(self) -> None:
         if self._engine.cycles >= self._limits.cycles:
             self.end(OutcomeKind.HANG, "The guest used up its virtual time without powering off.")
-        elif self._wall_end is not None and time.monotonic() >= self._wall_end:
+        elif self._is_late():
             self.end(OutcomeKind.TIMEOUT, "The time limit of --timeout passed.")
