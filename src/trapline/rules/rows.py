@@ -46,6 +46,7 @@ class Outcome(StrEnum):
     DELIVERED = "delivered"
     MERGED = "merged"
     REPLACES = "replaces"
+    COMBINED = "combined"
     NOT_INJECTED = "not_injected"
     REBLOCKED = "reblocked"
     RF_SET = "rf_set"

@@ -52,6 +52,11 @@ def test_the_instruction_behind_a_ve_has_not_executed(td):
     assert td.regs[Reg.RIP] == rip
 
 
+def test_exceptions_of_the_module_set_rf(td):
+    td.take(Exit.HLT)
+    assert td.engine.rflags >> 16 & 1
+
+
 def test_a_second_ve_of_the_module_is_a_double_fault(td):
     assert td.take(Exit.HLT) == [VE]
     assert td.take(Exit.WBINVD) == [DF]

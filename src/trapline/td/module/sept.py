@@ -98,9 +98,9 @@ class SeptSnapshot(NamedTuple):
 class Sept:
     """Private and shared state of every page of a TD.
 
-    `memory_size` is the RAM from GPA 0 in bytes, a multiple of 4 KiB. GPAs given to methods
-    have the shared bit clear. Ranges must be page-aligned and inside RAM: callers check what
-    a guest gave them with `in_ram` first.
+    `memory_size` is the RAM from GPA 0 in bytes, a multiple of 4 KiB; all of it is FREE at
+    first. GPAs given to methods have the shared bit clear. Ranges must be page-aligned and
+    inside RAM: callers check what a guest gave them with `in_ram` first.
     """
 
     def __init__(self, engine: "Engine", memory_size: int) -> None:
@@ -113,6 +113,8 @@ class Sept:
         self._shared = bytearray(pages)
         self._large = bytearray((memory_size + LARGE_SIZE - 1) >> LARGE_SHIFT)
         self._saved: SeptSnapshot | None = None
+        engine.set_private(0, memory_size, PageState.ABSENT)
+        engine.set_shared(0, memory_size, PageState.ABSENT)
 
     # Questions.
 

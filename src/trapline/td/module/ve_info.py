@@ -3,8 +3,8 @@
 The module injects #VE for instructions, MSRs, CPUID leaves, control registers and PENDING
 pages; the CPU itself delivers it for accesses to MMIO pages. Both need VE_INFO to be free and
 mark it valid; TDG.VP.VEINFO.GET frees it. What happens when it is not free is read from the
-table `nesting`. RFLAGS.RF is set in the image that is pushed, as `Engine.deliver` does for
-every fault.
+table `nesting`. RFLAGS.RF is set in the image that is pushed, for every exception the module
+injects.
 
 Sources: TDX module 1.5.01, td_other_exits.c (tdx_inject_ve, td_nmi_exit), tdh_vp_enter.c;
 SDM volume 3, "Virtualization Exceptions" and "Convertible EPT Violations".
@@ -27,6 +27,7 @@ VECTOR_GP = 13
 VECTOR_PF = 14
 VECTOR_MC = 18
 VECTOR_VE = 20
+RFLAGS_RF = 1 << 16
 
 # What the followed rule for a second #VE may be: vector and error code.
 _SECOND_VE = {
@@ -61,6 +62,7 @@ class VeState:
         second = self.info is not None
         if self.listener is not None:
             self.listener.on_ve(engine.regs[Reg.RIP], info, double_fault=second)
+        engine.rflags |= RFLAGS_RF
         if second:
             engine.deliver(self._second_vector, self._second_error)
         else:
@@ -80,15 +82,18 @@ class VeState:
 
     def general_protection(self) -> None:
         """#GP(0)."""
+        self._engine.rflags |= RFLAGS_RF
         self._engine.deliver(VECTOR_GP, 0)
 
     def undefined(self) -> None:
         """#UD."""
+        self._engine.rflags |= RFLAGS_RF
         self._engine.deliver(VECTOR_UD)
 
     def page_fault(self, gla: int, error_code: int) -> None:
         """#PF with CR2."""
         self._engine.set_cr(2, gla)
+        self._engine.rflags |= RFLAGS_RF
         self._engine.deliver(VECTOR_PF, error_code)
 
     # Collection by the guest.
