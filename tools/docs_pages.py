@@ -29,7 +29,7 @@ def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
 
 def cli_reference() -> str:
     """Write the whole command tree as Markdown."""
-    context = click.Context(cli, info_name="trapline")
+    context = click.Context(cli, info_name="trapline", **cli.context_settings)
     parts = [
         "# Command line\n",
         f"{cli.help}\n",

@@ -24,7 +24,7 @@ def walk(command, context, path=()):
 
 
 def commands():
-    return [(path, c) for path, c in walk(cli, click.Context(cli)) if path]
+    return [(path, c) for path, c in walk(cli, click.Context(cli, **cli.context_settings)) if path]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_every_command_is_explained_on_a_page(name):
 
 def test_every_option_of_scan_is_explained_on_its_page():
     page = (DOCS / "scan.md").read_text("utf-8")
-    scan = cli.get_command(click.Context(cli), "scan")
+    scan = cli.get_command(click.Context(cli, **cli.context_settings), "scan")
     for option in scan.params:
         if isinstance(option, click.Option):
             assert f"`{option.opts[0]}" in page, f"{option.opts[0]} is not in scan.md"

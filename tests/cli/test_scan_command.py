@@ -2,6 +2,8 @@
 
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -257,6 +259,25 @@ def test_control_c_in_the_middle_of_a_scan(debian_kernel, tmp_path):
     assert code == ExitCode.INTERRUPTED
     assert last == "trapline: interrupted; nothing was written.\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("no_color", [False, True])
+def test_progress_on_a_terminal_is_a_bar(vmlinux, tmp_path, no_color):
+    terminal, other_end = pty.openpty()
+    plain = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    done = subprocess.run(
+        [*PROGRAM, "scan", str(vmlinux), "-o", str(tmp_path / "report.txt")],
+        stderr=other_end,
+        env=plain | {"TERM": "xterm-256color"} | ({"NO_COLOR": "1"} if no_color else {}),
+        check=False,
+    )
+    shown = os.read(terminal, 1 << 16)
+    os.close(other_end)
+    os.close(terminal)
+    assert done.returncode == ExitCode.FINDINGS
+    assert b"1/1" in shown
+    assert (re.search(rb"\x1b\[[39][0-7]m", shown) is None) == no_color
+    assert b"\x1b" not in (tmp_path / "report.txt").read_bytes()
 
 
 def test_an_internal_error_is_one_line_too(capsys, monkeypatch, vmlinux):
