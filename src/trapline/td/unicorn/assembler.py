@@ -98,6 +98,17 @@ class Assembler:
         """Do any `op [base + offset]`."""
         self.emit(Instruction.create_mem(code, _at(base, offset)))
 
+    def reg(self, code: "CodeValue", register: "RegisterValue") -> None:
+        """Do any `op register`."""
+        self.emit(Instruction.create_reg(code, register))
+
+    def load_index(
+        self, target: "RegisterValue", base: "RegisterValue", index: "RegisterValue"
+    ) -> None:
+        """Mov target, [base + index * 8]."""
+        operand = MemoryOperand(base, index, 8)
+        self.emit(Instruction.create_reg_mem(Code.MOV_R64_RM64, target, operand))
+
     def reg_reg(self, code: "CodeValue", target: "RegisterValue", source: "RegisterValue") -> None:
         """Do any `op target, source`."""
         self.emit(Instruction.create_reg_reg(code, target, source))

@@ -13,7 +13,7 @@ from trapline.td.engine import CrWrite, Exit, Segment
 from trapline.td.unicorn.events import BP, DB, GP, OF, UD
 from trapline.td.unicorn.instruction import InstructionView, gpr_index
 from trapline.td.unicorn.layout import Env, HFlags
-from trapline.td.unicorn.native import Delivery, Slot
+from trapline.td.unicorn.slots import Delivery, Slot
 from trapline.td.unicorn.state import (
     CR0_PE,
     CR0_PG,

@@ -24,17 +24,12 @@ from trapline.td.unicorn.layout import (
     Svm,
     Uc,
 )
-from trapline.td.unicorn.memory import Ram
-from trapline.td.unicorn.native import (
-    COUNT_START,
-    IN_DELIVERY_FLAG,
-    NEVER,
-    Delivery,
-    NativeHooks,
-    Slot,
-)
+from trapline.td.unicorn.native import NativeHooks
 from trapline.td.unicorn.nested import NestedTables
+from trapline.td.unicorn.ram import Ram
+from trapline.td.unicorn.slots import COUNT_START, IN_DELIVERY_FLAG, NEVER, Delivery, Slot
 from trapline.td.unicorn.snapshot import Snapshots
+from trapline.td.unicorn.tlb import CodeMap
 
 _PAGE: Final = 4096
 _MAX_RAM: Final = 64 << 30
@@ -95,7 +90,10 @@ class UnicornEngine(Snapshots):
             status = self._library.uc_mem_map_ptr(self._uc, address, size, UC_PROT_ALL, host)
             self._library.check(status, "uc_mem_map_ptr")
         self._fields = Fields(self._uc)
-        self._hooks = NativeHooks(self._library, self._fields)
+        self._code_map = CodeMap(ram_size)
+        self._hooks = NativeHooks(
+            self._library, self._fields, self._ram, self._nested, self._code_map
+        )
         self.ram = self._ram.view
         self._base_cycles = 0
         self._budget = NEVER
@@ -104,7 +102,6 @@ class UnicornEngine(Snapshots):
         self._stale_tlb = False
         self._exact = False
         self._breakpoints: frozenset[int] = frozenset()
-        self._hooks.slots[Slot.COUNT] = COUNT_START
         self._init_state()
         self._init_events()
         self._init_exits(seed)
@@ -328,6 +325,7 @@ class UnicornEngine(Snapshots):
         self._library.uc_close(self._uc)
         self.ram = memoryview(b"")
         self._hooks.close()
+        self._code_map.close()
         self._nested.close()
         self._control.close()
         self._ram.close()

@@ -9,7 +9,8 @@ from typing import Final
 
 from trapline.td.unicorn.layout import Env, HFlags, Request, Svm
 from trapline.td.unicorn.memory import GuestMemory
-from trapline.td.unicorn.native import Delivery, NativeHooks, Slot
+from trapline.td.unicorn.native import NativeHooks
+from trapline.td.unicorn.slots import Delivery, Slot
 from trapline.td.unicorn.state import RFLAGS_RF, RFLAGS_TF
 
 DE, DB, BP, OF, UD, DF, TS, NP, SS, GP, PF, VE = 0, 1, 3, 4, 6, 8, 10, 11, 12, 13, 14, 20

@@ -18,7 +18,7 @@ from trapline.td.unicorn.layout import (
     HFlags,
     Svm,
 )
-from trapline.td.unicorn.native import Slot
+from trapline.td.unicorn.slots import Slot
 from trapline.td.unicorn.state import IA32_TSC, is_core_msr
 
 Decoder = Callable[[], Exit | None]

@@ -7,7 +7,7 @@ import iced_x86 as ix
 from trapline.td.engine import IoAccess
 from trapline.td.unicorn.events import UD, Events
 from trapline.td.unicorn.layout import EXCP_VMEXIT, Env, HFlags, Svm
-from trapline.td.unicorn.native import Slot
+from trapline.td.unicorn.slots import Slot
 
 if TYPE_CHECKING:
     from iced_x86._iced_x86_py import Register as RegisterValue

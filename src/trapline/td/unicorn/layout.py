@@ -207,6 +207,8 @@ VMCB_EXIT_INFO_2 = 0x80
 NESTED_MODE_LONG = 7  # SVM_NPT_PAE | SVM_NPT_LMA | SVM_NPT_NXE
 PHYSICAL_BITS = 40  # TCG_PHYS_ADDR_BITS
 
+PAGE_READ, PAGE_WRITE, PAGE_EXEC = 1, 2, 4
+
 MMU_FETCH = 2  # enum MMUAccessType
 MMU_STORE = 1
 MMU_KSMAP = 0
@@ -230,6 +232,7 @@ _SYMBOLS: dict[str, tuple[list[Any], Any]] = {
     "do_interrupt_x86_hardirq_x86_64": ([], None),
     "x86_cpu_tlb_fill_x86_64": ([], None),
     "tlb_vaddr_to_host_x86_64": ([], None),
+    "tlb_set_page_with_attrs_x86_64": ([], None),
     "tlb_flush_x86_64": ([_POINTER], None),
     "tb_flush_x86_64": ([_POINTER], None),
     "tb_invalidate_phys_range_x86_64": ([_POINTER, _U64, _U64], None),

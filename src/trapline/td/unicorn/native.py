@@ -4,14 +4,12 @@ Each is native because it must not be Python: either it may leave by longjmp (ev
 forced exits), which must never cross a Python frame, or it runs for every translated block,
 TLB fill or exception and would drown the guest in calls into Python.
 
-The engine and its hooks share one control block, an array of u64 whose slots are named in
-`Slot`. Nothing native calls Python: an exit makes cpu_exec return, and Python goes on from
-there.
+The engine and its hooks share one control block (`slots`). Nothing native calls Python: an
+exit makes cpu_exec return, and Python goes on from there.
 """
 
 import ctypes
 import mmap
-from enum import IntEnum
 from typing import Any
 
 from iced_x86 import Code, Register
@@ -47,6 +45,17 @@ from trapline.td.unicorn.layout import (
     Svm,
     window,
 )
+from trapline.td.unicorn.nested import NestedTables
+from trapline.td.unicorn.ram import Ram
+from trapline.td.unicorn.slots import (
+    COUNT_START,
+    IN_DELIVERY_FLAG,
+    LOG_ENTRIES,
+    NEVER,
+    Delivery,
+    Slot,
+)
+from trapline.td.unicorn.tlb import FIRST_GROWTH, CodeMap, assemble_tlb_fill
 
 _RAX, _RCX, _RDX, _RBX = Register.RAX, Register.RCX, Register.RDX, Register.RBX
 _RSI, _RDI = Register.RSI, Register.RDI
@@ -62,50 +71,6 @@ _BUSY_TSS = 0x0B00
 _AC = 1 << 18
 
 
-class Slot(IntEnum):
-    """Index of each u64 in the control block."""
-
-    EXIT = 0  # 0x100 + exit code, IN_DELIVERY_FLAG if an event was being delivered; 0: none
-    INFO = 1  # the exit's error code
-    CODE = 2  # the first 8 bytes of the instruction, 0 if they cross a page or are not there
-    GLA = 3  # linear address of the last TLB fill
-    ACCESS = 4  # its kind: 0 load, 1 store, 2 fetch
-    BYTES = 5  # code bytes entered so far: the base of virtual time
-    LIMIT = 6  # exit with Svm.INTR before the next block once BYTES is there
-    STEP = 7  # 1: let the next block pass the limit
-    KIND = 8  # event to deliver: Delivery
-    VECTOR = 9
-    ERROR = 10
-    OLD = 11  # what a fault during the delivery is combined with (old_exception)
-    NEXT_RIP = 12  # return address of a software interrupt
-    IN_KIND = 13  # the event being delivered, 0 when none
-    IN_VECTOR = 14
-    IN_ERROR = 15
-    WANTED = 16  # interrupt_request on the next entry
-    COUNT = 17  # instructions, while they are counted
-    COUNT_LIMIT = 18  # exit with Svm.COUNT before the instruction that would pass it
-    SKIP = 19  # a breakpoint here does not fire, once
-    TRAPPED = 20  # bit per vector: leave with an exit rather than deliver
-    SKIPPED = 21  # the breakpoint that passed last
-    DELIVERED = 24  # 32 counters: exceptions delivered without Python, by vector
-    END = 56
-
-
-class Delivery(IntEnum):
-    """Slot.KIND."""
-
-    NONE = 0
-    EXCEPTION = 1
-    INTERRUPT = 2  # external, NMI included: no error code
-    SOFTWARE = 3  # INT n, INT3
-
-
-IN_DELIVERY_FLAG = 1 << 16
-NEVER = (1 << 63) - 1
-COUNT_START = 1 << 62  # of Slot.COUNT, which exits also lower while nothing is counted
-
-LOG_ENTRIES = 8191  # translations remembered between two restores
-
 # Ranges of a hook. Unicorn takes begin > end as everywhere; the other is not canonical.
 _EVERYWHERE = (1, 0)
 _NOWHERE = (1 << 62, 1 << 62)
@@ -114,7 +79,9 @@ _NOWHERE = (1 << 62, 1 << 62)
 class NativeHooks:
     """The assembled hooks of one CPU, registered with Unicorn; owns the control block."""
 
-    def __init__(self, library: Library, fields: Fields) -> None:
+    def __init__(
+        self, library: Library, fields: Fields, ram: Ram, nested: NestedTables, code_map: CodeMap
+    ) -> None:
         self._library = library
         self._fields = fields
         self._block = mmap.mmap(-1, mmap.PAGESIZE)
@@ -123,8 +90,10 @@ class NativeHooks:
         self.slots = memoryview(self._block).cast("Q")
         self.slots[Slot.LIMIT] = NEVER
         self.slots[Slot.COUNT_LIMIT] = NEVER
+        self.slots[Slot.COUNT] = COUNT_START
         self.slots[Slot.SKIP] = NEVER
         self.slots[Slot.SKIPPED] = NEVER
+        self.slots[Slot.GROW_AT] = FIRST_GROWTH
         self._log = mmap.mmap(-1, 16 + 16 * LOG_ENTRIES)
         self._log_anchor = (ctypes.c_char * len(self._log)).from_buffer(self._log)
         self._log_address = ctypes.addressof(self._log_anchor)
@@ -147,8 +116,9 @@ class NativeHooks:
         ):
             self._add(UC_HOOK_INSN, place(hook), fields.env, instruction=instruction)
         self._add(UC_HOOK_EDGE_GENERATED, place(self._assemble_translated()), self._log_address)
+        fill = assemble_tlb_fill(library, fields, self.control_address, ram, nested, code_map)
         # The class structure belongs to this CPU alone: uc_open allocates one for each.
-        fields.tlb_fill[0] = place(self._assemble_tlb_fill())
+        fields.tlb_fill[0] = place(fill)
 
     def hook_instructions(self, *, count: bool, breakpoints: frozenset[int]) -> None:
         """Choose what calls the CODE hooks; the caller flushes translations.
@@ -542,20 +512,6 @@ class NativeHooks:
         a = Assembler()
         a.move(_RDI, _RSI)
         self._exit_now(a, code)
-        return a
-
-    def _assemble_tlb_fill(self) -> Assembler:
-        """Assemble a step in front of the core's TLB fill, which notes address and access.
-
-        An EPT violation tells only the GPA; this keeps the GLA that caused it. Native,
-        because it runs for each TLB miss.
-        """
-        a = Assembler()
-        a.set(_RAX, self.control_address)
-        a.store(_RAX, Slot.GLA * 8, _RSI)
-        a.move(_ECX, _ECX)
-        a.store(_RAX, Slot.ACCESS * 8, _RCX)
-        a.tail_call(self._address("x86_cpu_tlb_fill"))
         return a
 
 

@@ -61,6 +61,16 @@ class NestedTables:
         """Physical address of the top table, for nested CR3."""
         return self._base
 
+    @property
+    def private_directory(self) -> int:
+        """Host address of the private half's entry for GPA 0; one u64 for each 2 MiB."""
+        return self.address + self._large_slot(0, 0) * 8
+
+    @property
+    def shared_directory(self) -> int:
+        """The same for the shared half."""
+        return self.address + self._large_slot(1, 0) * 8
+
     def set_private(self, gpa: int, size: int, state: PageState) -> None:
         """Set the state of whole pages of the private half; addresses below RAM's end."""
         self._set(0, gpa, size, state)

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from trapline.td.engine import Snapshot
 from trapline.td.unicorn.exits import Exits
 from trapline.td.unicorn.layout import Env
-from trapline.td.unicorn.native import LOG_ENTRIES, Slot
+from trapline.td.unicorn.slots import LOG_ENTRIES, Slot
 
 _PAGE: Final = 4096
 _CPU_STATE: Final = Env.RESET_END
