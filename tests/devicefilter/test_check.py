@@ -127,6 +127,12 @@ def test_what_acts_for_drivers_that_are_let_in():
     assert check(kernel(sites=sites), allow_list()).shared == ()
 
 
+def test_ids_without_a_driver_are_named():
+    result = check(kernel(), allow_list("1af4:1041", "1af4:1049", "10ec:8139", "virtio:1"))
+    assert result.unused == ("1af4:1049", "10ec:8139")
+    assert "no driver in this kernel: 1af4:1049, 10ec:8139." in text(result)
+
+
 def test_early_is_built_in_and_bound_to_devices():
     early = {d.name for d in check(kernel(), allow_list()).drivers if d.early}
     assert early == {"virtio_pci", "nvme", "8250"}

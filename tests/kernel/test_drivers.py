@@ -108,6 +108,19 @@ def test_what_a_driver_reaches():
     assert found["e1000"].reaches == ()
 
 
+def test_libraries_that_a_module_depends_on_act_for_it():
+    modules = (
+        ModuleInfo("ahci", False, "kernel/drivers/ata/ahci.ko", (NVME_CLASS,), ("libahci",)),
+        ModuleInfo("libahci", False, "kernel/drivers/ata/libahci.ko", (), ("libata", "ahci")),
+        ModuleInfo("libata", False, "kernel/drivers/ata/libata.ko", (), ("crc32",)),
+        ModuleInfo("crc32", False, "kernel/lib/crc32.ko", (), ()),
+    )
+    found = verdicts("class:01", modules=modules)["ahci"]
+    assert found.reaches[:2] == ("libahci", "libata")
+    assert "crc32" not in found.reaches
+    assert "ahci" not in found.reaches
+
+
 def test_tables_add_aliases_to_built_in_drivers():
     bare = (module("virtio_pci", builtin=True), module("virtio_net", "virtio:d00000001v*"))
     tables = {"virtio_pci": (VIRTIO_PCI,), "efifb": ("platform:efi-framebuffer",)}

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from trapline import __version__
-from trapline.kernel.drivers import Admission, KernelDriver, admit
+from trapline.kernel.drivers import VIRTIO_PCI, Admission, KernelDriver, admit
 from trapline.model.filter import FilterDriver, FilterResult, Reach, Shared, Verdict
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def check(scan: "ScanResult", allow: "AllowList") -> FilterResult:
         allow=allow.documents(),
         drivers=drivers,
         shared=_shared(scan, drivers, own),
+        unused=_unused(allow, drivers),
         findings=tuple(driver.name for driver in drivers if _is_finding(driver, drivers)),
     )
 
@@ -60,7 +61,10 @@ def _judge(driver: "Driver", verdict: Admission, reach: Reach) -> FilterDriver:
         verdict=word,
         via=verdict.via,
         loopholes=verdict.loopholes,
-        reaches=verdict.reaches,
+        # The scan knows what a module depends on; it says so of the drivers its list let in.
+        reaches=tuple(dict.fromkeys((*verdict.reaches, *driver.reaches)))
+        if word != "outside"
+        else (),
         reach=reach,
     )
 
@@ -68,6 +72,12 @@ def _judge(driver: "Driver", verdict: Admission, reach: Reach) -> FilterDriver:
 def _is_finding(driver: FilterDriver, drivers: "Iterable[FilterDriver]") -> bool:
     serves = any(d.verdict == "allowed" and driver.name in d.reaches for d in drivers)
     return driver.early and driver.verdict != "allowed" and not serves and driver.reach.total > 0
+
+
+def _unused(allow: "AllowList", drivers: "Iterable[FilterDriver]") -> tuple[str, ...]:
+    """Name the PCI ids and classes that let nothing in but, at most, the virtio transport."""
+    used = {way.partition(" ")[0] for d in drivers if d.name != VIRTIO_PCI for way in d.via}
+    return tuple(e.id for e in allow.entries if e.pattern.bus == "pci" and e.id not in used)
 
 
 def _shared(

@@ -47,7 +47,8 @@ BUSES: Final = (
 # that only bind on request, for PNP cards, and for device tree nodes.
 _BUS_ALIASES: Final = {"vfio_pci": "pci", "pnp card": "pnp", "of": "platform"}
 _ACPI_ID: Final = "acpi*"
-_VIRTIO_PCI: Final = "virtio_pci"
+#: The driver that makes virtio devices of PCI functions.
+VIRTIO_PCI: Final = "virtio_pci"
 _DRIVER_FOLDERS: Final = ("kernel/drivers/", "kernel/sound/")
 # What acts for a virtio driver on a PCI transport, and for any PCI driver that uses MSI-X. The
 # last is no module: it is drivers/pci/msi of vmlinux.
@@ -86,7 +87,8 @@ class Admission:
     `allowed`: some device on the list binds to it. `via` are the ways, each from an id of the
     list to the driver. `loopholes` are ways that only exist because the host chooses what the id
     does not tell; they do not make a driver allowed. `reaches` names what touches the host on the
-    driver's behalf.
+    driver's behalf: libraries it depends on (for built-in drivers the kernel does not say which),
+    the virtio transport, PCI core code.
     """
 
     allowed: bool
@@ -147,16 +149,16 @@ def _driver(module: ModuleInfo, more: tuple[str, ...]) -> KernelDriver | None:
 def admit(drivers: Iterable[KernelDriver], allow: AllowList) -> dict[str, Admission]:
     """Say of each driver, by name, whether and how the list lets it in."""
     drivers = tuple(drivers)
-    transport = next((d for d in drivers if d.name == _VIRTIO_PCI), None)
+    transport = next((d for d in drivers if d.name == VIRTIO_PCI), None)
     admitted = {d.name: _admit_pci(d, allow) for d in drivers}
-    if transport is not None and admitted[_VIRTIO_PCI].allowed:
+    if transport is not None and admitted[VIRTIO_PCI].allowed:
         for driver in drivers:
             if "virtio" in driver.buses:
                 way = _admit_virtio(driver, transport, allow)
                 admitted[driver.name] = _merge(admitted[driver.name], way)
-    names = {d.name for d in drivers}
+    known = {d.name: d for d in drivers}
     return {
-        d.name: replace(admitted[d.name], reaches=_reaches(d, admitted[d.name], names))
+        d.name: replace(admitted[d.name], reaches=_reaches(d, admitted[d.name], known))
         for d in drivers
     }
 
@@ -190,7 +192,7 @@ def _admit_virtio(driver: KernelDriver, transport: KernelDriver, allow: AllowLis
     for entry in _transport_entries(transport, allow):
         for kind, meant in _virtio_types_of(entry, types):
             first = entry.id if meant else f"{entry.id} with subsystem id {kind}"
-            way = f"{first} -> {_VIRTIO_PCI} -> virtio:{kind} -> {driver.name}"
+            way = f"{first} -> {VIRTIO_PCI} -> virtio:{kind} -> {driver.name}"
             (ways if meant else loose)[way] = None
     if allow.filters_virtio_bus:
         ways, loose = {**ways, **loose}, {}
@@ -241,10 +243,25 @@ def _merge(first: Admission, second: Admission) -> Admission:
     )
 
 
-def _reaches(driver: KernelDriver, admission: Admission, names: set[str]) -> tuple[str, ...]:
+def _reaches(
+    driver: KernelDriver, admission: Admission, known: Mapping[str, KernelDriver]
+) -> tuple[str, ...]:
     if not (admission.allowed or admission.loopholes):
         return ()
-    reached: list[str] = []
-    if "virtio" in driver.buses or driver.name == _VIRTIO_PCI:
-        reached += [name for name in _VIRTIO_TRANSPORT if name in names and name != driver.name]
+    reached = dict.fromkeys(_libraries(driver, known))
+    if "virtio" in driver.buses or driver.name == VIRTIO_PCI:
+        reached.update(dict.fromkeys(name for name in _VIRTIO_TRANSPORT if name in known))
+    reached.pop(driver.name, None)
     return (*reached, PCI_MSI, PCI_CONFIGURATION)
+
+
+def _libraries(driver: KernelDriver, known: Mapping[str, KernelDriver]) -> Iterator[str]:
+    """Yield the modules that a module depends on, as far as they are drivers' code (libahci)."""
+    seen = {driver.name}
+    waiting = list(driver.depends)
+    while waiting:
+        name = waiting.pop(0)
+        if name in known and name not in seen:
+            seen.add(name)
+            waiting += known[name].depends
+            yield name

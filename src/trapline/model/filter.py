@@ -65,8 +65,9 @@ class Shared(Document, frozen=True, kw_only=True):
 class FilterResult(Document, frozen=True, kw_only=True, rename={"schema_": "schema"}):
     """What an allow list means for one kernel.
 
-    `findings` are the names of drivers that are built in, are not let in, bind to devices and
-    touch the host. `drivers` are sorted by name.
+    `drivers` are sorted by name. `unused` are PCI ids and classes of the list that no driver
+    takes, or only the virtio transport. `findings` are the names of drivers that are built in,
+    are not let in, bind to devices and touch the host.
     """
 
     schema_: Literal["trapline/filter"] = SCHEMA
@@ -78,4 +79,5 @@ class FilterResult(Document, frozen=True, kw_only=True, rename={"schema_": "sche
     allow: tuple[AllowedId, ...]
     drivers: tuple[FilterDriver, ...]
     shared: tuple[Shared, ...]
+    unused: tuple[str, ...]
     findings: tuple[str, ...]

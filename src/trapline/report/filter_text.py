@@ -104,6 +104,11 @@ def _allowed(result: "FilterResult") -> "Iterator[str]":
     for driver in found:
         for way in driver.via:
             yield from paragraph(way, indent="  ", hanging="      ")
+    if result.unused:
+        yield ""
+        yield from paragraph(
+            f"On the list, but with no driver in this kernel: {', '.join(result.unused)}."
+        )
     if result.shared:
         yield ""
         yield from paragraph("What touches the host on their behalf:")
