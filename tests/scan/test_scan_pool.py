@@ -1,6 +1,7 @@
 """Processes of a scan: a death, an interrupt, and what the others make of it."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -117,19 +118,14 @@ def test_ctrl_c_ends_all_processes_without_a_traceback(kernel, tmp_path):
         start_new_session=True,
     )
     assert process.stdout.readline() == b"started\n"
-    workers = children(process.pid)
+    workers = [os.pidfd_open(pid) for pid in children(process.pid)]
     assert workers
     # To the whole group, as a terminal does.
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors == b""
-    assert not [pid for pid in workers if is_running(pid)]
-
-
-def is_running(pid):
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state.rpartition(")")[2].split()[0] != "Z"
+    for worker in workers:
+        # Readable once the process has ended.
+        assert select.select([worker], [], [], 60)[0]
+        os.close(worker)
