@@ -305,7 +305,7 @@ class UnicornEngine(Snapshots):
             code ^= IN_DELIVERY_FLAG
             slots[Slot.EXIT] = code
             self._vectoring = slots[Slot.IN_VECTOR]
-            self._interrupted = Delivery(slots[Slot.IN_KIND])
+            self._interrupted = slots[Slot.IN_KIND]
             slots[Slot.IN_KIND] = Delivery.NONE
             if code in PLAIN:
                 return PLAIN[code]

@@ -138,7 +138,7 @@ class Events(GuestMemory):
         counts = self._slots[Slot.DELIVERED : Slot.DELIVERED + 32]
         return {vector: count for vector, count in enumerate(counts) if count}
 
-    def _queue(self, kind: Delivery, vector: int, error_code: int, next_rip: int = 0) -> None:
+    def _queue(self, kind: int, vector: int, error_code: int, next_rip: int = 0) -> None:
         slots = self._slots
         self._vectoring = None
         slots[Slot.KIND] = kind
@@ -146,7 +146,7 @@ class Events(GuestMemory):
         slots[Slot.ERROR] = error_code
         slots[Slot.NEXT_RIP] = next_rip
         old = _NONE
-        if kind is Delivery.EXCEPTION:
+        if kind == Delivery.EXCEPTION:
             if vector in _CONTRIBUTORY or vector in {DF, PF}:
                 old = vector
             elif vector == VE:

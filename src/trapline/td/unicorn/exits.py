@@ -24,7 +24,7 @@ from trapline.td.unicorn.state import IA32_TSC, is_core_msr
 Decoder = Callable[[], Exit | None]
 
 
-def _by_index(table: Mapping[Svm, Exit]) -> dict[int, Exit]:
+def _by_index(table: Mapping[int, Exit]) -> dict[int, Exit]:
     return {EXCP_VMEXIT + code: kind for code, kind in table.items()}
 
 

@@ -1,14 +1,16 @@
 """Every private fact about libunicorn that the engine uses.
 
 Source: unicorn 2.1.4 (QEMU 5.0.1), files named beside each group. Nothing else in trapline
-holds an offset, a flag or an unpublished symbol of the library. `verify` tries each of them
+holds an offset, a flag or an unpublished symbol of the library. Plain classes rather than
+enumerations: looking up a member of an enumeration costs more than the memory access that it
+is for. `verify` tries each of them
 on a throw-away CPU once per process and raises EngineMismatchError when one is not where it
 is expected.
 """
 
 import ctypes
-from enum import IntEnum, IntFlag
-from typing import Any
+from enum import IntEnum
+from typing import Any, Final
 
 from unicorn import unicorn_const as const
 from unicorn.unicorn_py3.unicorn import uclib
@@ -19,76 +21,76 @@ from trapline.model.errors import EngineMismatchError
 KNOWN_VERSION = "2.1.4"
 
 
-class Uc(IntEnum):
+class Uc:
     """Offsets in struct uc_struct (include/uc_priv.h)."""
 
-    CPU = 0x1B8
-    NO_EXIT_REQUEST = 0x7F2  # bool: leave out the check after each memory access
-    NESTED_LEVEL = 0x39F8  # int: which jump buffer cpu_exec uses
+    CPU: Final = 0x1B8
+    NO_EXIT_REQUEST: Final = 0x7F2  # bool: leave out the check after each memory access
+    NESTED_LEVEL: Final = 0x39F8  # int: which jump buffer cpu_exec uses
 
 
-class Cpu(IntEnum):
+class Cpu:
     """Offsets in struct CPUState (qemu/include/hw/core/cpu.h)."""
 
-    STOPPED = 0x12  # bool
-    EXIT_REQUEST = 0x15  # bool
-    CFLAGS_NEXT_TB = 0x18  # u32
-    INTERRUPT_REQUEST = 0x1C  # u32
-    ENV = 0x128  # pointer to CPUX86State
-    HALTED = 0x8198  # u32
-    EXCEPTION_INDEX = 0x81A0  # i32
-    CLASS = 0x81B0  # pointer to CPUClass
-    ENV_BASE = 0x8A50  # where CPUX86State starts, as it is part of X86CPU
+    STOPPED: Final = 0x12  # bool
+    EXIT_REQUEST: Final = 0x15  # bool
+    CFLAGS_NEXT_TB: Final = 0x18  # u32
+    INTERRUPT_REQUEST: Final = 0x1C  # u32
+    ENV: Final = 0x128  # pointer to CPUX86State
+    HALTED: Final = 0x8198  # u32
+    EXCEPTION_INDEX: Final = 0x81A0  # i32
+    CLASS: Final = 0x81B0  # pointer to CPUClass
+    ENV_BASE: Final = 0x8A50  # where CPUX86State starts, as it is part of X86CPU
 
 
-class CpuClass(IntEnum):
+class CpuClass:
     """Offsets in struct CPUClass (qemu/include/hw/core/cpu.h)."""
 
-    TLB_FILL = 0x48
+    TLB_FILL: Final = 0x48
 
 
-class Hook(IntEnum):
+class Hook:
     """Offsets in struct hook (include/uc_priv.h); a hook's handle is its address."""
 
-    BEGIN = 0x18  # u64, then END
+    BEGIN: Final = 0x18  # u64, then END
 
 
-class Env(IntEnum):
+class Env:
     """Offsets in CPUX86State (qemu/target/i386/cpu.h)."""
 
-    REGS = 0x0  # 16 x u64, then RIP
-    EFLAGS = 0x88  # u64; complete outside cpu_exec, without CC and DF inside it
-    HFLAGS = 0xB0  # u32
-    HFLAGS2 = 0xB4  # u32
-    SEGS = 0xB8  # ES CS SS DS FS GS LDTR TR GDTR IDTR, 24 bytes each
-    CR = 0x1A8  # 9 x u64
-    EFER = 0x250
-    MXCSR = 0x330
-    XMM = 0x338  # 64 bytes each
-    SYSENTER_CS = 0x12C0  # u32
-    SYSENTER_ESP = 0x12C8
-    SYSENTER_EIP = 0x12D0
-    STAR = 0x12D8
-    LSTAR = 0x12E8
-    CSTAR = 0x12F0
-    FMASK = 0x12F8
-    KERNEL_GS_BASE = 0x1300
-    TSC_AUX = 0x1320
-    PAT = 0x14A0
-    ERROR_CODE = 0x1508  # i32
-    EXCEPTION_IS_INT = 0x150C  # i32
-    EXCEPTION_NEXT_EIP = 0x1510
-    DR = 0x1518  # 8 x u64
-    HW_BREAKPOINTS = 0x1558  # 4 pointers, one for each of DR0 to DR3
-    OLD_EXCEPTION = 0x1578  # i32
-    VM_VMCB = 0x1580
-    INTERCEPT = 0x1590  # u64, bit = exit code - 0x60
-    INTERCEPT_CR_WRITE = 0x159A  # u16
-    INTERCEPT_EXCEPTIONS = 0x15A0  # u32
-    NESTED_CR3 = 0x15A8
-    NESTED_PG_MODE = 0x15B0  # u32
-    RESET_END = 0x15C0  # everything below is what a CPU reset clears: the CPU state proper
-    FEATURES = 0x1600  # u64 words, in the order of `Feature`
+    REGS: Final = 0x0  # 16 x u64, then RIP
+    EFLAGS: Final = 0x88  # u64; complete outside cpu_exec, without CC and DF inside it
+    HFLAGS: Final = 0xB0  # u32
+    HFLAGS2: Final = 0xB4  # u32
+    SEGS: Final = 0xB8  # ES CS SS DS FS GS LDTR TR GDTR IDTR, 24 bytes each
+    CR: Final = 0x1A8  # 9 x u64
+    EFER: Final = 0x250
+    MXCSR: Final = 0x330
+    XMM: Final = 0x338  # 64 bytes each
+    SYSENTER_CS: Final = 0x12C0  # u32
+    SYSENTER_ESP: Final = 0x12C8
+    SYSENTER_EIP: Final = 0x12D0
+    STAR: Final = 0x12D8
+    LSTAR: Final = 0x12E8
+    CSTAR: Final = 0x12F0
+    FMASK: Final = 0x12F8
+    KERNEL_GS_BASE: Final = 0x1300
+    TSC_AUX: Final = 0x1320
+    PAT: Final = 0x14A0
+    ERROR_CODE: Final = 0x1508  # i32
+    EXCEPTION_IS_INT: Final = 0x150C  # i32
+    EXCEPTION_NEXT_EIP: Final = 0x1510
+    DR: Final = 0x1518  # 8 x u64
+    HW_BREAKPOINTS: Final = 0x1558  # 4 pointers, one for each of DR0 to DR3
+    OLD_EXCEPTION: Final = 0x1578  # i32
+    VM_VMCB: Final = 0x1580
+    INTERCEPT: Final = 0x1590  # u64, bit = exit code - 0x60
+    INTERCEPT_CR_WRITE: Final = 0x159A  # u16
+    INTERCEPT_EXCEPTIONS: Final = 0x15A0  # u32
+    NESTED_CR3: Final = 0x15A8
+    NESTED_PG_MODE: Final = 0x15B0  # u32
+    RESET_END: Final = 0x15C0  # everything below is what a CPU reset clears: the CPU state proper
+    FEATURES: Final = 0x1600  # u64 words, in the order of `Feature`
 
 
 class Segs(IntEnum):
@@ -113,83 +115,83 @@ SEGMENT_LIMIT = 16  # u32
 SEGMENT_FLAGS = 20  # u32: the high descriptor word
 
 
-class Feature(IntEnum):
+class Feature:
     """Index of a CPUID feature word at Env.FEATURES (enum FeatureWord, the first eight)."""
 
-    LEAF_1_EDX = 0
-    LEAF_1_ECX = 1
-    LEAF_7_EBX = 2
-    LEAF_7_ECX = 3
-    LEAF_7_EDX = 4
-    LEAF_7_1_EAX = 5
-    LEAF_8000_0001_EDX = 6
-    LEAF_8000_0001_ECX = 7
+    LEAF_1_EDX: Final = 0
+    LEAF_1_ECX: Final = 1
+    LEAF_7_EBX: Final = 2
+    LEAF_7_ECX: Final = 3
+    LEAF_7_EDX: Final = 4
+    LEAF_7_1_EAX: Final = 5
+    LEAF_8000_0001_EDX: Final = 6
+    LEAF_8000_0001_ECX: Final = 7
 
 
-class HFlags(IntFlag):
+class HFlags:
     """Bits of CPUX86State.hflags (HF_*)."""
 
-    CPL = 3
-    INHIBIT_IRQ = 1 << 3
-    CS32 = 1 << 4
-    SS32 = 1 << 5
-    ADDSEG = 1 << 6
-    LMA = 1 << 14
-    CS64 = 1 << 15
-    SVME = 1 << 20
-    GUEST = 1 << 21
-    SMAP = 1 << 23
+    CPL: Final = 3
+    INHIBIT_IRQ: Final = 1 << 3
+    CS32: Final = 1 << 4
+    SS32: Final = 1 << 5
+    ADDSEG: Final = 1 << 6
+    LMA: Final = 1 << 14
+    CS64: Final = 1 << 15
+    SVME: Final = 1 << 20
+    GUEST: Final = 1 << 21
+    SMAP: Final = 1 << 23
 
 
-class HFlags2(IntFlag):
+class HFlags2:
     """Bits of CPUX86State.hflags2 (HF2_*)."""
 
-    GIF = 1 << 0
-    HIF = 1 << 1
-    VINTR = 1 << 3
-    NPT = 1 << 6
+    GIF: Final = 1 << 0
+    HIF: Final = 1 << 1
+    VINTR: Final = 1 << 3
+    NPT: Final = 1 << 6
 
 
-class Request(IntFlag):
+class Request:
     """Bits of CPUState.interrupt_request (CPU_INTERRUPT_*)."""
 
-    HARD = 0x2
-    VIRQ = 0x100
+    HARD: Final = 0x2
+    VIRQ: Final = 0x100
 
 
-class Svm(IntEnum):
+class Svm:
     """AMD exit codes (qemu/target/i386/svm.h), and the engine's own beyond 0x300.
 
     Hooks see code + 0x100 (EXCP_VMEXIT).
     """
 
-    CR_WRITE = 0x10
-    EXCEPTION = 0x40
-    INTR = 0x60
-    VINTR = 0x64
-    TR_WRITE = 0x6D
-    RDTSC = 0x6E
-    RDPMC = 0x6F
-    CPUID = 0x72
-    IRET = 0x74
-    SWINT = 0x75
-    INVD = 0x76
-    PAUSE = 0x77
-    HLT = 0x78
-    IOIO = 0x7B
-    MSR = 0x7C
-    SHUTDOWN = 0x7F
-    RDTSCP = 0x87
-    ICEBP = 0x88
-    WBINVD = 0x89
-    MONITOR = 0x8A
-    MWAIT = 0x8B
-    SYSCALL = 0x300
-    SYSENTER = 0x301
-    BREAKPOINT = 0x302
-    COUNT = 0x303
-    DELIVER = 0x304  # not an exit: asks the hook to deliver the event in the control block
-    NPF = 0x400
+    CR_WRITE: Final = 0x10
+    EXCEPTION: Final = 0x40
+    INTR: Final = 0x60
+    VINTR: Final = 0x64
+    TR_WRITE: Final = 0x6D
+    RDTSC: Final = 0x6E
+    RDPMC: Final = 0x6F
+    CPUID: Final = 0x72
+    IRET: Final = 0x74
+    SWINT: Final = 0x75
+    INVD: Final = 0x76
+    PAUSE: Final = 0x77
+    HLT: Final = 0x78
+    IOIO: Final = 0x7B
+    MSR: Final = 0x7C
+    SHUTDOWN: Final = 0x7F
+    RDTSCP: Final = 0x87
+    ICEBP: Final = 0x88
+    WBINVD: Final = 0x89
+    MONITOR: Final = 0x8A
+    MWAIT: Final = 0x8B
+    SYSCALL: Final = 0x300
+    SYSENTER: Final = 0x301
+    BREAKPOINT: Final = 0x302
+    COUNT: Final = 0x303
+    DELIVER: Final = 0x304  # not an exit: asks the hook to deliver the event in the control block
+    NPF: Final = 0x400
 
 
 EXCP_VMEXIT = 0x100

@@ -70,7 +70,7 @@ _MSR_FIELDS: Final[dict[int, int]] = {
 # What the core can decode and execute, by CPUID word. RDRAND and RDSEED are absent, so that
 # they reach the engine, which answers from a seeded generator. Source: QEMU 5.0.1
 # target/i386/cpu.c, TCG_*_FEATURES; AVX, XSAVES, PCID, INVPCID, CET are not in it.
-_CORE_FEATURES: Final[dict[Feature, int]] = {
+_CORE_FEATURES: Final[dict[int, int]] = {
     Feature.LEAF_1_EDX: 0x0F83FBFF,
     Feature.LEAF_1_ECX: sum(1 << b for b in (0, 1, 9, 13, 19, 20, 21, 22, 23, 24, 25, 26)),
     Feature.LEAF_7_EBX: sum(1 << b for b in (0, 3, 7, 8, 9, 19, 20, 23, 24)),
