@@ -222,8 +222,19 @@ FUNCTIONS = {"tdx_handle_virt_exception", "insn_decode_mmio", "tdx_early_handle_
 
 def test_the_handler_is_derived_from_symbols():
     handler = VeHandler.derive(FUNCTIONS.__contains__)
-    assert handler == UPSTREAM._replace(direct_halt=False)
-    assert VeHandler.derive((FUNCTIONS | {"tdx_halt"}).__contains__) == UPSTREAM
+    assert handler == UPSTREAM._replace(direct_halt=False, exact_input=None)
+    newer = VeHandler.derive(
+        (FUNCTIONS | {"tdx_halt"}).__contains__, None, {"insn_assign_reg"}.__contains__
+    )
+    assert newer == UPSTREAM
+
+
+def test_port_input_is_exact_where_the_kernel_has_the_fix(assembler):
+    port_input = assembler.instruction("inb %dx,%al")
+    for has_fix, exact in ((True, True), (False, False), (None, False)):
+        answer = emulable(port_input, UPSTREAM._replace(exact_input=has_fix))
+        assert (answer.emulable, answer.faithful) == (True, exact)
+        assert ("0f63e656b1c6" in answer.reason) == (not exact)
 
 
 def test_the_handler_is_derived_from_types(assembler):

@@ -98,25 +98,30 @@ class VeHandler(NamedTuple):
     `present`: the kernel was built with CONFIG_INTEL_TDX_GUEST. `mmio_kinds`: the kinds its
     `insn_decode_mmio()` tells apart, empty when the function is missing. `direct_halt`: idle
     calls TDVMCALL by itself (`tdx_halt()`, commit 9f98a4f4e721, v6.15 and stable), so that few
-    HLTs are left to trap.
+    HLTs are left to trap. `exact_input`: IN leaves in RAX what the processor would (commits
+    0f63e656b1c6 and 941370fc93cc, v7.3 and stable); None where that is not known.
     """
 
     present: bool
     mmio_kinds: frozenset[str]
     early_port_io: bool
     direct_halt: bool
+    exact_input: bool | None
 
     @classmethod
     def derive(
         cls,
         has_symbol: "Callable[[str], bool]",
         mmio_enumerators: frozenset[str] | None = None,
+        has_inlined: "Callable[[str], bool] | None" = None,
     ) -> "VeHandler":
         """Describe a kernel's handler from the kernel itself.
 
         `has_symbol` says whether the kernel defines a function; `mmio_enumerators` are the names
         in its `enum insn_mmio_type` (`mmio_type` before v6.3) when its types are known: a kernel
-        that adds a kind, or lacks one, is described as it is.
+        that adds a kind, or lacks one, is described as it is. `has_inlined` says whether its
+        DWARF has a function of a name, inlined or not: the fix of port input brought
+        insn_assign_reg() along.
         """
         kinds = UPSTREAM_KINDS
         if mmio_enumerators is not None:
@@ -128,11 +133,12 @@ class VeHandler(NamedTuple):
             mmio_kinds=kinds if has_symbol("insn_decode_mmio") else frozenset(),
             early_port_io=has_symbol("tdx_early_handle_ve"),
             direct_halt=has_symbol("tdx_halt"),
+            exact_input=None if has_inlined is None else has_inlined("insn_assign_reg"),
         )
 
 
 UPSTREAM: Final = VeHandler(
-    present=True, mmio_kinds=UPSTREAM_KINDS, early_port_io=True, direct_halt=True
+    present=True, mmio_kinds=UPSTREAM_KINDS, early_port_io=True, direct_halt=True, exact_input=True
 )
 
 _ABSENT: Final = Emulation(
@@ -149,12 +155,21 @@ def _refused(reason: str) -> Emulation:
 
 
 _STRING_IO: Final = _refused("handle_io() refuses string I/O")
-_IN: Final = Emulation(
-    True,
-    "handle_io() asks the VMM; before commit 0f63e656b1c6 the bit above the result is cleared too,"
-    " before commit 941370fc93cc INL keeps bits 63:33 of RAX",
-    False,
-)
+_IN: "Final[Mapping[bool | None, Emulation]]" = {
+    True: _accepted("handle_io() asks the VMM"),
+    False: Emulation(
+        True,
+        "handle_io() asks the VMM; this kernel lacks commits 0f63e656b1c6 and 941370fc93cc: the bit"
+        " above the result is cleared too, and INL keeps bits 63:33 of RAX",
+        False,
+    ),
+    None: Emulation(
+        True,
+        "handle_io() asks the VMM; before commits 0f63e656b1c6 and 941370fc93cc the bit above the"
+        " result is cleared too, and INL keeps bits 63:33 of RAX",
+        False,
+    ),
+}
 _OUT: Final = _accepted("handle_io() asks the VMM")
 _NOT_A_CASE: Final = "virt_exception_kernel() has no case for it: a #VE here is an oops"
 _UNDEFINED: Final = "the TDX module raises #UD, not #VE"
@@ -208,7 +223,7 @@ def emulable(instruction: "Instruction", handler: VeHandler = UPSTREAM) -> Emula
     if trap.kind == "pio":
         if instruction.is_string_instruction:
             return _STRING_IO
-        return _IN if trap.access == "read" else _OUT
+        return _IN[handler.exact_input] if trap.access == "read" else _OUT
     answer = _BY_CODE.get(instruction.code) or _BY_CLASS.get(trap.kind)
     return answer or _refused(_UNDEFINED)
 

@@ -57,8 +57,13 @@ def read_context(vmlinux: "Binary | None") -> ScanContext:
     handler = VeHandler.derive(
         lambda name: vmlinux.address_of(name) is not None,
         None if enumerators is None else frozenset(enumerators),
+        (lambda name: _names_in_dwarf(vmlinux, name)) if vmlinux.has_dwarf else None,
     )
     return ScanContext(paravirt=_paravirt(vmlinux, types), handler=handler)
+
+
+def _names_in_dwarf(vmlinux: "Binary", name: str) -> bool:
+    return f"\0{name}\0".encode() in bytes(vmlinux.elf.contents(".debug_str"))
 
 
 def _types(vmlinux: "Binary") -> Btf | None:
