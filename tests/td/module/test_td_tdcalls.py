@@ -34,9 +34,6 @@ def status(rules):
 
 
 def test_mode(td):
-    td.engine.cpl = 3
-    assert td.take(Exit.TDCALL, rax=1) == [GP]
-    td.engine.cpl = 0
     td.engine.cs = CODE_32
     assert td.take(Exit.TDCALL, rax=1) == [GP]
     td.engine.cs = td.engine.cs._replace(attributes=0x00AF9B00)

@@ -104,8 +104,9 @@ class Tdcalls:
         engine = self._engine
         regs = engine.regs
         rip = regs[Reg.RIP]
-        # Compatibility mode has 32-bit RIPs: above, the two look-ups can be saved.
-        if engine.cpl or (not rip >> 32 and not self._in_64bit_mode()):
+        # The CPU has checked CPL. Compatibility mode has 32-bit RIPs: above, the two look-ups
+        # can be saved.
+        if not rip >> 32 and not self._in_64bit_mode():
             self._ve.general_protection()
             return
         rax = regs[Reg.RAX]
