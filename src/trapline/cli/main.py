@@ -20,6 +20,7 @@ COMMANDS = {
     "schema": "schema",
     "filter": "filter",
     "rules": "rules",
+    "boot": "boot",
 }
 
 

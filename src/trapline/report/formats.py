@@ -1,12 +1,13 @@
-"""The output formats of a scan by name."""
+"""The output formats of a scan and of a boot by name."""
 
 from typing import TYPE_CHECKING, Final
 
-from trapline.report import json_document, json_lines, sarif, text
+from trapline.report import boot_text, json_document, json_lines, sarif, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from trapline.model.boot import BootResult
     from trapline.model.scan import ScanResult
 
 #: Name -> renderer of a result and a verbosity; only text knows more than one verbosity.
@@ -15,4 +16,10 @@ SCAN_FORMATS: "Final[dict[str, Callable[[ScanResult, int], Iterator[bytes]]]]" =
     "json": lambda result, _: json_document.render(result),
     "jsonl": lambda result, _: json_lines.render(result),
     "sarif": lambda result, _: sarif.render(result),
+}
+
+#: The same for a boot.
+BOOT_FORMATS: "Final[dict[str, Callable[[BootResult, int], Iterator[bytes]]]]" = {
+    "text": boot_text.render,
+    "json": lambda result, _: json_document.render(result),
 }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from trapline.devicefilter import listfile
+from trapline.model.boot import BootResult
 from trapline.model.filter import FilterResult
 from trapline.model.rules import RulesCompared, RulesExplained, RulesShown
 from trapline.model.scan import ScanResult
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 Schema = dict[str, Any]
 
 _DRAFT: Final = "https://json-schema.org/draft/2020-12/schema"
+
+
+def _boot() -> Schema:
+    return {
+        "$schema": _DRAFT,
+        "title": "trapline boot --format json",
+        **msgspec.json.schema(BootResult),
+    }
 
 
 def _filter() -> Schema:
@@ -76,6 +85,7 @@ def _scan_lines() -> Schema:
 #: Name -> what builds the schema.
 SCHEMAS: "Final[dict[str, Callable[[], Schema]]]" = {
     "allow-list": listfile.schema,
+    "boot": _boot,
     "filter": _filter,
     "rules": _rules,
     "rules-diff": _rules_diff,

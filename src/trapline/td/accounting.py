@@ -7,6 +7,7 @@ not in the list is printed, with the reason as far as it can be told.
 from collections.abc import Iterable
 from typing import Final
 
+from trapline.kernel.binary import VMLINUX
 from trapline.kernel.runtime import Location
 from trapline.model.boot import Soundness, Standing, TrapSite
 from trapline.model.scan import ScanResult, Site, TrapClass
@@ -38,31 +39,48 @@ _OUTSIDE: Final = {
 }
 
 
+_Key = tuple[str, str, int]
+
+
+def _key(image: str, section: str, address: int) -> _Key:
+    # In vmlinux the link-time address says it all, and parts of .text have names of their own.
+    return image, "" if image == VMLINUX else section, address
+
+
 def trap_class(reason: int) -> TrapClass:
     """Return the scan's class for an exit reason."""
     return _CLASSES.get(reason, "other")
 
 
 class SiteIndex:
-    """The sites of a scan by image and address; altinstructions also by what they replace."""
+    """The sites of a scan by image and address; altinstructions also by what they replace.
+
+    A module's site is known by its section and the offset in it.
+    """
 
     def __init__(self, scan: ScanResult | None) -> None:
         self.scanned = scan is not None
-        self._sites: dict[tuple[str, int], list[Site]] = {}
+        self._sites: dict[_Key, list[Site]] = {}
         for site in () if scan is None else scan.sites:
             for address in {site.address, site.origin or site.address}:
                 self._add(site, address)
 
     def _add(self, site: Site, address: str) -> None:
         try:
-            key = site.module, int(address, 16)
+            key = _key(site.module, site.section, int(address, 16))
         except ValueError:
             return
         self._sites.setdefault(key, []).append(site)
 
-    def find(self, image: str, address: int, trap: TrapClass) -> Site | None:
+    def find(self, location: Location, symbols: GuestSymbols, trap: TrapClass) -> Site | None:
         """Return the site of that class at that place."""
-        for site in self._sites.get((image, address), ()):
+        binary = symbols.image(location.image)
+        if binary is None or location.link_address is None:
+            return None
+        section = binary.text_at(location.link_address)
+        offset = binary.offset_of(location.link_address)
+        key = _key(location.image, "" if section is None else section.name, offset)
+        for site in self._sites.get(key, ()):
             if site.trap == trap:
                 return site
         return None
@@ -84,7 +102,7 @@ def account(
 def _describe(place: Place, count: int, symbols: GuestSymbols, index: SiteIndex) -> TrapSite:
     location = symbols.locate(place.rip, is_user=place.is_user)
     trap = trap_class(place.reason)
-    standing, scan_id, reason = _stand(location, trap, index)
+    standing, scan_id, reason = _stand(location, trap, index, symbols)
     innermost = location.frames[0] if location.frames else None
     return TrapSite(
         trap=trap,
@@ -104,7 +122,7 @@ def _describe(place: Place, count: int, symbols: GuestSymbols, index: SiteIndex)
 
 
 def _stand(
-    location: Location, trap: TrapClass, index: SiteIndex
+    location: Location, trap: TrapClass, index: SiteIndex, symbols: GuestSymbols
 ) -> tuple[Standing, str | None, str]:
     outside = _OUTSIDE.get(location.image)
     if outside is not None:
@@ -113,7 +131,7 @@ def _stand(
         return "unaccounted", None, "there is no scan of this kernel to look in"
     if location.link_address is None:
         return "unaccounted", None, "the address belongs to no code that is known"
-    site = index.find(location.image, location.link_address, trap)
+    site = index.find(location, symbols, trap)
     if site is None:
         return "unaccounted", None, f"the scan has no {trap} site at this address"
     return "found", site.id, ""

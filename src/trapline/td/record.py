@@ -55,18 +55,22 @@ _PACK: Final = struct.Struct("<BQQQ4Q").pack
 class TrapRecorder:
     """Counts, hashes and remembers traps.
 
-    `sink` is called with each trap; `on_double_fault` when the module turns a #VE into #DF.
+    `sink` is called with each trap, `on_place` with each place at its first trap,
+    `on_double_fault` when the module turns a #VE into #DF, and `on_trap` after each #VE.
     """
 
     def __init__(
         self,
         engine: Engine,
         sink: Sink | None = None,
+        on_place: Callable[[Place], None] | None = None,
         on_double_fault: Callable[[], None] | None = None,
     ) -> None:
         self._engine = engine
         self._sink = sink
+        self._on_place = on_place
         self._on_double_fault = on_double_fault
+        self.on_trap: Callable[[], None] | None = None
         self._hash = blake2b(digest_size=16)
         self.ve: Counter[int] = Counter()  # by exit reason
         self.tdcalls: Counter[int] = Counter()  # by leaf, VP.VMCALL included
@@ -88,6 +92,8 @@ class TrapRecorder:
         self._note(Kind.VE, rip, info.reason, info.reason, info[1:5])
         if double_fault and self._on_double_fault is not None:
             self._on_double_fault()
+        elif self.on_trap is not None:
+            self.on_trap()
 
     def on_tdcall(self, rip: int, leaf: int, status: int) -> None:
         """Note a TDCALL other than a TDVMCALL."""
@@ -108,12 +114,16 @@ class TrapRecorder:
         is_user = rip < USER_END and engine.cpl == 3
         place = Place(reason, rip, is_user)
         sites = self.sites
-        if place in sites or len(sites) < MAX_SITES:
+        is_new = place not in sites
+        if not is_new or len(sites) < MAX_SITES:
             sites[place] += 1
         else:
             self.sites_dropped += 1
+            is_new = False
         trap = Trap(kind, engine.cycles, rip, code, details)
         self.last.append(trap)
         self._hash.update(_PACK(kind, trap.cycles, rip, code, *details))
         if self._sink is not None:
             self._sink(trap)
+        if is_new and self._on_place is not None:
+            self._on_place(place)

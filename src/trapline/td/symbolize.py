@@ -7,7 +7,7 @@ when an address turns up that nothing else explains.
 
 from typing import TYPE_CHECKING, Final
 
-from trapline.kernel.binary import Binary
+from trapline.kernel.binary import VMLINUX, Binary
 from trapline.kernel.btf import Btf
 from trapline.kernel.guestmodules import LoadedModule, ModuleReader, module_spans
 from trapline.kernel.orc import OrcTable
@@ -122,6 +122,10 @@ class GuestSymbols:
         if not location.image:
             self._unexplained.add(address)
         return location
+
+    def image(self, name: str) -> Binary | None:
+        """Return the vmlinux or an opened module that a `Location` names."""
+        return self._vmlinux if name == VMLINUX else self._binaries.get(name)
 
     def refresh(self) -> None:
         """Find the kernel if it was not found yet, and the modules that are loaded now."""

@@ -43,7 +43,7 @@ class KernelImage:
     """What to load.
 
     `setup_header` is empty for a vmlinux. `start` and `end` bound the memory that the kernel
-    takes before it has read its memory map.
+    takes before it has read its memory map. `build_id` is that of the ELF kernel.
     """
 
     kind: Literal["vmlinux", "bzImage"]
@@ -55,6 +55,7 @@ class KernelImage:
     setup_header: bytes
     initrd_max: int
     cmdline_max: int
+    build_id: str | None = None
 
 
 def open_image(path: Path) -> KernelImage:
@@ -74,24 +75,26 @@ def vmlinux(elf: ElfFile) -> KernelImage:
     if elf.type != _ET_EXEC:
         raise BadImageError(f"{elf.name}: is a module or a program, not a kernel to boot.")
     _require_tdx(bytes(elf.contents(".rodata")), elf.name)
+    segments = [part for part in elf.segments if part.type == _PT_LOAD and part.memory_size]
+    if not segments:
+        raise BadImageError(f"{elf.name}: has nothing to load; give the linked vmlinux.")
+    if sum(part.file_size for part in segments) > len(elf.data):
+        raise BadImageError(f"{elf.name}: its segments overlap: together they exceed the file.")
     pieces = tuple(
         Piece(
-            segment.physical_address,
-            memoryview(bytes(elf.data[segment.offset : segment.offset + segment.file_size])),
-            segment.memory_size,
+            part.physical_address,
+            memoryview(bytes(elf.data[part.offset : part.offset + part.file_size])),
+            part.memory_size,
         )
-        for segment in elf.segments
-        if segment.type == _PT_LOAD and segment.memory_size
+        for part in segments
     )
-    if not pieces:
-        raise BadImageError(f"{elf.name}: has nothing to load; give the linked vmlinux.")
     start = min(piece.address for piece in pieces)
     end = max(piece.address + piece.size for piece in pieces)
     if not start <= elf.entry < end:
         raise BadImageError(f"{elf.name}: starts at {elf.entry:#x}, outside of what it loads.")
     return KernelImage(
         "vmlinux", elf.name, pieces, elf.entry, start, end, b"", _VMLINUX_INITRD_MAX,
-        _DEFAULT_CMDLINE,
+        _DEFAULT_CMDLINE, elf.build_id,
     )  # fmt: skip
 
 
@@ -102,7 +105,10 @@ def boot_image(data: bytes, name: str) -> KernelImage:
         raise NotATdxKernelError(f"{name}: is a 32-bit kernel; a TD needs a 64-bit one.")
     if not header.pref_address or not header.init_size:
         raise BadImageError(f"{name}: its setup header does not say how much memory it needs.")
-    _require_tdx(bzimage.unpack_vmlinuz(data, name=name), name)
+    kernel = bzimage.unpack_vmlinuz(data, name=name)
+    _require_tdx(kernel, name)
+    with ElfFile.open(kernel, name=name) as elf:
+        build_id = elf.build_id
     start = header.pref_address
     code = memoryview(data)[header.protected_mode_offset :]
     end = start + max(header.init_size, len(code))
@@ -114,6 +120,7 @@ def boot_image(data: bytes, name: str) -> KernelImage:
     return KernelImage(
         "bzImage", name, (Piece(start, code, len(code)),), entry, start, end,
         data[_HEADER_START:header_end], header.initrd_addr_max, header.cmdline_size,
+        build_id,
     )  # fmt: skip
 
 

@@ -6,10 +6,9 @@ guest takes the same path each time; the wall clock only ends runs.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Timer
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from trapline.td.devices.bus import Bus
 from trapline.td.devices.lapic import LocalApic
@@ -20,6 +19,9 @@ from trapline.td.outcome import Outcome, OutcomeKind
 from trapline.td.vmm.fatal import FatalError
 from trapline.td.vmm.ghci import PAGE
 from trapline.td.vmm.services import Services
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # A round trip through the TDX module and KVM takes some 2 us of a real TD's time.
 TDVMCALL_CYCLES: Final = 4_000
@@ -70,7 +72,7 @@ class Host:
         witness: Witness,
     ) -> None:
         self.outcome: Outcome | None = None
-        self.paused: Callable[[], float] = float
+        self.paused: Callable[[], float] = float  # 0.0
         self.services: Services
         self._engine = engine
         self._apic = apic

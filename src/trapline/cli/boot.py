@@ -1,0 +1,190 @@
+"""`trapline boot`: runs a kernel as a TD on a software TDX module, and says where it trapped."""
+
+import shlex
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from trapline.cli.options import format_option, kernel_argument, modules_option, output_option
+from trapline.cli.progress import ProgressReport
+from trapline.cli.sizes import SIZE
+from trapline.devicefilter import listfile
+from trapline.kernel.locate import locate
+from trapline.report.formats import BOOT_FORMATS
+from trapline.report.output import Destination
+from trapline.report.terminal import Screen
+from trapline.rules.tables import DEFAULT_VERSION, versions
+from trapline.scan.stored import read_scan, scan_once
+from trapline.td.bootplan import BootOptions, make_plan, open_symbols
+from trapline.td.bootrun import BootRun, trace_header
+from trapline.td.gdb.server import GdbServer
+from trapline.td.loader.acpi import Board
+from trapline.td.machine import DEFAULT_MEMORY
+from trapline.td.trace import TraceWriter
+
+if TYPE_CHECKING:
+    from trapline.model.scan import ScanResult
+    from trapline.td.bootplan import BootPlan
+
+
+@click.command("boot", short_help="Run a kernel as a TD without TDX hardware.")
+@kernel_argument
+@modules_option
+@click.option(
+    "--initrd",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Boot this initrd; default: a busybox that tests the guest and powers it off.",
+)
+@click.option(
+    "--insmod",
+    multiple=True,
+    metavar="MODULE",
+    help="Have the default initramfs load this module and what it depends on; repeatable.",
+)
+@click.option(
+    "--append", multiple=True, metavar="ARGS", help="Add to the kernel's command line; repeatable."
+)
+@click.option(
+    "--cmdline",
+    metavar="ARGS",
+    help="Replace the kernel's command line; default: that of Debian's cloud images.",
+)
+@click.option(
+    "--memory",
+    type=SIZE,
+    default=DEFAULT_MEMORY,
+    show_default="512M",
+    help="Memory of the guest, 3G at most.",
+)
+@click.option(
+    "--unaccepted",
+    type=SIZE,
+    default=0,
+    help="Leave this much of it, at its end, for the guest to accept.",
+)
+@click.option(
+    "--device",
+    "devices",
+    type=click.Choice(["ioapic", "hpet"]),
+    multiple=True,
+    help="Put this on the board as well; repeatable.",
+)
+@click.option(
+    "--module-version",
+    type=click.Choice(versions()),
+    default=DEFAULT_VERSION,
+    show_default=True,
+    help="Version of the TDX module whose rules apply.",
+)
+@click.option(
+    "--trace",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write each trap to FILE as JSON Lines.",
+)
+@click.option("--gdb", metavar="ADDR", help="Wait for gdb at :PORT or HOST:PORT before the start.")
+@click.option(
+    "--scan",
+    "scan_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Look traps up in this scan (JSON); default: scan the kernel, once, into the cache.",
+)
+@click.option("--no-scan", is_flag=True, help="Do not look traps up in a scan.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=600,
+    show_default=True,
+    metavar="SECONDS",
+    help="End the run after this much wall-clock time.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Do not show the guest's console.")
+@format_option(BOOT_FORMATS)
+@output_option
+@click.option("-v", "--verbose", "verbosity", count=True, help="List every place that trapped.")
+def command(
+    kernel: str,
+    *,
+    modules: Path | None,
+    initrd: Path | None,
+    insmod: tuple[str, ...],
+    append: tuple[str, ...],
+    cmdline: str | None,
+    memory: int,
+    unaccepted: int,
+    devices: tuple[str, ...],
+    module_version: str,
+    trace: Path | None,
+    gdb: str | None,
+    scan_file: Path | None,
+    no_scan: bool,
+    timeout: float,
+    quiet: bool,
+    format_name: str,
+    output: Path | None,
+    verbosity: int,
+) -> int:
+    """Run KERNEL as a TD on a software TDX module, and report every place where it trapped.
+
+    KERNEL is what `trapline scan` takes; its boot image is started through its decompressor,
+    or its vmlinux where there is no boot image. The guest's console is shown live: on standard
+    output, or on standard error while the result goes there in another form than text.
+
+    Exits with 0 when the guest powers off or resets itself, else with one code for each way to
+    die: see the table of exit codes.
+    """
+    destination = Destination(output)
+    options = BootOptions(
+        initrd=initrd,
+        command_line=cmdline,
+        append=append,
+        insmod=insmod,
+        memory=memory,
+        unaccepted=unaccepted,
+        board=Board(ioapic="ioapic" in devices, hpet="hpet" in devices),
+        module_version=module_version,
+        timeout=timeout,
+    )
+    on_stdout = output is not None or format_name == "text"
+    screen = None if quiet else Screen((sys.stdout if on_stdout else sys.stderr).buffer)
+    known = None if scan_file is None else read_scan(scan_file)
+    with ExitStack() as stack, ProgressReport("scanned") as progress:
+        plan = make_plan(
+            locate(kernel, modules, announce=progress.announce), options, progress.announce
+        )
+        symbols = open_symbols(plan)
+        if symbols is not None:
+            stack.enter_context(symbols)
+        writer = (
+            None if trace is None else stack.enter_context(TraceWriter(trace, trace_header(plan)))
+        )
+        run = stack.enter_context(
+            BootRun(plan, symbols, reproduce=_reproduce(), echo=screen, sink=writer)
+        )
+        server = None
+        if gdb is not None:
+            server = stack.enter_context(GdbServer(gdb, run.machine.engine, run, progress.announce))
+        outcome = run.run(server)
+        if known is None and not no_scan:
+            known = _scan(plan, progress)
+        result = run.result(outcome, known)
+    if screen is not None and on_stdout:
+        screen(b"\n")
+    destination.write(BOOT_FORMATS[format_name](result, verbosity))
+    return outcome.kind.exit_code
+
+
+def _scan(plan: "BootPlan", progress: ProgressReport) -> "ScanResult":
+    modules = plan.modules if plan.options.initrd is None else ()
+    return scan_once(
+        plan.files, modules, listfile.load(None), plan.image.build_id, progress.advance
+    )
+
+
+def _reproduce() -> str:
+    return shlex.join(["trapline", *sys.argv[1:]])

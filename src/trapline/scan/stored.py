@@ -1,0 +1,91 @@
+"""Scans that are made once: kept in the cache by build id, for commands that only look things up.
+
+The cache is an optimisation: what cannot be read or written there is scanned again.
+"""
+
+import hashlib
+import os
+import tempfile
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from trapline import __version__
+from trapline.kernel.deb import cache_folder
+from trapline.model.errors import BadInputFileError, OutputError
+from trapline.model.scan import VERSION, ScanResult
+from trapline.scan.engine import scan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from trapline.kernel.files import KernelFiles, ModuleFile
+    from trapline.model.allow import AllowList
+    from trapline.scan.pool import Progress
+
+_MAX_SIZE: Final = 1 << 30  # bytes; the full Debian flavour with all modules has 60 MB
+
+
+def read_scan(path: Path) -> ScanResult:
+    """Read a scan that was written as JSON; raises BadInputFileError."""
+    try:
+        if path.stat().st_size > _MAX_SIZE:
+            raise BadInputFileError(f"{path}: is too large for the result of a scan.")
+        return msgspec.json.decode(path.read_bytes(), type=ScanResult)
+    except OSError as error:
+        raise BadInputFileError(f"{path}: cannot be read: {error.strerror}.") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BadInputFileError(
+            f"{path}: is not the result of `trapline scan --format json`: {error}."
+        ) from None
+
+
+def scan_once(
+    kernel: "KernelFiles",
+    modules: "Iterable[ModuleFile]",
+    allow: "AllowList",
+    build_id: str | None,
+    progress: "Progress | None" = None,
+) -> ScanResult:
+    """Return the scan of vmlinux and some of its modules, from the cache if it is there.
+
+    Without a build id nothing is cached. Raises what `scan` raises.
+    """
+    part = replace(kernel, modules=tuple(modules))
+    path = None if build_id is None else _place(part, build_id)
+    if path is not None:
+        with suppress(BadInputFileError):
+            return read_scan(path)
+    result = scan(part, allow, progress)
+    if path is not None:
+        with suppress(OSError):
+            _write(path, msgspec.json.encode(result))
+    return result
+
+
+def _place(kernel: "KernelFiles", build_id: str) -> Path | None:
+    """Name the file of a scan; None where there is no cache folder."""
+    sources = (kernel.vmlinux, *(module.path for module in kernel.modules))
+    names = "\0".join([__version__, str(VERSION), build_id, *map(str, sources)])
+    digest = hashlib.blake2b(names.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    try:
+        return cache_folder() / "scans" / f"{digest}.json"
+    except OutputError:
+        return None
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write beside, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent)
+    beside = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,142 @@
+"""What to boot: from kernel files and options to a kernel image, an initramfs, a command line."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from trapline.kernel import compression, deb
+from trapline.kernel.binary import Binary
+from trapline.kernel.elf import ElfFile
+from trapline.kernel.files import KernelFiles, ModuleFile
+from trapline.kernel.mapping import mapped
+from trapline.kernel.modinfo import module_info
+from trapline.model.errors import BadImageError, BadMachineError, FetchError, KernelNotFoundError
+from trapline.td.loader import initramfs, kernelimage
+from trapline.td.loader.acpi import Board
+from trapline.td.loader.kernelimage import KernelImage
+from trapline.td.machine import DEFAULT_MEMORY, DEFAULT_VIRTUAL_SECONDS
+
+# What Debian's cloud images put on the command line.
+DISTRIBUTION_COMMAND_LINE: Final = (
+    "console=tty0 console=ttyS0,115200 earlyprintk=ttyS0,115200 consoleblank=0"
+)
+BUSYBOX_PACKAGE: Final = "busybox-static"
+_BUSYBOX_PATHS: Final = ("bin/busybox", "usr/bin/busybox")
+_MAX_MODULE: Final = 256 << 20
+_MAX_MODULES: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class BootOptions:
+    """What the user may choose; sizes in bytes, times in seconds.
+
+    `command_line` replaces the distribution's, `append` goes behind either. `insmod` names
+    modules that the self-test initramfs loads, with all they depend on.
+    """
+
+    initrd: Path | None = None
+    command_line: str | None = None
+    append: tuple[str, ...] = ()
+    insmod: tuple[str, ...] = ()
+    memory: int = DEFAULT_MEMORY
+    unaccepted: int = 0
+    board: Board = field(default_factory=Board)
+    module_version: str = "1.5.01"
+    timeout: float | None = None
+    virtual_seconds: int = DEFAULT_VIRTUAL_SECONDS
+    seed: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class BootPlan:
+    """What will be booted. `modules` are the files that may turn up in the guest."""
+
+    files: KernelFiles
+    image: KernelImage
+    initrd: bytes
+    initrd_name: str
+    command_line: str
+    modules: tuple[ModuleFile, ...]
+    options: BootOptions
+
+
+def make_plan(
+    files: KernelFiles, options: BootOptions, announce: Callable[[str], None] | None = None
+) -> BootPlan:
+    """Choose and read everything; `announce` is told what is about to be downloaded.
+
+    The boot image is preferred to the vmlinux, as it is what ships. Raises a TraplineError for
+    whatever cannot be booted.
+    """
+    path = files.vmlinuz or files.vmlinux
+    if path is None:
+        raise KernelNotFoundError(
+            "there is neither a vmlinuz nor a vmlinux to boot; give one of them, or "
+            "deb:linux-image-…"
+        )
+    image = kernelimage.open_image(path)
+    if options.initrd is not None:
+        if options.insmod:
+            raise BadMachineError("--insmod is for the initramfs that is made here, not --initrd.")
+        initrd, name = initramfs.read_initrd(options.initrd), str(options.initrd)
+        modules: tuple[ModuleFile, ...] = files.modules
+    else:
+        modules = with_dependencies(files, options.insmod)
+        initrd, name = _self_test(modules, announce), "self-test"
+    words = [options.command_line or DISTRIBUTION_COMMAND_LINE, *options.append]
+    return BootPlan(files, image, initrd, name, " ".join(words), modules, options)
+
+
+def open_symbols(plan: BootPlan) -> Binary | None:
+    """Open the vmlinux that belongs to the image, None where there is none.
+
+    Raises BadImageError where it is of another build.
+    """
+    path = plan.files.vmlinux
+    if path is None:
+        return None
+    binary = Binary.open_vmlinux(path)
+    build_id = plan.image.build_id
+    if build_id is not None and binary.elf.build_id not in (None, build_id):
+        binary.close()
+        raise BadImageError(f"{path}: is of another build than {plan.image.name}; remove one.")
+    return binary
+
+
+def with_dependencies(files: KernelFiles, names: Iterable[str]) -> tuple[ModuleFile, ...]:
+    """Return the modules and all they depend on, in the order in which they must be loaded."""
+    known = {module.name: module for module in files.modules}
+    order: dict[str, ModuleFile] = {}
+    pending = [(name.replace("-", "_"), False) for name in reversed(tuple(names))]
+    seen: set[str] = set()
+    while pending:
+        name, is_ready = pending.pop()
+        if is_ready:
+            order[name] = known[name]
+            continue
+        if name in seen:
+            continue
+        seen.add(name)
+        if name not in known or len(seen) > _MAX_MODULES:
+            raise KernelNotFoundError(f"there is no module {name} for this kernel to load.")
+        pending.append((name, True))
+        with ElfFile.open(known[name].path) as elf:
+            pending += [(needed, False) for needed in module_info(elf, name).depends]
+    return tuple(order.values())
+
+
+def _self_test(modules: tuple[ModuleFile, ...], announce: Callable[[str], None] | None) -> bytes:
+    tree = deb.fetch_package(BUSYBOX_PACKAGE, announce=announce)
+    found = next((tree / path for path in _BUSYBOX_PATHS if (tree / path).is_file()), None)
+    if found is None:
+        raise FetchError(f"the package {BUSYBOX_PACKAGE} holds no busybox; give --initrd.")
+    contents = [(f"{module.name}.ko", _unpacked(module.path)) for module in modules]
+    return initramfs.self_test(found.read_bytes(), contents)
+
+
+def _unpacked(path: Path) -> bytes:
+    with mapped(path) as data:
+        if compression.detect(data) is None:
+            return bytes(data)
+        return compression.decompress(data, limit=_MAX_MODULE, name=str(path))
