@@ -168,7 +168,9 @@ def command(
         )
         server = None
         if gdb is not None:
-            server = stack.enter_context(GdbServer(gdb, run.machine.engine, run, progress.announce))
+            server = stack.enter_context(
+                GdbServer(gdb, run.machine.engine, run.debug_target(), progress.announce)
+            )
         outcome = run.run(server)
         if known is None and not no_scan:
             known = _scan(plan, progress)

@@ -74,7 +74,9 @@ class Location(NamedTuple):
                 return f"{self.image}+{self.offset:#x}"
             where = f" [{self.image}]" if self.image not in {"", "vmlinux"} else ""
             return f"{self.address:#x}{where}"
-        text = f"{self.function}+{self.offset:#x}/{self.size:#x}"
+        text = f"{self.function}+{self.offset:#x}"
+        if self.size:  # labels in assembly have none
+            text += f"/{self.size:#x}"
         return text if self.image == "vmlinux" else f"{text} [{self.image}]"
 
     @property

@@ -16,7 +16,7 @@ from trapline.model.boot import (
     Refusals,
 )
 from trapline.td.accounting import SiteIndex, account, soundness, trap_class
-from trapline.td.backtrace import backtrace, backtrace_lines
+from trapline.td.gdb.target import TdTarget
 from trapline.td.machine import Machine, MachineConfig
 from trapline.td.milestones import BREAKPOINTS, Milestones
 from trapline.td.outcome import OutcomeKind
@@ -122,27 +122,15 @@ class BootRun:
         gdb.finish(clean=outcome.is_clean, text=outcome.detail)
         return outcome
 
-    # What the debugger asks (`gdb.monitor.DebugTarget`).
-
-    def backtrace(self) -> "Sequence[str]":
-        """Return the lines of a back trace from where the guest stands."""
-        self.symbols.refresh()
-        places, _ = backtrace(self.machine.engine, self.symbols.runtime)
-        return list(backtrace_lines(places))
+    def debug_target(self) -> TdTarget:
+        """Return what gdb may ask for."""
+        engine, files = self.machine.engine, self._plan.files
+        return TdTarget(engine, self.symbols, self.recent_traps, files.vmlinux)
 
     def recent_traps(self, count: int) -> "Sequence[str]":
         """Return a line for each of the last `count` traps, oldest first."""
         recent = list(self.machine.recorder.last)
         return [self._line(trap) for trap in recent[max(0, len(recent) - count) :]]
-
-    def placement(self) -> "Sequence[str]":
-        """Say where the kernel runs, and how to tell gdb."""
-        self.symbols.refresh()
-        slide = self.symbols.slide
-        if slide is None or self._plan.files.vmlinux is None:
-            return ["The kernel does not run at its own addresses yet."]
-        path = self._plan.files.vmlinux
-        return [f"slide {slide:#x}", f"symbol-file -o {slide:#x} {path}"]
 
     # The result.
 

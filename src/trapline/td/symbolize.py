@@ -97,6 +97,11 @@ class GuestSymbols:
                 if span.link == text:
                     yield self._files[name], span.start
 
+    def preload(self) -> None:
+        """Read the kernel's symbols and DWARF now, which takes seconds, not at the first use."""
+        if self._vmlinux is not None and self._vmlinux.text:
+            self._vmlinux.chain(self._vmlinux.text[0].address)
+
     def place_kernel(self, slide: int, physical: int) -> None:
         """Say that the kernel runs at `slide`, with link-time KERNEL_MAP at GPA `physical`."""
         if self._vmlinux is not None:

@@ -22,6 +22,8 @@ class TdTarget:
         recent_traps: "Callable[[int], Sequence[str]]",
         vmlinux: "Path | None",
     ) -> None:
+        # Building the table of inlined functions takes longer than gdb waits for a reply.
+        symbols.preload()
         self._engine = engine
         self._symbols = symbols
         self._recent_traps = recent_traps

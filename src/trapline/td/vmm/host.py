@@ -105,11 +105,7 @@ class Host:
         seconds = self._limits.seconds
         if seconds is not None:
             self._wall_end = time.monotonic() + seconds
-            # A guest can keep the engine busy with exits that neither come here nor use up
-            # virtual time (#UD, PAUSE, TDCALL leaves), so someone else must ring.
-            self._alarm = Timer(seconds, self._engine.request_boundary)
-            self._alarm.daemon = True
-            self._alarm.start()
+            self._set_alarm(seconds)
         self._arm(None)
 
     def finish(self) -> None:
@@ -255,11 +251,27 @@ class Host:
         left = SLICE if due is None else max(1, due - self._engine.cycles)
         self._engine.set_time_budget(min(left, SLICE))
 
-    def _is_late(self) -> bool:
-        return self._wall_end is not None and time.monotonic() - self.paused() >= self._wall_end
+    def _set_alarm(self, seconds: float) -> None:
+        """Have another thread ask for a boundary.
+
+        A guest can keep the engine busy with exits that neither come here nor use up virtual
+        time (#UD, PAUSE, most TDCALL leaves), so the limits would never be looked at.
+        """
+        self._alarm = Timer(seconds, self._engine.request_boundary)
+        self._alarm.daemon = True
+        self._alarm.start()
+
+    def _seconds_left(self) -> float | None:
+        """Return what is left of the wall clock, not counting a debugger's pauses."""
+        if self._wall_end is None:
+            return None
+        return self._wall_end + self.paused() - time.monotonic()
 
     def _check_limits(self) -> None:
+        left = self._seconds_left()
         if self._engine.cycles >= self._limits.cycles:
             self.end(OutcomeKind.HANG, "The guest used up its virtual time without powering off.")
-        elif self._is_late():
+        elif left is not None and left <= 0:
             self.end(OutcomeKind.TIMEOUT, "The time limit of --timeout passed.")
+        elif left is not None and self._alarm is not None and not self._alarm.is_alive():
+            self._set_alarm(left)  # it rang while a debugger had the guest
