@@ -286,8 +286,10 @@ def test_several_kernels_are_named(tmp_path):
         ),
     ],
 )
-def test_nothing_there(tmp_path, spec, message):
+def test_nothing_there(tmp_path, monkeypatch, spec, message):
     debian(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(KernelNotFoundError, match=message):
         locate(spec, root=tmp_path)
 
