@@ -10,12 +10,14 @@ and memory. The wall clock only ends runs (`MachineConfig.seconds`).
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from typing import Final
 
-from trapline.td.devices import pit, power, rtc, uart
+from trapline.td.devices import hpet, ioapic, pit, power, rtc, uart
 from trapline.td.devices.bus import Bus
 from trapline.td.devices.console import DEFAULT_LIMIT, Console, Echo
+from trapline.td.devices.interface import IrqLine, no_irq
 from trapline.td.devices.lapic import LocalApic
 from trapline.td.engine import Engine, ExitHandler, Reg
 from trapline.td.loader import layout, place
@@ -31,11 +33,21 @@ from trapline.td.vmm.host import VECTOR_DOUBLE_FAULT, Host, Limits
 PORT_SPACE: Final = 1 << 16
 DEFAULT_MEMORY: Final = 512 * layout.MIB
 DEFAULT_VIRTUAL_SECONDS: Final = 300
-CLEAN_KINDS: Final = (OutcomeKind.POWERED_OFF, OutcomeKind.RESET)
+# Ends that may only follow from what the guest died of.
+CONSEQUENCES: Final = frozenset(
+    {
+        OutcomeKind.POWERED_OFF,
+        OutcomeKind.RESET,
+        OutcomeKind.HANG,
+        OutcomeKind.TIMEOUT,
+        OutcomeKind.PANIC,
+    }
+)
 
 # kernel/panic.c; the first may be preceded by a time stamp and a log level.
 _PANIC: Final = re.compile(rb"(?:^|\] )Kernel panic - not syncing: (.*)")
-_PANIC_END: Final = b"---[ end Kernel panic"
+# Printed when all else is said: the guest now waits for ever, or for its reset.
+_PANIC_END: Final = re.compile(rb"---\[ end Kernel panic|(?:^|\] )Rebooting in \d+ seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +124,9 @@ class Machine:
             limit=config.console_limit,
             on_limit=self._console_flood,
         )
-        self.ports = self._build_ports()
         self.mmio = Bus("MMIO", engine.shared_bit)
+        serial_irq = self._build_mmio()
+        self.ports = self._build_ports(serial_irq)
         self.recorder = TrapRecorder(engine, config.trap_sink, config.on_place, self.double_fault)
         limits = Limits(config.virtual_seconds * self.frequency, config.seconds)
         self.host = Host(engine, self.apic, self.ports, self.mmio, limits, self)
@@ -171,13 +184,25 @@ class Machine:
     def _now(self) -> int:
         return self.engine.cycles
 
-    def _build_ports(self) -> Bus:
+    def _build_mmio(self) -> IrqLine:
+        """Add what the board has beyond ports; returns the serial port's interrupt line."""
+        board = self.config.board
+        if board.hpet:
+            timer = hpet.Hpet(self._now, self.frequency)
+            self.mmio.add(layout.HPET, hpet.SIZE, "HPET", timer, width=8)
+        if not board.ioapic:
+            return no_irq
+        interrupts = ioapic.IoApic(self.apic.raise_vector)
+        self.mmio.add(layout.IOAPIC, ioapic.SIZE, "IO-APIC", interrupts, width=4)
+        return partial(interrupts.set_line, uart.COM1_IRQ)
+
+    def _build_ports(self, serial_irq: IrqLine) -> Bus:
         ports = Bus("port", PORT_SPACE)
         timer = pit.Pit(self._now, self.frequency)
         control = pit.SystemControlPort(timer)
         clock = rtc.CmosRtc(self._now, self.frequency, self.config.epoch)
         registers = power.AcpiPower(self._powered_off, self._reset)
-        serial = uart.Uart16550(self.console.put)
+        serial = uart.Uart16550(self.console.put, serial_irq)
         ports.add(uart.COM1, uart.PORTS, "serial port", serial)
         ports.add(rtc.INDEX_PORT, rtc.PORTS, "RTC", clock)
         ports.add(pit.PORT, pit.PORTS, "PIT", timer)
@@ -220,7 +245,7 @@ class Machine:
             found = _PANIC.search(line)
             if found is not None:
                 self.panic = found[1].decode("utf-8", "replace")
-        elif _PANIC_END in line:
+        elif _PANIC_END.search(line):
             self.host.end(OutcomeKind.PANIC, f"Kernel panic: {self.panic}.")
 
     def breakpoint(self) -> None:
@@ -242,7 +267,7 @@ class Machine:
 
     def _explain(self, outcome: Outcome) -> Outcome:
         """Say what the guest died of, where its end only followed from that."""
-        if outcome.kind not in (*CLEAN_KINDS, OutcomeKind.HANG, OutcomeKind.PANIC):
+        if outcome.kind not in CONSEQUENCES:
             return outcome
         if self.double_faults:
             kind, detail = OutcomeKind.DOUBLE_FAULT, "The guest took a double fault."
