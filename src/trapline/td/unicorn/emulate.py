@@ -45,6 +45,7 @@ _ARITHMETIC_FLAGS: Final = 0x8D5
 _CF: Final = 1
 _PAUSE_CYCLES: Final = 140  # since Skylake; SDM vol. 2B, PAUSE
 _RDTSC_CYCLES: Final = 25
+_RDTSC_CODE: Final = 0x310F  # as Slot.CODE shows it
 _TSS_IO_MAP: Final = 0x66
 
 
@@ -70,17 +71,21 @@ class Emulation(InstructionView):
         self._cr_masks[number] = mask
 
     def _exit_rdtsc(self) -> None:
+        """RDTSC and RDTSCP: the core exits from the latter as from the former."""
         # Not all reads cost the same: the noise is what entropy collectors feed on, and it
         # comes from the seed.
         self._noise = self._noise * 1103515245 + 12345 & 0x7FFFFFFF
         self.cycles += _RDTSC_CYCLES + (self._noise >> 16 & 31)
         now, regs = self.cycles, self.regs
         regs[0], regs[2] = now & 0xFFFFFFFF, now >> 32
-        self.advance(self.length)
+        length = self.length
+        if self._slots[Slot.CODE] & 0xFFFF != _RDTSC_CODE and self._is_rdtscp():
+            regs[1] = self._env32[Env.TSC_AUX // 4]
+        self.advance(length)
 
-    def _exit_rdtscp(self) -> None:
-        self.regs[1] = self._env32[Env.TSC_AUX // 4]
-        self._exit_rdtsc()
+    def _is_rdtscp(self) -> bool:
+        instruction = self._instruction()
+        return instruction is not None and instruction.mnemonic == ix.Mnemonic.RDTSCP
 
     def _exit_pause(self) -> None:
         self.cycles += _PAUSE_CYCLES

@@ -53,7 +53,6 @@ _INTERCEPTS: Final = sum(
         Svm.IOIO,
         Svm.MSR,
         Svm.SHUTDOWN,
-        Svm.RDTSCP,
         Svm.ICEBP,
         Svm.WBINVD,
         Svm.MONITOR,
@@ -68,9 +67,12 @@ class UnicornEngine(Snapshots):
     The shared bit is bit 39: the core has 40 physical address bits. `seed` determines what
     RDRAND, RDSEED and the noise of RDTSC give. All RAM is private and mapped, no page is
     shared. The state is that of reset, in real mode.
+
+    With `split_ram` the shared half is memory of its own, `shared_fd`, which devices may be
+    given; then there are no snapshots.
     """
 
-    def __init__(self, ram_size: int, *, seed: int = 0) -> None:
+    def __init__(self, ram_size: int, *, seed: int = 0, split_ram: bool = False) -> None:
         if not 0 < ram_size <= _MAX_RAM or ram_size % _PAGE:
             raise BadMachineError(
                 f"guest memory of {ram_size} bytes is not a multiple of 4 KiB up to 64 GiB"
@@ -79,22 +81,23 @@ class UnicornEngine(Snapshots):
         self._library = Library()
         self._closed = False
         self._uc = self._library.open_cpu(_TRANSLATION_BUFFER)
-        self._ram = Ram(ram_size)
+        self._ram = Ram(ram_size, split=split_ram)
         self._control = ControlPages(_MONITOR)
-        self._nested = NestedTables(_NESTED, ram_size, self.shared_bit)
+        self._nested = NestedTables(_NESTED, ram_size, self.shared_bit, self._ram.shared_offset)
         for address, size, host in (
-            (0, ram_size, self._ram.address),
+            (0, self._ram.span, self._ram.address),
             (_MONITOR, CONTROL_SIZE, self._control.address),
             (_NESTED, self._nested.size, self._nested.address),
         ):
             status = self._library.uc_mem_map_ptr(self._uc, address, size, UC_PROT_ALL, host)
             self._library.check(status, "uc_mem_map_ptr")
         self._fields = Fields(self._uc)
-        self._code_map = CodeMap(ram_size)
+        self._code_map = CodeMap(self._ram.span)
         self._hooks = NativeHooks(
             self._library, self._fields, self._ram, self._nested, self._code_map
         )
         self.ram = self._ram.view
+        self.shared_ram = self._ram.shared
         self._base_cycles = 0
         self._budget = NEVER
         self._stepping = False
@@ -194,6 +197,13 @@ class UnicornEngine(Snapshots):
         """Map or unmap whole pages of RAM in the shared half."""
         self._nested.set_shared(gpa, size, state)
         self._stale_tlb = True
+        if self._ram.shared_offset and state is PageState.ABSENT:
+            self._ram.discard_shared(gpa & ~self.shared_bit, size)
+
+    @property
+    def shared_fd(self) -> int:
+        """The memfd behind `shared_ram`; pages that are not mapped are holes in it."""
+        return self._ram.shared_fd
 
     # Running.
 
@@ -323,7 +333,7 @@ class UnicornEngine(Snapshots):
         self._closed = True
         self._fields.nested_level[0] = 0
         self._library.uc_close(self._uc)
-        self.ram = memoryview(b"")
+        self.ram = self.shared_ram = memoryview(b"")
         self._hooks.close()
         self._code_map.close()
         self._nested.close()

@@ -33,7 +33,6 @@ PLAIN: Final = _by_index(
     {
         Svm.CPUID: Exit.CPUID,
         Svm.HLT: Exit.HLT,
-        Svm.WBINVD: Exit.WBINVD,
         Svm.INVD: Exit.INVD,
         Svm.RDPMC: Exit.RDPMC,
         Svm.MONITOR: Exit.MONITOR,
@@ -65,8 +64,8 @@ class Exits(Emulation):
             Svm.IOIO: self._exit_io,
             Svm.NPF: self._exit_ept,
             Svm.RDTSC: self._exit_rdtsc,
-            Svm.RDTSCP: self._exit_rdtscp,
             Svm.PAUSE: self._exit_pause,
+            Svm.WBINVD: self._exit_wbinvd,
             Svm.SWINT: self._exit_software_interrupt,
             Svm.ICEBP: self._exit_icebp,
             Svm.SYSCALL: self._exit_syscall,
@@ -114,6 +113,13 @@ class Exits(Emulation):
             regs[0], regs[2] = value & 0xFFFFFFFF, value >> 32
         self.advance(self.length)
         return None
+
+    def _exit_wbinvd(self) -> Exit:
+        """Tell WBINVD and INVD apart: the core takes one for the other (translate.c, 0x108)."""
+        instruction = self._instruction()
+        if instruction is not None and instruction.mnemonic == ix.Mnemonic.INVD:
+            return Exit.INVD
+        return Exit.WBINVD
 
     def _exit_undefined(self) -> Exit | None:
         if self._slots[Slot.CODE] & 0xFFFFFFFF == TDCALL:

@@ -181,7 +181,6 @@ class Svm:
     IOIO: Final = 0x7B
     MSR: Final = 0x7C
     SHUTDOWN: Final = 0x7F
-    RDTSCP: Final = 0x87
     ICEBP: Final = 0x88
     WBINVD: Final = 0x89
     MONITOR: Final = 0x8A

@@ -37,10 +37,10 @@ class GuestMemory(CpuState):
         parts = []
         while size > 0:
             chunk = min(size, _PAGE - gla % _PAGE)
-            at = self._ram_offset(gla)
-            if at is None or at + chunk > self._ram.size:
+            at = self._ram_offset(gla, chunk)
+            if at is None:
                 return None
-            parts.append(bytes(self._ram.view[at : at + chunk]))
+            parts.append(bytes(self._ram.whole[at : at + chunk]))
             gla, size = gla + chunk, size - chunk
         return b"".join(parts)
 
@@ -49,13 +49,13 @@ class GuestMemory(CpuState):
         places: list[tuple[int, bytes]] = []
         while data:
             chunk = min(len(data), _PAGE - gla % _PAGE)
-            at = self._ram_offset(gla)
-            if at is None or at + chunk > self._ram.size:
+            at = self._ram_offset(gla, chunk)
+            if at is None:
                 return False
             places.append((at, data[:chunk]))
             gla, data = gla + chunk, data[chunk:]
         for at, part in places:
-            self._ram.view[at : at + len(part)] = part
+            self._ram.whole[at : at + len(part)] = part
             self.code_changed(at, len(part))
         return True
 
@@ -63,14 +63,21 @@ class GuestMemory(CpuState):
         """Drop what was translated from RAM that the host wrote; no shared bit in `gpa`."""
         self._library.tb_invalidate_phys_range(self._fields.uc, gpa, gpa + size)
 
-    def _ram_offset(self, gla: int) -> int | None:
+    def _ram_offset(self, gla: int, size: int) -> int | None:
+        """Where in `Ram.whole` the bytes are, all of which are on one page."""
         gpa = self.translate(gla)
-        return None if gpa is None else gpa & ~self.shared_bit
+        return None if gpa is None else self._offset(gpa, size)
+
+    def _offset(self, gpa: int, size: int) -> int | None:
+        at = gpa & ~self.shared_bit
+        if at + size > self._ram.size:
+            return None
+        return at + self._ram.shared_offset if gpa & self.shared_bit else at
 
     def _entry(self, gpa: int) -> int:
         """One page table entry; 0 (not present) where no RAM is."""
-        at = (gpa & ~self.shared_bit) >> 3
-        return self._ram.words[at] if at < self._ram.size >> 3 else 0
+        at = self._offset(gpa, 8)
+        return 0 if at is None else self._ram.words[at >> 3]
 
     def _walk(self, gla: int, shifts: tuple[int, ...], table: int) -> int | None:
         if shifts[0] == 39 and gla >> 47 not in {0, 0x1FFFF}:

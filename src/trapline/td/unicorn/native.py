@@ -69,6 +69,8 @@ _CS_BASE = Env.SEGS + SEGMENT_SIZE * Segs.CS + SEGMENT_BASE
 _PRESENT = 0x8000
 _BUSY_TSS = 0x0B00
 _AC = 1 << 18
+_TS, _GP = 10, 13  # the vectors whose error code is a selector
+_IDT = 2  # in an error code: it is about a gate
 
 
 # Ranges of a hook. Unicorn takes begin > end as everywhere; the other is not canonical.
@@ -126,10 +128,10 @@ class NativeHooks:
         Unicorn frees deleted hooks only at the end of uc_emu_start, which is never called
         here. Hooks are therefore kept, and parked where no instruction can be.
         """
-        if count and self._counter is None:
+        # The counter comes first: a breakpoint's exit takes back what it counted.
+        if self._counter is None:
             self._counter = self._add_code_hook(self._counter_hook)
-        if self._counter is not None:
-            _place_hook(self._counter, *(_EVERYWHERE if count else _NOWHERE))
+        _place_hook(self._counter, *(_EVERYWHERE if count else _NOWHERE))
         while len(self._breakpoints) < len(breakpoints):
             self._breakpoints.append(self._add_code_hook(self._breakpoint_hook))
         parked = [_NOWHERE] * (len(self._breakpoints) - len(breakpoints))
@@ -260,11 +262,44 @@ class NativeHooks:
         a.jump(Code.JE_REL32_64, "completed")
         a.mem(Code.DEC_RM64, _RBX, Slot.COUNT * 8)
         a.label("completed")
+        NativeHooks._assemble_error_code(a)
         a.store_imm(_RBX, Slot.IN_KIND * 8, Delivery.EXCEPTION, 8)
         a.store(_RBX, Slot.IN_VECTOR * 8, _RSI)
         a.load(_EAX, _ENV, Env.ERROR_CODE)
         a.store(_RBX, Slot.IN_ERROR * 8, _RAX)
         a.jump(Code.JMP_REL32_64, "exception")
+
+    @staticmethod
+    def _assemble_error_code(a: Assembler) -> None:
+        """Correct the error code of a fault during the delivery of an event.
+
+        SDM vol. 3A section 6.13: bit 0 (EXT) is set unless the event was a software
+        interrupt, and an IDT entry's index is vector * 8; the core never sets EXT and has
+        vector * 16 in long mode (qemu/target/i386/seg_helper.c, do_interrupt64).
+        """
+        a.reg_mem(Code.LEA_R32_M, _ECX, _RSI, -_TS)
+        a.reg_imm(Code.CMP_RM32_IMM8, _ECX, _GP - _TS)
+        a.jump(Code.JA_REL32_64, "code right")
+        a.load(_EAX, _ENV, Env.ERROR_CODE)
+        a.load(_RDX, _RBX, Slot.IN_KIND * 8)
+        a.reg_reg(Code.TEST_RM64_R64, _RDX, _RDX)
+        a.jump(Code.JE_REL32_64, "code right")
+        a.reg_imm(Code.CMP_RM64_IMM8, _RDX, Delivery.SOFTWARE)
+        a.jump(Code.JE_REL32_64, "not external")
+        a.reg_imm(Code.OR_RM32_IMM8, _EAX, 1)
+        a.label("not external")
+        a.reg_imm(Code.TEST_RM32_IMM32, _EAX, _IDT)
+        a.jump(Code.JE_REL32_64, "store code")
+        a.mem_imm(Code.TEST_RM32_IMM32, _ENV, Env.HFLAGS, HFlags.LMA)
+        a.jump(Code.JE_REL32_64, "store code")
+        a.move(_ECX, _EAX)
+        a.reg_imm(Code.AND_RM32_IMM8, _ECX, 7)
+        a.reg_imm(Code.SHR_RM32_IMM8, _EAX, 1)
+        a.reg_imm(Code.AND_RM32_IMM8, _EAX, -8)
+        a.reg_reg(Code.OR_R32_RM32, _EAX, _ECX)
+        a.label("store code")
+        a.store(_ENV, Env.ERROR_CODE, _EAX)
+        a.label("code right")
 
     @staticmethod
     def _assemble_requested_event(a: Assembler) -> None:

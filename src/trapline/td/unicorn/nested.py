@@ -28,10 +28,13 @@ class NestedTables:
     """The tables of one engine.
 
     `base` is the physical address the core sees them at; `ram_size` is a multiple of 4 KiB.
+    `shared_offset` is where the core sees the memory of the shared half, from GPA 0 on; a
+    multiple of 2 MiB.
     """
 
-    def __init__(self, base: int, ram_size: int, shared_bit: int) -> None:
+    def __init__(self, base: int, ram_size: int, shared_bit: int, shared_offset: int = 0) -> None:
         self._base = base
+        self._offsets = (0, shared_offset)
         self._shared_bit = shared_bit
         self._ram_pages = ram_size // _PAGE
         directories = -(-ram_size // (1 << 30))
@@ -135,9 +138,11 @@ class NestedTables:
         split = (entries & 0x81) == 1
         for index in np.flatnonzero(split):
             number = block + int(index)
-            self._fill(self._leaf_table(int(entries[index])), number * _ENTRIES, _ENTRIES, mapped)
+            at = self._leaf_table(int(entries[index]))
+            self._fill(half, at, number * _ENTRIES, _ENTRIES, mapped)
         if mapped:
-            large = np.arange(block, block + count, dtype=np.uint64) * np.uint64(_LARGE)
+            first = block + self._offsets[half] // _LARGE
+            large = np.arange(first, first + count, dtype=np.uint64) * np.uint64(_LARGE)
             entries[~split] = large[~split] | np.uint64(_LARGE_LEAF)
         else:
             entries[~split] = 0
@@ -149,13 +154,14 @@ class NestedTables:
             table = self._next
             self._next += 1
             pages = min(_ENTRIES, self._ram_pages - block * _ENTRIES)
-            self._fill(table * _ENTRIES, block * _ENTRIES, pages, bool(entry & 1))
+            self._fill(half, table * _ENTRIES, block * _ENTRIES, pages, bool(entry & 1))
             self._words[slot] = self._pointer(table)
             entry = int(self._words[slot])
-        self._fill(self._leaf_table(entry) + first % _ENTRIES, first, end - first, mapped)
+        self._fill(half, self._leaf_table(entry) + first % _ENTRIES, first, end - first, mapped)
 
-    def _fill(self, at: int, page: int, count: int, mapped: bool) -> None:
+    def _fill(self, half: int, at: int, page: int, count: int, mapped: bool) -> None:
         if mapped:
+            page += self._offsets[half] // _PAGE
             pages = np.arange(page, page + count, dtype=np.uint64)
             self._words[at : at + count] = pages * np.uint64(_PAGE) | np.uint64(_LEAF)
         else:

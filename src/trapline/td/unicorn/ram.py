@@ -1,4 +1,9 @@
-"""Guest RAM: a memfd that can be frozen and restored."""
+"""Guest RAM: a memfd that can be frozen and restored, or two of them.
+
+In a real TD a shared page is another physical page than the private one of the same GPA. That
+matters once real devices do DMA: `shared` is then a memory of its own, the only one that a
+device's process is given.
+"""
 
 import ctypes
 import mmap
@@ -9,11 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 _PAGE: Final = 4096
+_LARGE: Final = 2 << 20
 # /proc/self/pagemap: Documentation/admin-guide/mm/pagemap.rst.
 _PRESENT_OR_SWAPPED: Final = 3 << 62
 _FILE_PAGE: Final = 1 << 61
 _MAP_FIXED: Final = 0x10
 _MADV_DONTNEED: Final = 4
+_PUNCH_HOLE: Final = 0x02 | 0x01  # with KEEP_SIZE
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -26,41 +33,63 @@ _libc.mmap.argtypes = [
     ctypes.c_long,
 ]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
 
 
 class Ram:
-    """Guest RAM in a memfd, mapped once; `view` is all of it, `words` the same as u64.
+    """Guest RAM in a memfd, mapped once; `view` is all of it, `words` is `whole` as u64.
 
     Until the first `freeze` writes go to the memfd. From then on the memfd is the frozen
     content and pages are copied when they are written.
+
+    With `split`, the shared half has memory of its own: `shared`, `shared_offset` bytes behind
+    the private half's in `whole` and for the core. It cannot be frozen. Without, `shared` is
+    `view` and the offset 0.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, split: bool = False) -> None:
         self.size = size
         self.generation = 0  # how often it was frozen
-        self._fd = os.memfd_create("guest-ram", os.MFD_CLOEXEC)
-        os.ftruncate(self._fd, size)
-        self._map = mmap.mmap(self._fd, size, mmap.MAP_SHARED)
-        self._anchor = (ctypes.c_char * size).from_buffer(self._map)
+        self.shared_offset = -(-size // _LARGE) * _LARGE if split else 0
+        self.span = self.shared_offset + size  # of `whole`
+        self._fd = _memory(size)
+        self._shared_fd = _memory(size) if split else self._fd
+        if split:
+            self._map = mmap.mmap(-1, self.span)
+        else:
+            self._map = mmap.mmap(self._fd, size, mmap.MAP_SHARED)
+        self._anchor = (ctypes.c_char * self.span).from_buffer(self._map)
         self.address = ctypes.addressof(self._anchor)
-        self.view = memoryview(self._map)
-        self.words = self.view.cast("Q")
+        if split:
+            _map_file(self.address, size, self._fd, mmap.MAP_SHARED)
+            _map_file(self.address + self.shared_offset, size, self._shared_fd, mmap.MAP_SHARED)
+        self.whole = memoryview(self._map)
+        self.view = self.whole[:size]
+        self.shared = self.whole[self.shared_offset :]
+        self.words = self.whole.cast("Q")
         self._frozen: mmap.mmap | None = None
 
     @property
-    def fd(self) -> int:
-        """The memfd, for a process that shares the RAM; not once frozen."""
+    def shared_fd(self) -> int:
+        """The memfd of the shared half, for a process that shares it; not once frozen."""
         if self.generation:
             raise ValueError("RAM that was frozen is private to this process")
-        return self._fd
+        return self._shared_fd
+
+    def discard_shared(self, offset: int, size: int) -> None:
+        """Give pages of the shared half back: they read as zeros when they come again."""
+        if _libc.fallocate(self._shared_fd, _PUNCH_HOLE, offset, size):
+            raise OSError(ctypes.get_errno(), "cannot discard shared pages")
 
     def freeze(self) -> None:
         """Make the present content the one that `restore` returns to."""
+        if self.shared_offset:
+            raise ValueError("RAM with a shared half of its own cannot be frozen")
         if self._frozen is None:
             self._frozen = mmap.mmap(self._fd, self.size, mmap.MAP_SHARED)
         else:
             self._write_back()
-        _map_privately(self.address, self.size, self._fd)
+        _map_file(self.address, self.size, self._fd, mmap.MAP_PRIVATE)
         self.generation += 1
 
     def restore(self) -> None:
@@ -84,20 +113,26 @@ class Ram:
 
     def close(self) -> None:
         """Unmap and free."""
-        self.words.release()
-        self.view.release()
+        for view in (self.words, self.view, self.shared, self.whole):
+            view.release()
         del self._anchor
         self._map.close()
         if self._frozen is not None:
             self._frozen.close()
-        os.close(self._fd)
+        for fd in {self._fd, self._shared_fd}:
+            os.close(fd)
 
 
-def _map_privately(address: int, size: int, fd: int) -> None:
+def _memory(size: int) -> int:
+    fd = os.memfd_create("guest-ram", os.MFD_CLOEXEC)
+    os.ftruncate(fd, size)
+    return fd
+
+
+def _map_file(address: int, size: int, fd: int, flags: int) -> None:
     protection = mmap.PROT_READ | mmap.PROT_WRITE
-    flags = mmap.MAP_PRIVATE | _MAP_FIXED
-    if _libc.mmap(address, size, protection, flags, fd, 0) != address:
-        raise OSError(ctypes.get_errno(), "cannot map guest RAM copy-on-write")
+    if _libc.mmap(address, size, protection, flags | _MAP_FIXED, fd, 0) != address:
+        raise OSError(ctypes.get_errno(), "cannot map guest RAM")
 
 
 def _drop_pages(address: int, size: int) -> None:

@@ -69,10 +69,11 @@ _MSR_FIELDS: Final[dict[int, int]] = {
 
 # What the core can decode and execute, by CPUID word. RDRAND and RDSEED are absent, so that
 # they reach the engine, which answers from a seeded generator. Source: QEMU 5.0.1
-# target/i386/cpu.c, TCG_*_FEATURES; AVX, XSAVES, PCID, INVPCID, CET are not in it.
+# target/i386/cpu.c, TCG_*_FEATURES; AVX, XSAVES, PCID, INVPCID, CET are not in it. MONITOR is
+# there so that it exits.
 _CORE_FEATURES: Final[dict[int, int]] = {
     Feature.LEAF_1_EDX: 0x0F83FBFF,
-    Feature.LEAF_1_ECX: sum(1 << b for b in (0, 1, 9, 13, 19, 20, 21, 22, 23, 24, 25, 26)),
+    Feature.LEAF_1_ECX: sum(1 << b for b in (0, 1, 3, 9, 13, 19, 20, 21, 22, 23, 24, 25, 26)),
     Feature.LEAF_7_EBX: sum(1 << b for b in (0, 3, 7, 8, 9, 19, 20, 23, 24)),
     Feature.LEAF_7_ECX: 0,
     Feature.LEAF_7_EDX: 0,
@@ -81,6 +82,7 @@ _CORE_FEATURES: Final[dict[int, int]] = {
     Feature.LEAF_8000_0001_ECX: sum(1 << b for b in (0, 5, 8)),
 }
 _BMI = 1 << 3 | 1 << 8  # BMI1, BMI2 in leaf 7 EBX
+_MONITOR = 1 << 3  # leaf 1 ECX
 _RDRAND = 1 << 30  # leaf 1 ECX
 _RDSEED = 1 << 18  # leaf 7 EBX
 
@@ -118,7 +120,7 @@ class CpuState:
             words[Feature.LEAF_7_EBX] &= ~_BMI
         return {
             (1, 0, "edx"): words[Feature.LEAF_1_EDX],
-            (1, 0, "ecx"): words[Feature.LEAF_1_ECX] | _RDRAND,
+            (1, 0, "ecx"): words[Feature.LEAF_1_ECX] & ~_MONITOR | _RDRAND,
             (7, 0, "ebx"): words[Feature.LEAF_7_EBX] | _RDSEED,
             (7, 0, "ecx"): 0,
             (7, 0, "edx"): 0,
