@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     "devices",
     type=click.Choice(["ioapic", "hpet"]),
     multiple=True,
-    help="Put this on the board as well; repeatable.",
+    help="Put this on the board as well; repeatable. An HPET brings an IO-APIC with it.",
 )
 @click.option(
     "--module-version",
@@ -146,7 +146,7 @@ def command(
         insmod=insmod,
         memory=memory,
         unaccepted=unaccepted,
-        board=Board(ioapic="ioapic" in devices, hpet="hpet" in devices),
+        board=Board(ioapic=bool(devices), hpet="hpet" in devices),
         module_version=module_version,
         timeout=timeout,
     )

@@ -149,7 +149,8 @@ def _why(site: "TrapSite") -> tuple[int, str, str, str]:
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.2f} %" if whole else "none"
+    # Rounded down: 100 % means all of them.
+    return f"{10_000 * part // whole / 100:.2f} %" if whole else "none"
 
 
 def _refused(result: "BootResult") -> "Iterator[str]":

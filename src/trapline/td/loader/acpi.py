@@ -36,6 +36,7 @@ MADT_ENABLED = 1
 
 HPET_ID = 0x8086_A201  # Intel, 64-bit main counter, three timers, revision 1
 HPET_SIZE = 0x400
+HPET_GSIS = (2, 8, 11)  # one for each timer
 IOAPIC_ID = 1
 
 
@@ -136,11 +137,15 @@ def dsdt(board: Board) -> bytes:
         ),
     ]
     if board.hpet:
+        registers = [aml.fixed_memory(layout.HPET, HPET_SIZE)]
+        if board.ioapic:
+            # Linux ignores an HPET without interrupts; the timers of this one have no routes.
+            registers += [aml.interrupt(gsi) for gsi in HPET_GSIS]
         devices.append(
             aml.device(
                 "HPET",
                 aml.name("_HID", aml.eisa_id("PNP0103")),
-                aml.name("_CRS", aml.resources(aml.fixed_memory(layout.HPET, HPET_SIZE))),
+                aml.name("_CRS", aml.resources(*registers)),
             )
         )
     off = aml.integer(power.SLP_TYP_S5)

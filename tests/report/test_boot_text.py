@@ -1,0 +1,146 @@
+"""The text of a boot: what it says, and that it pastes into a mail."""
+
+import msgspec
+import pytest
+
+from trapline.model.boot import (
+    BootKernel,
+    BootMachine,
+    BootOutcome,
+    BootResult,
+    Hashes,
+    Milestone,
+    Refusals,
+    Soundness,
+    TrapSite,
+)
+from trapline.model.scan import Frame
+from trapline.report.boot_text import render
+
+
+def site(**changes):
+    fields = {
+        "trap": "pio",
+        "count": 1234,
+        "image": "vmlinux",
+        "address": "0xffffffffa5000010",
+        "link_address": "0xffffffff81000010",
+        "label": "io_serial_out+0x1a/0x20",
+        "function": "io_serial_out",
+        "file": "arch/x86/include/asm/shared/io.h",
+        "line": 22,
+        "inlined": (Frame(function="outb", file="arch/x86/include/asm/shared/io.h", line=22),),
+        "standing": "found",
+        "scan_id": "abcdef0123456789",
+        "reason": "",
+    }
+    return TrapSite(**{**fields, **changes})
+
+
+STRANGE = site(
+    trap="mmio", count=3, label="mystery+0x4/0x9", standing="unaccounted", scan_id=None,
+    reason="the scan has no mmio site at this address",
+)  # fmt: skip
+
+
+def boot(**changes):
+    sites = (site(), STRANGE, site(trap="cpuid", count=7, image="user", label="user+0x401000"))
+    fields = {
+        "generator": "trapline 0",
+        "kernel": BootKernel(
+            release="6.12.0-test", build_id="00ff", image="bzImage", file="vmlinuz",
+            slide="0x24000000",
+        ),
+        "machine": BootMachine(
+            module_version="1.5.01", memory=512 << 20, unaccepted=0,
+            command_line="console=ttyS0 " + "x=y " * 40, initrd="self-test", devices=(),
+        ),
+        "outcome": BootOutcome(
+            kind="powered-off", detail="The guest powered itself off.", exit_code=0, seconds=2.5,
+            place="acpi_os_enter_sleep+0x1/0x2",
+        ),
+        "milestones": (Milestone(name="TDX detected", seconds=0.4, evidence="console"),),
+        "traps": {"pio": 1234, "cpuid": 7, "mmio": 3},
+        "tdcalls": {"TDG.VP.VMCALL": 1244},
+        "tdvmcalls": {"Instruction.IO": 1234},
+        "sites": sites,
+        "sites_dropped": 0,
+        "soundness": Soundness(
+            scanned=True, traps=1237, traps_found=1234, sites=2, sites_found=1, outside_traps=7
+        ),
+        "unaccounted": (STRANGE,),
+        "refused": Refusals(ports={"0x2e9": 6, "0x80": 1}, mmio={}, msrs={"0x4e": 1}),
+        "console_bytes": 10,
+        "hashes": Hashes(trace="aa", console="bb", ram="cc"),
+        "splat": None,
+    }  # fmt: skip
+    return BootResult(**{**fields, **changes})
+
+
+def text(result, verbosity=0):
+    return b"".join(render(result, verbosity)).decode("ascii")
+
+
+@pytest.mark.parametrize("verbosity", [0, 1])
+def test_no_line_is_wider_than_a_mail(verbosity):
+    assert max(map(len, text(boot(), verbosity).splitlines())) <= 80
+
+
+def test_the_first_lines_say_what_ran_and_how_it_ended():
+    lines = text(boot()).splitlines()
+    assert lines[0].startswith("6.12.0-test (bzImage) as a TD: TDX module 1.5.01, 512 MiB")
+    assert "KASLR slide: 0x24000000" in lines
+    assert "powered-off after 2.500 s of virtual time. The guest powered itself off." in lines
+
+
+def test_a_guest_that_died_says_where():
+    outcome = BootOutcome(
+        kind="panic", detail="Kernel panic: oh.", exit_code=20, seconds=1.0, place="panic+0x1/0x2"
+    )
+    assert "The guest was at panic+0x1/0x2." in text(boot(outcome=outcome))
+    assert "The guest was at" not in text(boot())
+
+
+def test_classes_count_places_and_ring_3():
+    rows = [line.split() for line in text(boot()).splitlines()]
+    assert ["pio", "1,234", "1", "0"] in rows
+    assert ["cpuid", "7", "1", "7"] in rows
+
+
+def test_soundness_names_what_the_scan_missed():
+    report = text(boot())
+    joined = " ".join(report.split())
+    assert "99.75 % of the #VEs and TDCALLs (1,234 of 1,237)" in joined  # rounded down
+    assert "1 of the 2 places" in joined
+    assert "mystery+0x4/0x9" in report.partition("Not accounted for")[2]
+
+
+def test_without_a_scan_nothing_is_claimed():
+    unmeasured = Soundness(
+        scanned=False, traps=1237, traps_found=0, sites=2, sites_found=0, outside_traps=7
+    )
+    report = text(boot(soundness=unmeasured))
+    assert "Soundness: not measured" in report
+    assert "%" not in report
+
+
+def test_verbose_lists_every_place_with_its_chain():
+    report = text(boot(), 1)
+    assert "outb (inlined) arch/x86/include/asm/shared/io.h:22" in report
+    assert "[scan abcdef0123456789]" in report
+
+
+def test_refusals_are_listed_and_left_out_when_there_are_none():
+    assert "0x2e9 x6, 0x80" in text(boot()).replace("\n", " ")
+    assert "not there" not in text(boot(refused=Refusals(ports={}, mmio={}, msrs={})))
+
+
+def test_control_characters_in_names_do_not_reach_the_terminal():
+    hostile = site(label="evil\x1b]0;x\x07+0x0/0x1", function="evil")
+    assert "\x1b" not in text(boot(sites=(hostile,)))
+    assert "\x1b" not in text(boot(sites=(hostile,)), 1)
+
+
+def test_the_document_can_be_read_back():
+    result = boot()
+    assert msgspec.json.decode(msgspec.json.encode(result), type=BootResult) == result
