@@ -85,9 +85,9 @@ def assemble(source):
 class BareGuest:
     """An engine with a guest in it. `exits` collects (kind, RIP) of all exits of `run`."""
 
-    def __init__(self, source, *, ist=None, user_gates=(), ram=RAM, seed=0):
+    def __init__(self, source, *, ist=None, user_gates=(), ram=RAM, seed=0, split=False):
         self.code, self.labels = assemble(source)
-        self.engine = UnicornEngine(ram, seed=seed)
+        self.engine = UnicornEngine(ram, seed=seed, split_ram=split)
         self.exits = []
         self.on = {}
         self.stop_at = {Exit.HLT, Exit.TRIPLE_FAULT}

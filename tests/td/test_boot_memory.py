@@ -43,6 +43,7 @@ class FakeEngine:
 
     def __init__(self, memory):
         self.ram = memoryview(bytearray(memory))
+        self.shared_ram = self.ram
         self.regs = [1] * 17
         self.rflags = 0
         self.crs, self.msrs, self.segments = {}, {}, {}

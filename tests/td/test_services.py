@@ -24,6 +24,7 @@ class Engine:
 
     def __init__(self):
         self.ram = memoryview(bytearray(MEMORY))
+        self.shared_ram = self.ram
 
     def set_private(self, gpa, size, _state):
         assert 0 <= gpa < gpa + size <= MEMORY

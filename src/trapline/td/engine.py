@@ -138,7 +138,8 @@ class Engine(Protocol):
     """
 
     regs: memoryview  # 17 u64, by Reg
-    ram: memoryview  # guest RAM from GPA 0, private and shared halves show the same bytes
+    ram: memoryview  # guest RAM from GPA 0, as the private half shows it
+    shared_ram: memoryview  # the shared half's: `ram` itself, or memory of its own
     shared_bit: int  # 1 << (GPAW - 1)
     cycles: int  # virtual TSC; executed code advances it, the handler may add to it
 

@@ -17,6 +17,7 @@ class FakeEngine:
         self.regs[Reg.RIP] = CODE
         self._ram = bytearray(memory_size)
         self.ram = memoryview(self._ram)
+        self.shared_ram = self.ram
         self.shared_bit = SHARED_BIT
         self.watched = {}
         self.intercepted = frozenset()

@@ -155,7 +155,7 @@ class Memory:
         if gpa & self._shared_bit:
             state = self._sept.shared_state(offset)
             if state == SharedState.MAPPED:
-                return self._engine.ram[offset : offset + size]
+                return self._engine.shared_ram[offset : offset + size]
             if state == SharedState.MMIO:
                 self._ve.inject(info)
             else:

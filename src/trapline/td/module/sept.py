@@ -205,7 +205,7 @@ class Sept:
     def share(self, gpa: int, size: int) -> None:
         """Back the shared half with fresh, zeroed pages; the private pages are removed.
 
-        The two halves of this model show the same bytes, so the zeroing is what keeps the
+        Where the two halves of an engine show the same bytes, the zeroing is what keeps the
         host from private data, as the second physical page does on hardware.
         """
         self.remove(gpa, size)
@@ -215,7 +215,7 @@ class Sept:
                 self._shared[at >> PAGE_SHIFT : (at + length) >> PAGE_SHIFT] = bytes(
                     [SharedState.MAPPED]
                 ) * (length >> PAGE_SHIFT)
-                self._zero(at, length)
+                self._zero(self._engine.shared_ram, at, length)
         self._engine.set_shared(gpa, size, PageState.MAPPED)
 
     def unshare(self, gpa: int, size: int) -> None:
@@ -246,7 +246,7 @@ class Sept:
         if leaf_level != level or state != SeptState.PENDING:
             return Accept(AcceptResult.VIOLATION, leaf_level, state, is_leaf)
         size = LARGE_SIZE if level == LEVEL_2M else PAGE_SIZE
-        self._zero(gpa, size)
+        self._zero(self._engine.ram, gpa, size)
         self._fill(gpa, size, {SeptState.PENDING: SeptState.MAPPED})
         return Accept(AcceptResult.ACCEPTED, level, state, is_leaf)
 
@@ -303,8 +303,8 @@ class Sept:
         for start, end in pairwise(edges):
             yield (first + start) << PAGE_SHIFT, (end - start) << PAGE_SHIFT, int(part[start])
 
-    def _zero(self, gpa: int, size: int) -> None:
-        ram = self._engine.ram
+    @staticmethod
+    def _zero(ram: memoryview, gpa: int, size: int) -> None:
         for at in range(gpa, gpa + size, LARGE_SIZE):
             length = min(LARGE_SIZE, gpa + size - at)
             ram[at : at + length] = _ZERO_LARGE[:length]

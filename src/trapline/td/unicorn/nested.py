@@ -2,8 +2,9 @@
 
 The tables are in AMD's nested-paging format, in a host mapping of their own that the guest
 cannot reach. GPAs below `shared_bit` are the private half, the others the shared half; both
-map the same RAM. A 2 MiB range whose pages are all alike is one leaf; it is split into 4 KiB
-leaves when a page of it changes, so that guests of gigabytes start at once.
+map the same RAM, or the shared half memory of its own. A 2 MiB range whose pages are all alike
+is one leaf; it is split into 4 KiB leaves when a page of it changes, so that guests of
+gigabytes start at once.
 """
 
 import ctypes

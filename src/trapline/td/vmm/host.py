@@ -95,7 +95,7 @@ class Host:
             mmio=self._mmio,
             apic=self._apic,
             sept=sept,
-            ram=self._engine.ram,
+            ram=self._engine.shared_ram,
             shared_bit=self._engine.shared_bit,
             events=self,
         )

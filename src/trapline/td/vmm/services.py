@@ -59,7 +59,7 @@ class Events(Protocol):
 class Services:
     """The GHCI services of one TD.
 
-    `shared_bit` is 1 << (GPAW - 1). `ram` is guest memory from GPA 0.
+    `shared_bit` is 1 << (GPAW - 1). `ram` is the shared half of guest memory from GPA 0.
     """
 
     def __init__(
