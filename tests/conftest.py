@@ -1,12 +1,18 @@
 """Fixtures for tests on a real Debian kernel, and settings of hypothesis."""
 
+import fcntl
+import os
 import sys
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 
+from trapline.devicefilter.listfile import load
 from trapline.kernel.locate import locate
 from trapline.model.errors import FetchError
+from trapline.model.scan import ScanResult
+from trapline.scan.engine import scan
 
 # A busy machine is no bug: no example has a deadline.
 settings.register_profile(
@@ -32,3 +38,20 @@ def debian_kernel(request):
         return locate(DEBIAN_KERNEL, announce=announce)
     except FetchError as error:
         pytest.skip(f"no Debian kernel: {error}")
+
+
+@pytest.fixture(scope="session")
+def debian_scan(debian_kernel, tmp_path_factory):
+    """The scan of that kernel with the built-in list; one for all processes of a test run."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    document = folder / "debian-scan.json"
+    with (folder / "debian-scan.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not document.exists():
+            result = scan(debian_kernel, load())
+            partial = document.with_suffix(".part")
+            partial.write_bytes(msgspec.json.encode(result))
+            partial.rename(document)
+    return msgspec.json.decode(document.read_bytes(), type=ScanResult)

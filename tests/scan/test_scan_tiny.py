@@ -1,16 +1,22 @@
 """Scans of tiny kernels: what is planted is found, its twin without the fault is clean."""
 
 from collections import Counter
+from contextlib import suppress
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import tiny_kernel
 from trapline.devicefilter.listfile import load
+from trapline.isa import linux_ve
 from trapline.kernel.elf import ElfFile
 from trapline.kernel.files import KernelFiles, ModuleFile
-from trapline.model.errors import BadImageError, KernelNotFoundError
+from trapline.model.errors import BadImageError, KernelNotFoundError, TraplineError
+from trapline.scan.context import ScanContext
 from trapline.scan.engine import scan
+from trapline.scan.objects import Task, scan_object
 
 
 def files(vmlinux=None, modules=(), **rest):
@@ -287,3 +293,23 @@ def test_a_corrupt_vmlinux_is_an_error(tmp_path, vmlinux):
 def test_nothing_to_scan_is_an_error():
     with pytest.raises(KernelNotFoundError):
         scan(files(), load())
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_any_damaged_object_ends_in_a_result_or_one_sentence(tmp_path_factory, data, damaged_from):
+    kind, sound = data.draw(st.sampled_from(damaged_from))
+    raw = bytearray(sound)
+    for _ in range(data.draw(st.integers(1, 8))):
+        place = data.draw(st.integers(0, len(raw) - 1))
+        raw[place] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("damaged") / "object"
+    path.write_bytes(raw)
+    context = ScanContext(paravirt={16: "cpu.read_msr"}, handler=linux_ve.UPSTREAM)
+    with suppress(TraplineError):
+        scan_object(Task(name="x", kind=kind, path=str(path)), context)
+
+
+@pytest.fixture(scope="module")
+def damaged_from(vmlinux, modules):
+    return [("vmlinux", vmlinux.read_bytes()), ("module", modules[0].read_bytes())]

@@ -11,10 +11,12 @@ from trapline.kernel.alternatives import Alternatives, Span
 from trapline.kernel.bzimage import open_vmlinuz
 from trapline.kernel.elf import PT_LOAD, SHT_PROGBITS, ElfFile, Section
 from trapline.kernel.functions import FunctionTable, Symbol
+from trapline.kernel.kallsyms import read_kallsyms
 from trapline.kernel.linetable import LineTable
 from trapline.kernel.relocate import MODULE_BASE, LinkedModule
 from trapline.kernel.sourcepath import SourceTree
 from trapline.kernel.symcache import SymCache
+from trapline.kernel.symtab import SymbolTable
 from trapline.kernel.units import Unit, UnitTable
 from trapline.model.errors import BadImageError
 from trapline.model.scan import Frame
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+
 
 VMLINUX: Final = "vmlinux"
 REPLACEMENTS: Final = ".altinstr_replacement"
@@ -127,10 +130,17 @@ class Binary:
         return has_dwarf(self.elf if self._module is None else self._module.debug)
 
     @cached_property
+    def symbols(self) -> SymbolTable:
+        """The symbol table; of a stripped kernel, the one it carries for /proc/kallsyms."""
+        if self._module is None and not len(self.elf.symbols):
+            return read_kallsyms(self.elf) or self.elf.symbols
+        return self.elf.symbols
+
+    @cached_property
     def functions(self) -> FunctionTable:
-        """Functions by address and name; empty for a stripped kernel."""
+        """Functions by address and name; empty for a kernel without symbols."""
         return FunctionTable(
-            self.elf.symbols, self._symbol_values, {section.index for section in self._sections}
+            self.symbols, self._symbol_values, {section.index for section in self._sections}
         )
 
     @cached_property
@@ -173,9 +183,9 @@ class Binary:
         if self._module is not None:
             for spot in self._module.external_addresses([name]):
                 return spot
-        indices, _ = self.elf.symbols.find([name])
+        indices, _ = self.symbols.find([name])
         for index in indices.tolist():
-            if self.elf.symbols.section_indices[index]:
+            if self.symbols.section_indices[index]:
                 return int(self._symbol_values[index])
         return None
 
@@ -263,7 +273,7 @@ class Binary:
     def _symbol_values(self) -> "NDArray[np.uint64]":
         if self._module is not None:
             return self._module.symbol_values
-        values: NDArray[Any] = self.elf.symbols.records["value"]
+        values: NDArray[Any] = self.symbols.records["value"]
         return values
 
     @cached_property

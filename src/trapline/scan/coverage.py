@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 # Measured on Debian's linux-image-6.12.117+deb12-cloud-amd64, with and without its DWARF.
 _WITHOUT_DWARF: Final = (
     "MMIO is seen only in functions with a symbol of their own, about 1 of 80 sites in Debian's "
-    "6.12 kernel; source lines and inline chains are unknown; opcodes, calls and paravirt calls "
-    "are complete"
+    "6.12 kernel; inlined mappings, source lines and inline chains are unknown; opcodes, calls "
+    "and paravirt calls are complete"
 )
 _NOTHING: Final = (
     "vmlinux has neither debug information nor symbols: only instructions that trap by themselves "
