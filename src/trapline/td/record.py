@@ -6,7 +6,7 @@ the run is over.
 """
 
 import struct
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
 from hashlib import blake2b
@@ -49,7 +49,15 @@ class Trap(NamedTuple):
 
 
 Sink = Callable[[Trap], None]
-_PACK: Final = struct.Struct("<BQQQ4Q").pack
+VP_VMCALL: Final = 0
+HASH_STEP: Final = 1 << 16
+# Enumeration members are slow to hash and to compare.
+_VE: Final = int(Kind.VE)
+_TDCALL: Final = int(Kind.TDCALL)
+_TDVMCALL: Final = int(Kind.TDVMCALL)
+_REASON_TDCALL: Final = int(ExitReason.TDCALL)
+_R11: Final = int(Reg.R11)
+_R12: Final = int(Reg.R12)
 
 
 class TrapRecorder:
@@ -72,58 +80,98 @@ class TrapRecorder:
         self._on_double_fault = on_double_fault
         self.on_trap: Callable[[], None] | None = None
         self._hash = blake2b(digest_size=16)
-        self.ve: Counter[int] = Counter()  # by exit reason
-        self.tdcalls: Counter[int] = Counter()  # by leaf, VP.VMCALL included
-        self.tdvmcalls: Counter[int] = Counter()  # by GHCI leaf
-        self.sites: Counter[Place] = Counter()
+        self._unhashed = bytearray()
+        self._pack = struct.Struct("<BQQQ4Q").pack
+        # A boot makes 150,000 calls: plain tuples and dictionaries, named when they are read.
+        self._sites: dict[tuple[int, int, bool], int] = {}
+        self._last: deque[tuple[int, int, int, int, tuple[int, ...]]] = deque(maxlen=LAST)
+        self._ve: dict[int, int] = {}
+        self._tdcalls: dict[int, int] = {}
+        self._tdvmcalls: dict[int, int] = {}
         self.sites_dropped = 0
-        self.last: deque[Trap] = deque(maxlen=LAST)
+
+    @property
+    def ve(self) -> dict[int, int]:
+        """#VE by exit reason."""
+        return dict(self._ve)
+
+    @property
+    def tdcalls(self) -> dict[int, int]:
+        """TDCALLs by leaf, TDG.VP.VMCALL included."""
+        calls = dict(self._tdcalls)
+        if self._tdvmcalls:
+            calls[VP_VMCALL] = calls.get(VP_VMCALL, 0) + sum(self._tdvmcalls.values())
+        return calls
+
+    @property
+    def tdvmcalls(self) -> dict[int, int]:
+        """TDVMCALLs by sub-function."""
+        return dict(self._tdvmcalls)
+
+    @property
+    def sites(self) -> dict[Place, int]:
+        """Traps by place."""
+        return {Place(*place): count for place, count in self._sites.items()}
+
+    @property
+    def last(self) -> tuple[Trap, ...]:
+        """The last traps, oldest first."""
+        return tuple(Trap(Kind(trap[0]), *trap[1:]) for trap in self._last)
 
     @property
     def digest(self) -> str:
         """BLAKE2b-128 over all traps, in hexadecimal."""
-        return self._hash.hexdigest()
+        whole = self._hash.copy()
+        whole.update(self._unhashed)
+        return whole.hexdigest()
 
     # vmm_interface.TrapListener
 
     def on_ve(self, rip: int, info: VeInfo, *, double_fault: bool) -> None:
         """Note a #VE, or the #DF in its place."""
-        self.ve[info.reason] += 1
-        self._note(Kind.VE, rip, info.reason, info.reason, info[1:5])
+        reason = int(info[0])
+        self._ve[reason] = self._ve.get(reason, 0) + 1
+        self._note(_VE, rip, reason, reason, info[1:5])
         if double_fault and self._on_double_fault is not None:
             self._on_double_fault()
         elif self.on_trap is not None:
             self.on_trap()
 
     def on_tdcall(self, rip: int, leaf: int, status: int) -> None:
-        """Note a TDCALL other than a TDVMCALL."""
-        self.tdcalls[leaf] += 1
-        self._note(Kind.TDCALL, rip, ExitReason.TDCALL, leaf, (status, 0, 0, 0))
+        """Note a TDCALL other than a TDVMCALL that the VMM serves."""
+        self._tdcalls[leaf] = self._tdcalls.get(leaf, 0) + 1
+        self._note(_TDCALL, rip, _REASON_TDCALL, leaf, (status, 0, 0, 0))
 
     def on_tdvmcall(self, rip: int, registers: list[int]) -> None:
         """Note a TDVMCALL."""
-        leaf = registers[Reg.R11]
-        self.tdcalls[0] += 1
-        if leaf in self.tdvmcalls or len(self.tdvmcalls) < MAX_SITES:
-            self.tdvmcalls[leaf] += 1
-        arguments = tuple(registers[Reg.R12 : Reg.R15 + 1])
-        self._note(Kind.TDVMCALL, rip, ExitReason.TDCALL, leaf, arguments)
+        leaf = registers[_R11]
+        calls = self._tdvmcalls
+        if leaf in calls:
+            calls[leaf] += 1
+        elif len(calls) < MAX_SITES:
+            calls[leaf] = 1
+        self._note(_TDVMCALL, rip, _REASON_TDCALL, leaf, tuple(registers[_R12:]))
 
-    def _note(self, kind: Kind, rip: int, reason: int, code: int, details: tuple[int, ...]) -> None:
+    def _note(self, kind: int, rip: int, reason: int, code: int, details: tuple[int, ...]) -> None:
         engine = self._engine
-        is_user = rip < USER_END and engine.cpl == 3
-        place = Place(reason, rip, is_user)
-        sites = self.sites
+        place = (reason, rip, rip < USER_END and engine.cpl == 3)
+        sites = self._sites
         is_new = place not in sites
-        if not is_new or len(sites) < MAX_SITES:
+        if not is_new:
             sites[place] += 1
+        elif len(sites) < MAX_SITES:
+            sites[place] = 1
         else:
             self.sites_dropped += 1
             is_new = False
-        trap = Trap(kind, engine.cycles, rip, code, details)
-        self.last.append(trap)
-        self._hash.update(_PACK(kind, trap.cycles, rip, code, *details))
+        cycles = engine.cycles
+        self._last.append((kind, cycles, rip, code, details))
+        unhashed = self._unhashed
+        unhashed += self._pack(kind, cycles, rip, code, *details)
+        if len(unhashed) > HASH_STEP:
+            self._hash.update(unhashed)
+            unhashed.clear()
         if self._sink is not None:
-            self._sink(trap)
+            self._sink(Trap(Kind(kind), cycles, rip, code, details))
         if is_new and self._on_place is not None:
-            self._on_place(place)
+            self._on_place(Place(*place))

@@ -39,6 +39,7 @@ class Bus:
         self.unclaimed: dict[int, int] = {}
         self._regions: list[Region] = []
         self._starts: list[int] = []
+        self._found: dict[int, Region] = {}  # what `find` has answered
 
     def add(self, start: int, size: int, name: str, device: Device, *, width: int = 1) -> None:
         """Give a range to a device; refuses empty, outside and overlapping ranges."""
@@ -52,6 +53,7 @@ class Bus:
                     f"{name} and {other.name} both claim {self.name} {max(start, other.start):#x};"
                     " leave one of them out."
                 )
+        self._found.clear()
         index = bisect_right(self._starts, start)
         self._starts.insert(index, start)
         self._regions.insert(index, Region(start, size, name, device, width))
@@ -63,10 +65,15 @@ class Bus:
 
     def find(self, address: int) -> Region | None:
         """Return the range that holds `address`."""
+        found = self._found.get(address)
+        if found is not None:
+            return found
         index = bisect_right(self._starts, address) - 1
         if index >= 0:
             region = self._regions[index]
             if address < region.start + region.size:
+                if len(self._found) < MAX_NOTED:
+                    self._found[address] = region
                 return region
         return None
 
