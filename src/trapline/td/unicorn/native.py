@@ -96,10 +96,11 @@ class NativeHooks:
         self.slots[Slot.SKIP] = NEVER
         self.slots[Slot.SKIPPED] = NEVER
         self.slots[Slot.GROW_AT] = FIRST_GROWTH
-        self._log = mmap.mmap(-1, 16 + 16 * LOG_ENTRIES)
+        self._log = mmap.mmap(-1, 32 + 32 * LOG_ENTRIES)
         self._log_anchor = (ctypes.c_char * len(self._log)).from_buffer(self._log)
         self._log_address = ctypes.addressof(self._log_anchor)
-        # Count, nothing, then (host address, size) of each block translated.
+        # Count, then from the fifth word on host address, size, linear address and nothing of
+        # each block translated.
         self.translated = memoryview(self._log).cast("Q")
         self._page = CodePage()
         place = self._page.place
@@ -434,9 +435,9 @@ class NativeHooks:
     def _assemble_translated(self) -> Assembler:
         """Assemble the hook for a new translation: `void (uc, block, previous, log)`.
 
-        Notes the host address of the block's first byte and its size, so that a restore can
-        drop what was translated from code that the restore takes back. Native, because it
-        runs inside the core for each new block.
+        Notes the host address of the block's first byte, its size and its linear address, so
+        that a restore can drop what was translated from code that the restore takes back.
+        Native, because it runs inside the core for each new block.
         """
         a = Assembler()
         a.push(_RBX)
@@ -452,11 +453,13 @@ class NativeHooks:
         self._assemble_host_address(a, "block")
         a.load(_RCX, _RBX, 0)
         a.mem(Code.INC_RM64, _RBX, 0)
-        a.reg_imm(Code.SHL_RM64_IMM8, _RCX, 4)
+        a.reg_imm(Code.SHL_RM64_IMM8, _RCX, 5)
         a.reg_reg(Code.ADD_R64_RM64, _RBX, _RCX)
-        a.store(_RBX, 16, _RAX)
+        a.store(_RBX, 32, _RAX)
         a.reg_mem(Code.MOVZX_R32_RM16, _EAX, _CPU, 10)
-        a.store(_RBX, 24, _RAX)
+        a.store(_RBX, 40, _RAX)
+        a.load(_RAX, _CPU, 0)
+        a.store(_RBX, 48, _RAX)
         a.label("full")
         a.pop(_CPU)
         a.pop(_ENV)

@@ -13,6 +13,8 @@ from trapline.td.unicorn.layout import Env
 from trapline.td.unicorn.slots import LOG_ENTRIES, Slot
 
 _PAGE: Final = 4096
+_LOG_ENTRY: Final = 4  # words, see NativeHooks.translated
+_KERNEL_HALF: Final = 1 << 63
 _CPU_STATE: Final = Env.RESET_END
 _CONTROL: Final = Slot.END * 8
 _DR7: Final = Env.DR // 8 + 7
@@ -113,15 +115,28 @@ class Snapshots(Exits):
             self._library.tb_flush(self._fields.cpu)
             return set()
         stale = set()
-        for entry in range(2, 2 + 2 * count, 2):
-            host, size = log[entry], log[entry + 1]
+        for entry in range(_LOG_ENTRY, _LOG_ENTRY * (count + 1), _LOG_ENTRY):
+            host, size, gla = log[entry : entry + 3]
             at = host - ram.address
             if not 0 <= at < ram.size:
                 continue
-            if at % _PAGE + size > _PAGE:
-                # The second page may be anywhere: it is rare enough to start over.
-                self._library.tb_flush(self._fields.cpu)
-                return set()
-            if ram.differs_from_frozen(host, size):
+            parts = [(at, min(size, _PAGE - at % _PAGE))]
+            if parts[0][1] < size:
+                second = self._second_page(gla)
+                if second is None:
+                    self._library.tb_flush(self._fields.cpu)
+                    return set()
+                parts.append((second, size - parts[0][1]))
+            if any(ram.differs_from_frozen(ram.address + part, length) for part, length in parts):
                 stale.add(at - at % _PAGE)
         return stale
+
+    def _second_page(self, gla: int) -> int | None:
+        """GPA of the page behind the one a block of code starts in; None if it may be anywhere.
+
+        The kernel's code is in the same place whatever page tables are loaded by now.
+        """
+        if not gla & _KERNEL_HALF:
+            return None
+        gpa = self.translate((gla | _PAGE - 1) + 1 & (1 << 64) - 1)
+        return gpa if gpa is not None and gpa + _PAGE <= self._ram.size else None
