@@ -16,14 +16,15 @@ IDENTITY = {"kernel": "6.12", "options": "-"}
 def result(boundary, event="nmi", nested=None, at=None):
     return Result(
         scenario="s", event=event, boundary=boundary, nested=nested, nested_at=at, allowed=True,
-        rule="nmi-hold", verdict="same", detail="", differs=(), instructions=7, splat=None,
+        rule="nmi-hold", verdict="same", expected=False, detail="",
+        differs=(), instructions=7, splat=None,
         last=(), reproduce="trapline explore …",
     )  # fmt: skip
 
 
 def window(count=1):
     one = Boundary(index=0, function="f", offset=0, ordinal=0, instruction="nop")
-    return Window(scenario="s", title="t", instructions=count, boundaries=(one,))
+    return Window(scenario="s", title="t", instructions=count, boundaries=(one,), forbidden=())
 
 
 def test_results_come_back_in_key_order_whatever_order_they_went_in(tmp_path):

@@ -5,10 +5,10 @@
 
     [start]                 # the window opens at the n-th time this happens
     trap = "msr"            # one of: symbol, syscall, trap, interrupt, nmi
-    nth = 20
+    nth = 20                # interrupt and nmi: trapline posts it itself, see `Start`
 
     [end]                   # it closes, and the outcome is compared, here
-    at = "return"           # "return", "veinfo-get" or { symbol = "…" }
+    at = "return"           # "return", "user", "veinfo-get" or { symbol = "…" }
 
     [[inject]]
     event = "nmi"
@@ -27,14 +27,16 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from trapline.model.errors import BadInputFileError, UsageError
+from trapline.model.explore import Verdict
 
 _MAX_FILE: Final = 64 << 10
+_INTERRUPT: Final = r"^(timer|0x[2-9a-f][0-9a-f])$"
 _SYMBOL: Final = r"^[A-Za-z_.$][\w.$]{0,199}$"
 
 Symbol = Annotated[str, msgspec.Meta(pattern=_SYMBOL)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 TrapName = Literal["cpuid", "hlt", "pio", "mmio", "msr", "any"]
-EndName = Literal["return", "veinfo-get"]
+EndName = Literal["return", "veinfo-get", "user"]
 
 EVENTS: Final[dict[str, str]] = {
     "nmi": "a non-maskable interrupt; the module holds it while VE_INFO is valid",
@@ -52,14 +54,24 @@ _EVENT: Final = re.compile(
 
 
 class Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What opens the window; exactly one of the first five is given."""
+    """What opens the window; exactly one of the first five is given.
+
+    A window opens with an event of the guest's own (`symbol`: a function is about to run;
+    `syscall`; `trap`: a #VE of a class), or with one that trapline posts: `interrupt`, its
+    vector's handler entered from user mode when the `nth` system call has returned, `nmi`
+    before the function it names. `within` counts only what happens while that function is on
+    the stack, `after` only what happens once that function was called, `interrupts` only what
+    happens to code that has interrupts on (or off).
+    """
 
     symbol: Symbol | None = None
     syscall: Annotated[int, msgspec.Meta(ge=0, le=1023)] | Literal["any"] | None = None
     trap: TrapName | None = None
-    interrupt: Literal["any", "timer", "from-user"] | None = None
-    nmi: Literal[True] | None = None
-    within: Symbol | None = None  # only while this function is on the stack
+    interrupt: Annotated[str, msgspec.Meta(pattern=_INTERRUPT)] | None = None
+    nmi: Symbol | None = None
+    within: Symbol | None = None
+    after: Symbol | None = None
+    interrupts: bool | None = None
     nth: Count = 1
 
 
@@ -70,7 +82,11 @@ class EndSymbol(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class End(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What closes the window: control is back where the start left it, or a symbol."""
+    """What closes the window.
+
+    "return": control is back where the start left it; "user": it is in user mode;
+    "veinfo-get": VE_INFO has been collected; or a function is about to run.
+    """
 
     at: EndName | EndSymbol = "return"
 
@@ -81,6 +97,8 @@ class Inject(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     event: str
     then: tuple[str, ...] = ()
     stride: Count = 1
+    # What the kernel is meant to do, if it is not to go on.
+    expect: tuple[Verdict, ...] = ()
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

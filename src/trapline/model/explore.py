@@ -3,6 +3,7 @@
 from typing import Final, Literal
 
 from trapline.model.document import Document
+from trapline.model.splat import Splat
 
 SCHEMA: Final = "trapline/explore"
 VERSION: Final = 1
@@ -56,7 +57,10 @@ class Result(Document, frozen=True, kw_only=True):
 
     `nested` and `nested_at` name the second event and how many instructions after the first
     it came. `rule` is the row of the rules that allowed, held or turned the event; `allowed`
-    is false for what only `--beyond-rules` tries. `detail` is one sentence, empty for "same".
+    is false for what only `--beyond-rules` tries. `expected` says that the scenario wants this
+    verdict. `detail` is one sentence, empty for "same". `differs` are the registers and
+    variables that are not as in the reference, `last` the last instructions, oldest first.
+    `instructions` were executed from the event to the end.
     """
 
     scenario: str
@@ -67,12 +71,21 @@ class Result(Document, frozen=True, kw_only=True):
     allowed: bool
     rule: str
     verdict: Verdict
+    expected: bool
     detail: str
     differs: tuple[str, ...]
     instructions: int
-    splat: str | None
+    splat: Splat | None
     last: tuple[str, ...]
     reproduce: str
+
+
+class Forbidden(Document, frozen=True, kw_only=True):
+    """Events that the rules allow nowhere at these boundaries, and the row that says so."""
+
+    event: str
+    rule: str
+    boundaries: int
 
 
 class Window(Document, frozen=True, kw_only=True):
@@ -82,6 +95,7 @@ class Window(Document, frozen=True, kw_only=True):
     title: str
     instructions: int
     boundaries: tuple[Boundary, ...]
+    forbidden: tuple[Forbidden, ...]
 
 
 class ExploreResult(Document, frozen=True, kw_only=True, rename={"schema_": "schema"}):

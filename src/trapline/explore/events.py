@@ -1,0 +1,181 @@
+"""The events that a scenario may inject: what each does to the machine, and which rule it obeys.
+
+`decide` asks the rules of the TDX module whether an event may come before an instruction. What
+the host can cause at any time (an NMI, an interrupt) is always allowed, and may be held back
+by the module or the processor. A #VE comes from an instruction that traps: at any other one it
+is beyond the rules, and so is a machine check, which ends a TD.
+"""
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import iced_x86 as ix
+
+from trapline.explore.host import ExpectedMmio, ExpectedWrmsr, ExploredServices
+from trapline.isa.operands import memory_operand
+from trapline.td.devices.lapic import ApicMsr
+from trapline.td.engine import Engine, Reg
+from trapline.td.machine import Machine
+from trapline.td.module.vmm_interface import ExitReason, TdExit, VeInfo
+
+NMI: Final = "nmi"
+INT80_VECTOR: Final = 0x80
+VECTOR_MC: Final = 18
+VECTOR_VE: Final = 20
+_VECTORS: Final = {NMI: 2, "int80": INT80_VECTOR, "mce": VECTOR_MC}
+_VECTOR_MASK: Final = 0xFF
+_READ: Final = 1
+_WRITE: Final = 2
+_MASK32: Final = (1 << 32) - 1
+_MASK64: Final = (1 << 64) - 1
+_MAX_INSTRUCTION: Final = 15
+_PAGE: Final = 4096
+
+# Rows of rules/*/nesting.csv and memory.csv; what the processor decides is named after the SDM.
+_NMI_HELD: Final = "nmi-held"
+_NMI_DELIVERED: Final = "nmi-after-get"
+_NMI_BLOCKED: Final = "sdm-nmi-blocking"
+_IRQ_DELIVERED: Final = "interrupts-during-ve"
+_IRQ_MASKED: Final = "sdm-rflags-if"
+_SECOND_VE: Final = "second-ve-module"
+_SECOND_VE_MMIO: Final = "second-ve-mmio"
+_NO_VE: Final = "private-mapped"
+_NOTIFICATION: Final = "notification-linux"
+_MACHINE_CHECK: Final = "sdm-machine-check"
+
+
+class Decision(NamedTuple):
+    """What the rules say: `rule` is the id of the row that decided."""
+
+    allowed: bool
+    rule: str
+
+
+def decide(event: str, ve_valid: bool, nmi_blocked: bool, can_interrupt: bool) -> Decision:
+    """Say whether the event may come here, and by which rule.
+
+    `ve_valid`: VE_INFO has not been collected. `can_interrupt`: IF is set and no instruction
+    before has suppressed interrupts.
+    """
+    if event == NMI:
+        if ve_valid:
+            return Decision(True, _NMI_HELD)
+        return Decision(True, _NMI_BLOCKED if nmi_blocked else _NMI_DELIVERED)
+    if event.startswith("irq:") or event == "int80":
+        return Decision(True, _IRQ_DELIVERED if can_interrupt else _IRQ_MASKED)
+    if event == "mce":
+        return Decision(False, _MACHINE_CHECK)
+    if event == "ve:notification":
+        return Decision(False, _NOTIFICATION)
+    if ve_valid:
+        return Decision(False, _SECOND_VE_MMIO if event == "ve:mmio" else _SECOND_VE)
+    return Decision(False, _NO_VE)
+
+
+def vector_of(machine: Machine, event: str) -> int:
+    """Return the vector that an event has in this guest."""
+    if event.startswith("irq:"):
+        name = event.partition(":")[2]
+        if name == "timer":
+            return (machine.apic.read_msr(ApicMsr.LVT_TIMER) or 0) & _VECTOR_MASK
+        return int(name, 16)
+    return _VECTORS.get(event, VECTOR_VE)
+
+
+def inject(machine: Machine, event: str) -> None:
+    """Cause the event before the instruction that the machine is at."""
+    if event.startswith("irq:"):
+        _post(machine, vector_of(machine, event))
+    else:
+        _EVENTS[event](machine)
+
+
+def _post(machine: Machine, vector: int) -> None:
+    machine.apic.raise_vector(vector)
+    machine.host.settle()
+
+
+def _synthetic_wrmsr(machine: Machine) -> None:
+    """Inject a #VE that says WRMSR, of no length.
+
+    Linux hands ECX and EDX:EAX to the host, which ignores them (`host`), and goes on at the
+    same instruction.
+    """
+    regs = machine.engine.regs
+    value = (regs[Reg.RDX] & _MASK32) << 32 | regs[Reg.RAX] & _MASK32
+    _expect(machine, ExpectedWrmsr(regs[Reg.RCX] & _MASK32, value))
+    machine.module.inject_ve(VeInfo(ExitReason.WRMSR))
+
+
+def _mmio(machine: Machine) -> None:
+    """Make the memory operand of the instruction MMIO, this once.
+
+    While VE_INFO is valid the processor cannot convert the EPT violation; it exits.
+    """
+    access = mmio_access(machine.engine)
+    if access is None:
+        return
+    gla, gpa, is_write = access
+    shared = gpa | machine.engine.shared_bit
+    qualification = _WRITE if is_write else _READ
+    if machine.module.ve_info is not None:
+        machine.host.ept_violation(
+            TdExit(0, ExitReason.EPT_VIOLATION, qualification, gpa=shared & -_PAGE)
+        )
+        return
+    _expect(machine, ExpectedMmio(shared, gpa))
+    machine.module.inject_ve(VeInfo(ExitReason.EPT_VIOLATION, qualification, gla, shared))
+
+
+def _expect(machine: Machine, call: ExpectedWrmsr | ExpectedMmio) -> None:
+    services = machine.host.services
+    assert isinstance(services, ExploredServices)
+    services.expected = call
+
+
+def mmio_access(engine: Engine) -> tuple[int, int, bool] | None:
+    """Return GLA, GPA and direction of the explicit memory operand of the instruction at RIP.
+
+    None for an instruction without one, or where it is not mapped.
+    """
+    rip = int(engine.regs[Reg.RIP])
+    data = engine.read(rip, _MAX_INSTRUCTION) or engine.read(rip, -rip % _PAGE or 1)
+    if data is None:
+        return None
+    instruction = ix.Decoder(64, data, ip=rip).decode()
+    operand = memory_operand(instruction)
+    if instruction.is_invalid or operand is None:
+        return None
+    gla = operand.displacement
+    if not operand.is_rip_relative:
+        gla += _value(engine, operand.base) + _value(engine, operand.index_register) * operand.scale
+    if operand.segment in ("fs", "gs"):
+        gla += engine.segment(operand.segment).base
+    gla &= _MASK64
+    gpa = engine.translate(gla)
+    if gpa is None:
+        return None
+    return gla, gpa & ~engine.shared_bit, operand.access != "read"
+
+
+def _value(engine: Engine, register: str | None) -> int:
+    """Return a 64-bit register by name; others are no addresses of a 64-bit kernel."""
+    return 0 if register is None else int(engine.regs[Reg[register.upper()]])
+
+
+def _notification(machine: Machine) -> None:
+    """Inject the #VE of TDH.VP.ENTER after suspected zero-stepping: no GLA, a private GPA."""
+    engine = machine.engine
+    gpa = engine.translate(int(engine.regs[Reg.RIP])) or 0
+    if not machine.module.notify_ept_fault(gpa & -_PAGE):
+        machine.module.inject_ve(VeInfo(ExitReason.EPT_VIOLATION, _READ, 0, gpa & -_PAGE))
+
+
+_EVENTS: Final[dict[str, Callable[[Machine], None]]] = {
+    NMI: lambda machine: machine.module.pend_nmi(),
+    "int80": lambda machine: _post(machine, INT80_VECTOR),
+    "ve:wrmsr": _synthetic_wrmsr,
+    "ve:mmio": _mmio,
+    "ve:notification": _notification,
+    "mce": lambda machine: machine.engine.deliver(VECTOR_MC),
+}

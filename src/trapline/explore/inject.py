@@ -1,0 +1,312 @@
+"""Injects events into a window, one run at a time, and judges each run.
+
+A run: back to the window's start, on to the boundary, the event, on to the compare point or to
+a verdict. Runs do not depend on each other: the same run always gives the same result.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from trapline.explore import events
+from trapline.explore.compare import differing_registers, registers
+from trapline.explore.events import Decision
+from trapline.explore.oracle import Watch
+from trapline.explore.scenario import Inject
+from trapline.explore.window import LiveWindow, ReferenceEnd, Step
+from trapline.model.errors import TraplineError
+from trapline.model.explore import CLEAN, Result, Verdict
+from trapline.model.splat import Splat
+from trapline.td.engine import Reg
+from trapline.td.record import Trap
+from trapline.td.splat import take_splat
+from trapline.td.trace import describe
+
+DEFAULT_BUDGET: Final = 3_000_000  # instructions from the event on
+_LAST: Final = 16
+_TRAPS: Final = 8
+_MAX_DIFFERS: Final = 12
+_UNDECIDED: Final = Decision(False, "")
+
+
+class Run(NamedTuple):
+    """What one run injects: `nested` comes `nested_at` instructions after `event`."""
+
+    event: str
+    boundary: int
+    nested: str | None = None
+    nested_at: int | None = None
+
+
+class _Judged(NamedTuple):
+    verdict: Verdict
+    detail: str
+    differs: tuple[str, ...] = ()
+
+
+class NotReproducibleError(TraplineError):
+    """The reference run does not repeat: the guest depends on something that is not modelled."""
+
+
+def decide_at(event: str, step: Step) -> Decision:
+    """Apply the rules to an event at a boundary of the reference run."""
+    return events.decide(
+        event,
+        ve_valid=step.ve_valid,
+        nmi_blocked=step.nmi_blocked,
+        can_interrupt=step.can_interrupt,
+    )
+
+
+class Injector:
+    """Runs the runs of one window. `reproduce` is the command line up to the scenario."""
+
+    def __init__(self, window: LiveWindow, reproduce: str, *, budget: int = DEFAULT_BUDGET) -> None:
+        self._window = window
+        self._machine = window.machine
+        self._engine = window.engine
+        self._reproduce = reproduce
+        self._budget = budget
+        self._watch = Watch(window)
+        self._watch.listener = self._machine.module.listener
+        self._machine.module.listener = self._watch
+        self._engine.set_breakpoints(self._watch.breakpoints)
+        self._reference()
+
+    def close(self) -> None:
+        """Take the watch off the machine."""
+        self._machine.module.listener = self._watch.listener
+
+    def reference(self) -> ReferenceEnd:
+        """Run the window without an event, and return the state at its end."""
+        window, watch = self._window, self._watch
+        window.rewind()
+        watch.reset()
+        start = self._engine.instructions
+        watch.stop_at(start + len(window.steps) + self._budget)
+        self._engine.run(watch.on_exit)
+        if watch.ending is None or watch.ending.verdict is not None:
+            why = "it never ends" if watch.ending is None else watch.ending.detail
+            raise NotReproducibleError(
+                f"scenario {window.scenario.name}: the window's reference run fails ({why}); "
+                "choose another start."
+            )
+        return window.here(self._engine.instructions - start)
+
+    def _reference(self) -> None:
+        traced = self._window.end
+        end = self.reference()
+        if (end.rip, end.rsp, end.cpl, end.retired) != (
+            traced.rip,
+            traced.rsp,
+            traced.cpl,
+            traced.retired,
+        ):
+            raise NotReproducibleError(
+                f"scenario {self._window.scenario.name}: the window takes {end.retired} "
+                f"instructions in one go and {traced.retired} step by step; choose another start."
+            )
+        self._window.finish_reference(end)
+        self._usual = self._watch.counts.copy()
+        self._vectors: dict[str, int] = {}
+
+    def results(self, inject: Inject, boundary: int) -> Iterator[Result]:
+        """Run all that one [[inject]] asks for at one boundary."""
+        if not inject.then:
+            yield self.run(Run(inject.event, boundary), inject)
+            return
+        length = self.run(Run(inject.event, boundary), inject).instructions
+        for nested in inject.then:
+            for distance in range(boundary % inject.stride, length, inject.stride):
+                run = Run(inject.event, boundary, nested, distance)
+                yield self.run(run, inject)
+
+    def run(self, run: Run, inject: Inject | None = None) -> Result:
+        """Do one run and judge it."""
+        window, watch = self._window, self._watch
+        decision = decide_at(run.event, window.steps[run.boundary])
+        start = self._begin(run)
+        if run.nested is not None and watch.ending is None:
+            decision = self._nest(run, start, decision)
+        if watch.ending is None:
+            self._go_on(start + self._budget)
+        if watch.ending is None:
+            watch.finish("hang", f"The budget of {self._budget:,} instructions is used up.")
+        executed = self._engine.instructions - start
+        judged = self._judge(run, start)
+        splat: Splat | None = None
+        last: tuple[str, ...] = ()
+        if judged.verdict not in CLEAN:
+            splat, last = self._look_again(run, judged, executed)
+        return Result(
+            scenario=window.scenario.name,
+            event=run.event,
+            boundary=run.boundary,
+            nested=run.nested,
+            nested_at=run.nested_at,
+            allowed=decision.allowed,
+            rule=decision.rule,
+            verdict=judged.verdict,
+            expected=inject is not None and judged.verdict in inject.expect,
+            detail=judged.detail,
+            differs=judged.differs[:_MAX_DIFFERS],
+            instructions=executed,
+            splat=splat,
+            last=last,
+            reproduce=self._command(run),
+        )
+
+    # The course of a run.
+
+    def _begin(self, run: Run) -> int:
+        """Go to the boundary and inject; return how many instructions had retired there."""
+        engine, watch = self._engine, self._watch
+        self._window.rewind()
+        watch.reset()
+        step = self._window.steps[run.boundary]
+        self._advance(step)
+        start = engine.instructions
+        self._inject(run.event)
+        return start
+
+    def _advance(self, step: Step) -> None:
+        engine = self._engine
+        if step.retired:
+            self._watch.stop_at(engine.instructions + step.retired)
+            engine.run(self._watch.on_exit)
+        for _ in range(step.extra):
+            engine.step(self._watch.on_exit)
+        if engine.regs[Reg.RIP] != step.rip:
+            raise NotReproducibleError(
+                f"scenario {self._window.scenario.name}: boundary {step.retired} is at "
+                f"{int(engine.regs[Reg.RIP]):#x} and was at {step.rip:#x}: the window does not "
+                "repeat."
+            )
+
+    def _inject(self, event: str) -> None:
+        if event == "mce" and not self._watch.note_delivery(events.VECTOR_MC):
+            return
+        events.inject(self._machine, event)
+        outcome = self._machine.host.outcome
+        if outcome is not None:
+            self._watch.finish("td-exit", outcome.detail)
+
+    def _nest(self, run: Run, start: int, decision: Decision) -> Decision:
+        """Inject the second event; return the decision that matters for the run."""
+        assert run.nested is not None
+        assert run.nested_at is not None
+        if run.nested_at:
+            self._go_on(start + run.nested_at)
+        if self._watch.ending is not None:
+            return decision
+        engine, module = self._engine, self._machine.module
+        can_interrupt = bool(engine.rflags & 1 << 9) and not engine.interrupt_shadow
+        second = events.decide(
+            run.nested,
+            ve_valid=module.ve_info is not None,
+            nmi_blocked=engine.nmi_blocked,
+            can_interrupt=can_interrupt,
+        )
+        self._inject(run.nested)
+        return Decision(decision.allowed and second.allowed, second.rule)
+
+    def _go_on(self, limit: int) -> None:
+        self._watch.stop_at(limit)
+        self._engine.run(self._watch.on_exit)
+
+    # Judgement.
+
+    def _judge(self, run: Run, start: int) -> _Judged:
+        ending = self._watch.ending
+        assert ending is not None
+        if ending.verdict is not None:
+            return _Judged(ending.verdict, ending.detail)
+        window = self._window
+        wrong = differing_registers(window.end.registers, registers(self._engine))
+        found = window.memory.take(window.pages_written())
+        unknown = window.memory.unknown(found)
+        if unknown:
+            window.rewind()
+            window.memory.learn(unknown)
+        named = {event for event in (run.event, run.nested) if event is not None}
+        difference = window.memory.compare(found, {event: self._extra(event) for event in named})
+        if wrong or difference.corrupt or difference.missing:
+            detail = (*wrong, *difference.missing, *difference.corrupt)
+            return _Judged("corrupt", f"{detail[0]}.", detail)
+        return self._clean(run, start, difference.handled)
+
+    def _vector(self, event: str) -> int:
+        if event not in self._vectors:
+            self._vectors[event] = events.vector_of(self._machine, event)
+        return self._vectors[event]
+
+    def _extra(self, event: str) -> int:
+        """How much oftener than in the reference the event was delivered."""
+        vector = self._vector(event)
+        return self._watch.counts[vector] - self._usual[vector]
+
+    def _clean(self, run: Run, start: int, handled: tuple[str, ...]) -> _Judged:
+        at = self._watch.first_after(self._vector(run.event), start)
+        if at is None:
+            return _Judged("held", "It is still held at the compare point.", handled)
+        if at > start:
+            return _Judged("held", f"It was delivered {at - start:,} instructions later.", handled)
+        if handled:
+            return _Judged("handled", f"As it should, it changed {', '.join(handled)}.", handled)
+        return _Judged("same", "")
+
+    # Evidence.
+
+    def _look_again(
+        self, run: Run, judged: _Judged, executed: int
+    ) -> tuple[Splat, tuple[str, ...]]:
+        """Repeat a run, slowly at its end; return its last state and instructions."""
+        watch, engine = self._watch, self._engine
+        start = self._begin(run)
+        if run.nested is not None and watch.ending is None:
+            self._nest(run, start, _UNDECIDED)
+        slow = start + max(executed - _LAST, run.nested_at or 0)
+        if watch.ending is None and engine.instructions < slow:
+            self._go_on(slow)
+        last: deque[str] = deque(maxlen=_LAST)
+        watch.stop_at(start + self._budget + _LAST)
+        for _ in range(4 * _LAST):
+            if watch.ending is not None or engine.instructions >= start + max(executed, 1):
+                break
+            last.append(self._instruction())
+            engine.step(watch.on_exit)
+        last.append(self._instruction())
+        splat = take_splat(
+            engine,
+            self._window.target.symbols,
+            banner=f"{judged.verdict}: {judged.detail}",
+            injected=tuple(self._announce(run)),
+            traps=tuple(_trap_line(trap) for trap in list(self._machine.recorder.last)[-_TRAPS:]),
+            reproduce=self._command(run),
+        )
+        return splat, tuple(last)
+
+    def _instruction(self) -> str:
+        rip = int(self._engine.regs[Reg.RIP])
+        is_user = self._engine.cpl == 3
+        label = self._window.target.symbols.locate(rip, is_user=is_user).label
+        return f"{label}: {self._window.text(rip)}"
+
+    def _announce(self, run: Run) -> Iterator[str]:
+        boundary = self._window.boundaries[run.boundary]
+        yield (
+            f"{run.event} before instruction {run.boundary} of {self._window.scenario.name}, "
+            f"{boundary.function}+{boundary.offset:#x} ({boundary.instruction})"
+        )
+        if run.nested is not None:
+            yield f"{run.nested} {run.nested_at} instructions later"
+
+    def _command(self, run: Run) -> str:
+        event, at = run.event, str(run.boundary)
+        if run.nested is not None:
+            event, at = f"{event},{run.nested}", f"{at},{run.nested_at}"
+        return f"{self._reproduce} --event {event} --at {at}"
+
+
+def _trap_line(trap: Trap) -> str:
+    return " ".join(f"{name}={value}" for name, value in describe(trap).items())

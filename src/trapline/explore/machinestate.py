@@ -1,0 +1,112 @@
+"""Everything a machine remembers, kept and brought back in microseconds.
+
+The engine and the TDX module save themselves. The host and its devices are plain Python
+objects: they are found once by walking from the machine's parts, so that a device added
+later is not forgotten, and their attributes are copied.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from trapline.td.machine import Machine
+
+if TYPE_CHECKING:
+    from trapline.td.engine import Snapshot
+    from trapline.td.module.module import ModuleState
+
+# Where the classes come from whose instances have state of their own.
+_STATEFUL: Final = (
+    "trapline.td.devices.",
+    "trapline.td.vmm.",
+    "trapline.td.record",
+    "trapline.explore.host",
+)
+_PLAIN: Final = (int, str, bytes, float, bool, type(None), tuple, frozenset)
+
+Restore = Callable[[], None]
+
+
+class FrozenMachine:
+    """A machine's state at one moment; `restore` may be called any number of times.
+
+    Making one freezes guest memory: earlier ones can no longer be restored.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._engine = machine.engine
+        self._module = machine.module
+        self._snapshot: Snapshot = machine.engine.freeze()
+        self._module_state: ModuleState = machine.module.save()
+        parts = [*_parts(machine), machine]
+        self._restores = [restore for part in parts for restore in _keep(part)]
+
+    def restore(self) -> None:
+        """Bring the machine back."""
+        self._engine.restore(self._snapshot)
+        self._module.restore(self._module_state)
+        for restore in self._restores:
+            restore()
+
+
+def _parts(machine: Machine) -> list[Any]:
+    """Find the stateful objects that can be reached from the machine."""
+    seen: dict[int, Any] = {}
+    pending: list[Any] = list(vars(machine).values())
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            pending += value.values()
+        elif isinstance(value, list | tuple | set | deque):
+            pending += value
+        elif _is_stateful(value) and id(value) not in seen:
+            seen[id(value)] = value
+            pending += vars(value).values()
+    return list(seen.values())
+
+
+def _is_stateful(value: Any) -> bool:  # noqa: ANN401 - any attribute of the model
+    return type(value).__module__.startswith(_STATEFUL) and hasattr(value, "__dict__")
+
+
+def _keep(part: Any) -> Iterator[Restore]:  # noqa: ANN401 - any object of the model
+    """Yield what brings each attribute of one object back."""
+    attributes = vars(part)
+    plain = {name: value for name, value in attributes.items() if isinstance(value, _PLAIN)}
+    if plain:
+        yield lambda: attributes.update(plain)
+    for name, value in attributes.items():
+        restore = _keep_container(value) or _keep_hash(attributes, name, value)
+        if restore is not None:
+            yield restore
+
+
+def _keep_container(value: Any) -> Restore | None:  # noqa: ANN401 - any attribute of the model
+    """Say how to bring back the contents of a container; others may hold the container itself."""
+    if isinstance(value, list | bytearray):
+        items = value[:]
+        return lambda: value.__setitem__(slice(None), items)
+    if isinstance(value, dict):
+        return _refill(value, value.update, value.copy())
+    if isinstance(value, set):
+        return _refill(value, value.update, value.copy())
+    if isinstance(value, deque):
+        return _refill(value, value.extend, value.copy())
+    return None
+
+
+def _refill(container: Any, fill: Callable[[Any], None], kept: Iterable[Any]) -> Restore:  # noqa: ANN401
+    def restore() -> None:
+        if container != kept:
+            container.clear()
+            fill(kept)
+
+    return restore
+
+
+def _keep_hash(attributes: dict[str, Any], name: str, value: Any) -> Restore | None:  # noqa: ANN401
+    """Say how to bring back a running hash, which has to be copied each time."""
+    if hasattr(value, "hexdigest"):
+        kept = value.copy()
+        return lambda: attributes.__setitem__(name, kept.copy())
+    return None

@@ -1,0 +1,195 @@
+"""Watches one run of a window, and says how it ended.
+
+What ends a run: the compare point, a fault that no kernel survives, a kernel that gives up on
+itself, a TD exit, a handler that runs with what belongs to user mode, or the budget. The first
+of these stands, but for an oops: a kernel that survives it may still panic.
+"""
+
+import struct
+from collections import Counter
+from typing import Final, NamedTuple
+
+from trapline.explore.window import LiveWindow
+from trapline.model.explore import Verdict
+from trapline.td.engine import Exit, Reg
+from trapline.td.module.vmm_interface import TrapListener, VeInfo
+from trapline.td.outcome import OutcomeKind
+
+_VECTOR_NMI: Final = 2
+_VECTOR_DF: Final = 8
+_VECTOR_VE: Final = 20
+_GATE_SIZE: Final = 16
+_IST_MASK: Final = 7
+_GS_BASE: Final = 0xC0000101
+_KERNEL_HALF: Final = 1 << 63
+
+_OUTCOMES: Final[dict[OutcomeKind, Verdict]] = {
+    OutcomeKind.FATAL_ERROR: "panic",
+    OutcomeKind.PANIC: "panic",
+    OutcomeKind.DOUBLE_FAULT: "double-fault",
+    OutcomeKind.TRIPLE_FAULT: "triple-fault",
+    OutcomeKind.EPT_VIOLATION: "td-exit",
+    OutcomeKind.TD_DEAD: "td-exit",
+    OutcomeKind.RESET: "td-exit",
+    OutcomeKind.POWERED_OFF: "td-exit",
+    OutcomeKind.HANG: "hang",
+    OutcomeKind.CONSOLE_FLOOD: "hang",
+}
+
+
+class Ending(NamedTuple):
+    """How a run ended; `verdict` is None at the compare point."""
+
+    verdict: Verdict | None
+    detail: str
+
+
+class Watch(TrapListener):
+    """The exit handler of a run. `ending` is set when the run is over."""
+
+    def __init__(self, window: LiveWindow) -> None:
+        self._window = window
+        self._machine = window.machine
+        self._engine = window.engine
+        target = window.target
+        names = target.names
+        self._oops = target.addresses(names.oops)
+        self._panic = target.addresses(names.panic)
+        self._handlers = target.addresses(names.handlers)
+        self._end_rip = window.end.rip
+        self.breakpoints = frozenset({self._end_rip, *self._oops, *self._panic, *self._handlers})
+        self._gates: dict[int, bool] = {}
+        self.listener: TrapListener | None = None  # told of all traps, too
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the run before."""
+        self.ending: Ending | None = None
+        self._oopsed: str | None = None
+        self.counts: Counter[int] = Counter()
+        self._deliveries: list[tuple[int, int]] = []
+        self._ends_at: int | None = None
+
+    def stop_at(self, instructions: int) -> None:
+        """End the stretch at hand, without an ending, when so many have retired."""
+        self._ends_at = instructions
+        self._engine.set_instruction_budget(instructions - self._engine.instructions)
+
+    def finish(self, verdict: Verdict | None, detail: str = "") -> None:
+        """End the run."""
+        if self.ending is None:
+            if self._oopsed is not None and verdict not in ("panic", "privilege", "double-fault"):
+                verdict, detail = "oops", self._oopsed
+            self.ending = Ending(verdict, detail)
+        self._engine.stop()
+
+    def on_exit(self, exit_: Exit) -> None:
+        """Serve one exit."""
+        engine = self._engine
+        if exit_ is Exit.BREAKPOINT:
+            self._on_breakpoint(int(engine.regs[Reg.RIP]))
+            return
+        if (
+            exit_ is Exit.BOUNDARY
+            and self._ends_at is not None
+            and engine.instructions >= self._ends_at
+        ):
+            engine.stop()
+            return
+        if exit_ is Exit.EXCEPTION and engine.fault.vector == _VECTOR_DF:
+            self.finish("double-fault", "The processor makes a fault in a fault a double fault.")
+            return
+        pending = None
+        if exit_ is Exit.INTERRUPT_WINDOW:
+            pending = self._machine.apic.pending()
+        elif exit_ is Exit.NMI_WINDOW and self._machine.module.nmi_pending:
+            pending = _VECTOR_NMI
+        if pending is not None and not self.note_delivery(pending):
+            return
+        self._window.serve(exit_)
+        outcome = self._machine.host.outcome
+        if outcome is not None and self.ending is None:
+            self.finish(_OUTCOMES.get(outcome.kind, "hang"), outcome.detail)
+
+    def note_delivery(self, vector: int) -> bool:
+        """Note that an event is about to be delivered; False when that ends the run."""
+        engine = self._engine
+        self.counts[vector] += 1
+        self._deliveries.append((vector, engine.instructions))
+        rsp = int(engine.regs[Reg.RSP])
+        if engine.cpl == 0 and rsp < _KERNEL_HALF and not self._has_stack(vector):
+            self.finish(
+                "privilege",
+                f"Vector {vector} has no stack of its own: at CPL 0 its frame goes to RSP "
+                f"{rsp:#x}, which belongs to user mode.",
+            )
+            return False
+        return True
+
+    def first_after(self, vector: int, instructions: int) -> int | None:
+        """Return when a vector was first delivered from an instruction count on."""
+        for delivered, at in self._deliveries:
+            if delivered == vector and at >= instructions:
+                return at
+        return None
+
+    def _has_stack(self, vector: int) -> bool:
+        """Whether the gate of a vector switches stacks (IST)."""
+        if vector not in self._gates:
+            gate = self._engine.read(
+                self._engine.segment("idtr").base + vector * _GATE_SIZE, _GATE_SIZE
+            )
+            ist = struct.unpack_from("<B", gate, 4)[0] & _IST_MASK if gate else 0
+            self._gates[vector] = bool(ist)
+        return self._gates[vector]
+
+    def _on_breakpoint(self, rip: int) -> None:
+        if rip == self._end_rip and self._window.is_end():
+            if not self._is_deliverable():
+                self.finish(None)
+            return
+        if rip in self._handlers:
+            self._check_handler(self._handlers[rip])
+        if rip in self._panic:
+            self.finish("panic", f"The kernel calls {self._panic[rip]}().")
+        elif rip in self._oops and self._oopsed is None:
+            self._oopsed = f"The kernel calls {self._oops[rip]}()."
+
+    def _is_deliverable(self) -> bool:
+        """Whether an event waits that comes before the instruction at hand."""
+        engine, module = self._engine, self._machine.module
+        if module.nmi_pending and not engine.nmi_blocked and module.ve_info is None:
+            return True
+        return self._machine.apic.pending() is not None and bool(
+            engine.rflags & 1 << 9 and not engine.interrupt_shadow
+        )
+
+    def _check_handler(self, name: str) -> None:
+        engine = self._engine
+        gs_base = engine.msr(_GS_BASE)
+        rsp = int(engine.regs[Reg.RSP])
+        if gs_base < _KERNEL_HALF:
+            self.finish("privilege", f"{name}() runs with the user's GS base, {gs_base:#x}.")
+        elif rsp < _KERNEL_HALF:
+            self.finish("privilege", f"{name}() runs on the user's stack, at {rsp:#x}.")
+
+    # vmm_interface.TrapListener
+
+    def on_ve(self, rip: int, info: VeInfo, *, double_fault: bool) -> None:
+        """Look at a #VE that is about to be delivered."""
+        if self.listener is not None:
+            self.listener.on_ve(rip, info, double_fault=double_fault)
+        if double_fault:
+            self.finish("double-fault", "A #VE before the one before it was collected is a #DF.")
+        else:
+            self.note_delivery(_VECTOR_VE)
+
+    def on_tdcall(self, rip: int, leaf: int, status: int) -> None:
+        """Pass on."""
+        if self.listener is not None:
+            self.listener.on_tdcall(rip, leaf, status)
+
+    def on_tdvmcall(self, rip: int, registers: list[int]) -> None:
+        """Pass on."""
+        if self.listener is not None:
+            self.listener.on_tdvmcall(rip, registers)

@@ -1,0 +1,160 @@
+"""What is explored: a kernel image with its symbols, and how to boot it.
+
+The explorer asks a guest for nothing but a vmlinux with a symbol table. Where it looks for
+Linux's own functions (`KernelNames`) and a guest has none of that name, it does without.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final, Self
+
+from trapline.explore.noise import NoiseRule, shipped_rules
+from trapline.kernel.binary import Binary
+from trapline.kernel.functions import Symbol
+from trapline.kernel.orc import OrcTable
+from trapline.kernel.runtime import KERNEL_MAP, RuntimeSymbols
+from trapline.model.errors import NoDebugInfoError
+from trapline.model.scan import Frame
+from trapline.td.loader import kernelimage
+from trapline.td.machine import Machine, MachineConfig
+
+MIB: Final = 1 << 20
+# A console costs time and is what no scenario but that of consoles is about.
+COMMAND_LINE: Final = "quiet"
+DEFAULT_MEMORY: Final = 256 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class KernelNames:
+    """The functions that the explorer watches for; Linux's, as of 5.19 to 7.0.
+
+    `syscall` is where SYSCALL goes. `oops` and `panic` are entered by a kernel that gives up on
+    a task or on itself. The code of a function in `handlers` runs with the kernel's GS base.
+    """
+
+    syscall: str = "entry_SYSCALL_64"
+    oops: tuple[str, ...] = ("oops_begin",)
+    panic: tuple[str, ...] = ("panic", "nmi_panic")
+    handlers: tuple[str, ...] = (
+        "exc_nmi",
+        "exc_virtualization_exception",
+        "exc_page_fault",
+        "exc_general_protection",
+        "common_interrupt",
+        "spurious_interrupt",
+        "sysvec_apic_timer_interrupt",
+        "do_int80_emulation",
+        "int80_emulation",
+        "exc_machine_check",
+        "exc_machine_check_user",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSource:
+    """Where a target comes from: small, and can be sent to another process.
+
+    `kernel` is what the user called it, for command lines that reproduce a run.
+    """
+
+    kernel: str
+    vmlinux: Path
+    initrd: bytes
+    release: str | None = None
+    memory: int = DEFAULT_MEMORY
+    command_line: str = COMMAND_LINE
+    module_version: str = "1.5.01"
+    noise: tuple[NoiseRule, ...] | None = None  # None: the shipped ones
+
+    def open(self) -> "Target":
+        """Read the kernel. Raises BadImageError, NotATdxKernelError, NoDebugInfoError."""
+        return Target(self)
+
+
+class _Image:
+    """A vmlinux without its DWARF: functions, but no source lines; workers stay small."""
+
+    def __init__(self, binary: Binary) -> None:
+        self.name = binary.name
+        self.text = binary.text
+        self._binary = binary
+
+    def symbol_at(self, address: int) -> Symbol | None:
+        return self._binary.symbol_at(address)
+
+    def chain(self, address: int) -> tuple[Frame, ...]:
+        symbol = self._binary.symbol_at(address)
+        return () if symbol is None else (Frame(function=symbol.name, file=None, line=None),)
+
+
+class Target:
+    """One kernel, ready to be booted as often as needed. Use as a context manager."""
+
+    names = KernelNames()
+
+    def __init__(self, source: TargetSource) -> None:
+        self.source = source
+        self.image = kernelimage.open_image(source.vmlinux)
+        self.binary = Binary.open_vmlinux(source.vmlinux)
+        if not len(self.binary.functions):
+            raise NoDebugInfoError(
+                f"{source.vmlinux}: has no symbols; windows and verdicts need those of the "
+                "unstripped vmlinux."
+            )
+        self.noise = shipped_rules() if source.noise is None else source.noise
+        self._addresses: dict[str, int | None] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.binary.close()
+
+    def machine(self, append: str) -> Machine:
+        """Build a TD that is about to start, with `append` on its command line."""
+        source = self.source
+        return Machine(
+            MachineConfig(
+                image=self.image,
+                command_line=f"{source.command_line} {append}".strip(),
+                initrd=source.initrd,
+                memory=source.memory,
+                module_version=source.module_version,
+            )
+        )
+
+    def address(self, name: str) -> int | None:
+        """Return the run-time address of a symbol of any kind: a vmlinux is not moved."""
+        if name not in self._addresses:
+            self._addresses[name] = self.binary.address_of(name)
+        return self._addresses[name]
+
+    def addresses(self, names: tuple[str, ...]) -> dict[int, str]:
+        """Return address -> name of those that the kernel has."""
+        found = {name: self.address(name) for name in names}
+        return {address: name for name, address in found.items() if address is not None}
+
+    def span(self, name: str) -> range | None:
+        """Return the addresses of a function."""
+        address = self.address(name)
+        symbol = None if address is None else self.binary.symbol_at(address)
+        if address is None or symbol is None:
+            return None
+        return range(address, address + max(symbol.size, 1))
+
+    @cached_property
+    def symbols(self) -> RuntimeSymbols:
+        """Functions by run-time address."""
+        symbols = RuntimeSymbols()
+        orc = OrcTable.of_vmlinux(self.binary.elf, self.source.release)
+        symbols.place_vmlinux(_Image(self.binary), 0, orc, self.physical_base)
+        return symbols
+
+    @cached_property
+    def physical_base(self) -> int:
+        """GPA of link-time KERNEL_MAP."""
+        for segment in self.binary.elf.segments:
+            if segment.type == 1 and segment.virtual_address >= KERNEL_MAP:  # PT_LOAD
+                return segment.physical_address - (segment.virtual_address - KERNEL_MAP)
+        return 0

@@ -1,0 +1,252 @@
+"""Runs a guest until one of several scenarios begins."""
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from trapline.explore.scenario import Scenario, Start
+from trapline.explore.target import Target
+from trapline.model.errors import BadInputFileError
+from trapline.td.engine import Exit, Reg
+from trapline.td.machine import Machine
+from trapline.td.module.vmm_interface import ExitReason, TrapListener, VeInfo
+
+_TRAPS: Final[dict[int, str]] = {
+    ExitReason.CPUID: "cpuid",
+    ExitReason.HLT: "hlt",
+    ExitReason.IO_INSTRUCTION: "pio",
+    ExitReason.EPT_VIOLATION: "mmio",
+    ExitReason.RDMSR: "msr",
+    ExitReason.WRMSR: "msr",
+}
+# How far up the stack `within` looks for a return address.
+_STACK_SEARCH: Final = 4096
+_RFLAGS_IF: Final = 1 << 9
+
+
+class Opening(NamedTuple):
+    """A window that is open: the guest is before its first instruction.
+
+    `rsp` and `cpl` are those that come back when the window closes by return. With `post`, the
+    guest is before the instruction that this event is to interrupt.
+    """
+
+    scenario: Scenario
+    rsp: int
+    cpl: int
+    post: str | None = None
+
+
+class _Waiting:
+    """One scenario that has not begun."""
+
+    def __init__(self, scenario: Scenario, target: Target) -> None:
+        self.scenario = scenario
+        self.start: Start = scenario.start
+        self.left = scenario.start.nth
+        self.is_counting = scenario.start.after is None
+        self.within: range | None = None
+        if self.start.within is not None:
+            self.within = target.span(self.start.within)
+            if self.within is None:
+                raise _unknown(scenario, self.start.within)
+
+
+class Triggers:
+    """Watches one machine; call `next` until it gives None.
+
+    It puts itself between engine and module, and leaves the module as it found it between two
+    calls of `next`.
+    """
+
+    def __init__(self, machine: Machine, target: Target, scenarios: Iterable[Scenario]) -> None:
+        self._machine = machine
+        self._engine = machine.engine
+        self._target = target
+        self._waiting = [_Waiting(scenario, target) for scenario in scenarios]
+        self._returns: dict[int, list[_Waiting]] = {}  # user addresses at which one opens
+        self._addresses = {
+            name: self._resolve(waiting, name)
+            for waiting in self._waiting
+            for name in self._names_of(waiting.start)
+        }
+        self._opening: Opening | None = None
+        self._ready: list[Opening] = []
+        self._trap: str | None = None
+        self._frame = (0, 0)  # RSP and CPL before the event at hand
+        machine.host.start()
+
+    def next(self) -> Opening | None:
+        """Run on to the next window; None when the guest ends first."""
+        if self._ready:
+            # Begins where the one before began, and the machine is there again.
+            return self._ready.pop(0)
+        engine, module = self._engine, self._machine.module
+        listener = module.listener
+        module.listener = _Tee(listener, self)
+        self._opening = None
+        try:
+            while self._waiting and self._machine.host.outcome is None:
+                engine.set_breakpoints(self._breakpoints())
+                engine.run(self._on_exit)
+                if self._opening is not None:
+                    if self._opening.scenario.start.trap is not None:
+                        engine.step(module.on_exit)  # to the handler's first instruction
+                    break
+        finally:
+            module.listener = listener
+            engine.set_breakpoints(frozenset())
+        return self._opening
+
+    @property
+    def missing(self) -> tuple[Scenario, ...]:
+        """The scenarios whose start was not seen."""
+        return tuple(waiting.scenario for waiting in self._waiting)
+
+    def on_ve(self, info: VeInfo) -> None:
+        """Note a #VE; it is not delivered yet."""
+        self._trap = _TRAPS.get(info.reason, "other")
+        self._frame = self._here()
+
+    def _here(self) -> tuple[int, int]:
+        return int(self._engine.regs[Reg.RSP]), self._engine.cpl
+
+    def _breakpoints(self) -> frozenset[int]:
+        return frozenset((*(self._addresses[name] for _, name in self._named()), *self._returns))
+
+    def _names_of(self, start: Start) -> tuple[str, ...]:
+        """Name the symbols that a start is told by, `after` first."""
+        name = start.symbol or start.nmi
+        if start.syscall is not None or start.interrupt is not None:
+            name = self._target.names.syscall
+        return tuple(n for n in (start.after, name) if n is not None)
+
+    def _named(self) -> list[tuple[_Waiting, str]]:
+        """List the symbols that are waited for now."""
+        named = []
+        for waiting in self._waiting:
+            names = self._names_of(waiting.start)
+            if not waiting.is_counting:
+                named.append((waiting, names[0]))
+            elif len(names) > (waiting.start.after is not None) and not self._returns_to(waiting):
+                named.append((waiting, names[-1]))
+        return named
+
+    def _returns_to(self, waiting: _Waiting) -> bool:
+        return any(waiting in returning for returning in self._returns.values())
+
+    def _resolve(self, waiting: _Waiting, name: str) -> int:
+        address = self._target.address(name)
+        if address is None:
+            raise _unknown(waiting.scenario, name)
+        return address
+
+    def _on_exit(self, exit_: Exit) -> None:
+        """Serve an exit, and look whether it begins a window."""
+        if exit_ is Exit.BREAKPOINT:
+            self._on_breakpoint()
+            return
+        self._trap = None
+        self._machine.module.on_exit(exit_)
+        if self._trap is not None:
+            self._count_traps(self._trap)
+
+    def _on_breakpoint(self) -> None:
+        regs = self._engine.regs
+        rip = int(regs[Reg.RIP])
+        rsp, cpl = self._here()
+        if cpl == 3 and rip in self._returns:
+            for waiting in self._returns.pop(rip):
+                self._open(waiting, rsp, cpl, f"irq:{waiting.start.interrupt}")
+            return
+        for waiting, name in self._named():
+            start = waiting.start
+            if not waiting.is_counting:
+                if self._addresses[name] == rip:
+                    waiting.is_counting = True
+                    self._engine.stop()  # for other breakpoints
+                continue
+            number = start.syscall if isinstance(start.syscall, int) else None
+            if (
+                self._addresses[name] != rip
+                or (number is not None and number != regs[Reg.RAX])
+                or not self._counts(waiting)
+                or not self._ends_count(waiting)
+            ):
+                continue
+            if start.interrupt is not None:
+                # SYSCALL has put the address it returns to into RCX.
+                self._returns.setdefault(int(regs[Reg.RCX]), []).append(waiting)
+                self._engine.stop()
+            elif start.syscall is not None:
+                self._open(waiting, rsp, 3)
+            elif start.nmi is not None:
+                self._open(waiting, rsp, cpl, "nmi")
+            else:
+                self._open(waiting, rsp + 8, cpl)
+
+    def _count_traps(self, trap: str) -> None:
+        for waiting in list(self._waiting):
+            if (
+                waiting.start.trap in (trap, "any")
+                and self._counts(waiting)
+                and self._ends_count(waiting)
+            ):
+                self._open(waiting, *self._frame)
+
+    def _counts(self, waiting: _Waiting) -> bool:
+        """Whether what happens is of the kind that the start is about."""
+        if not waiting.is_counting:
+            return False
+        wanted = waiting.start.interrupts
+        if wanted is not None and wanted != bool(self._engine.rflags & _RFLAGS_IF):
+            return False
+        if waiting.within is None:
+            return True
+        rsp = int(self._engine.regs[Reg.RSP])
+        size = min(_STACK_SEARCH, -rsp % _STACK_SEARCH or _STACK_SEARCH)
+        for start, length in ((rsp, size), (rsp + size, _STACK_SEARCH)):
+            data = self._engine.read(start, length & -8)
+            if data and any(word in waiting.within for word in memoryview(data).cast("Q")):
+                return True
+        return int(self._engine.regs[Reg.RIP]) in waiting.within
+
+    @staticmethod
+    def _ends_count(waiting: _Waiting) -> bool:
+        waiting.left -= 1
+        return waiting.left <= 0
+
+    def _open(self, waiting: _Waiting, rsp: int, cpl: int, post: str | None = None) -> None:
+        opening = Opening(waiting.scenario, rsp, cpl, post)
+        self._waiting.remove(waiting)
+        if self._opening is None:
+            self._opening = opening
+        else:
+            self._ready.append(opening)
+        self._engine.stop()
+
+
+class _Tee(TrapListener):
+    """Tells the triggers of #VEs, and all else to whom it was told before."""
+
+    def __init__(self, listener: TrapListener | None, triggers: Triggers) -> None:
+        self._listener = listener
+        self._triggers = triggers
+
+    def on_ve(self, rip: int, info: VeInfo, *, double_fault: bool) -> None:
+        self._triggers.on_ve(info)
+        if self._listener is not None:
+            self._listener.on_ve(rip, info, double_fault=double_fault)
+
+    def on_tdcall(self, rip: int, leaf: int, status: int) -> None:
+        if self._listener is not None:
+            self._listener.on_tdcall(rip, leaf, status)
+
+    def on_tdvmcall(self, rip: int, registers: list[int]) -> None:
+        if self._listener is not None:
+            self._listener.on_tdvmcall(rip, registers)
+
+
+def _unknown(scenario: Scenario, name: str) -> BadInputFileError:
+    return BadInputFileError(
+        f"scenario {scenario.name}: this kernel has no symbol {name!r}; name one that it has."
+    )

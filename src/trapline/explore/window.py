@@ -1,0 +1,249 @@
+"""A window of one guest: its instructions, one by one, and the state at its end."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import iced_x86 as ix
+
+from trapline.explore.compare import MemoryOracle, registers
+from trapline.explore.datamap import DataMap
+from trapline.explore.dirty import DirtyPages
+from trapline.explore.events import inject
+from trapline.explore.machinestate import FrozenMachine
+from trapline.explore.scenario import EndSymbol
+from trapline.explore.target import Target
+from trapline.explore.triggers import Opening
+from trapline.isa.operands import normalise
+from trapline.model.errors import BadInputFileError
+from trapline.model.explore import Boundary
+from trapline.td.engine import Engine, Exit, Reg
+from trapline.td.machine import Machine
+
+_MAX_STEPS: Final = 200_000
+_MAX_INSTRUCTION: Final = 15
+_RFLAGS_IF: Final = 1 << 9
+
+
+class Step(NamedTuple):
+    """The state before one instruction of the reference run.
+
+    `retired` instructions have retired since the start; `extra` tells apart the boundaries at
+    which as many have: a fault goes to its handler without retiring an instruction.
+    """
+
+    retired: int
+    extra: int
+    rip: int
+    cpl: int
+    can_interrupt: bool
+    nmi_blocked: bool
+    ve_valid: bool
+
+
+class ReferenceEnd(NamedTuple):
+    """The compare point, and the machine's state at it."""
+
+    rip: int
+    rsp: int
+    cpl: int
+    retired: int
+    registers: dict[str, int]
+
+
+class TimerHold:
+    """Keeps timers from firing inside a window: the host may delay them as long as it likes.
+
+    Otherwise an injected event, which takes time, would be followed by a tick that the
+    reference did not have.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._apic = machine.apic
+        self._due = self._apic.due
+        self._apic.due = None
+
+    def again(self) -> None:
+        """Hold what the guest has just programmed."""
+        if self._apic.due is not None:
+            self._apic.due = None
+
+    def release(self) -> None:
+        """Let time pass again, from the window's start."""
+        self._apic.due = self._due
+
+
+class LiveWindow:
+    """The window that an opening began, on the machine that is there.
+
+    The machine is at the window's start after construction and after each `rewind`. `leave`
+    lets it go on from there.
+    """
+
+    def __init__(self, machine: Machine, target: Target, opening: Opening) -> None:
+        self.machine = machine
+        self.target = target
+        self.opening = opening
+        self.scenario = opening.scenario
+        self.engine: Engine = machine.engine
+        self.engine.exact_counts(wanted=True)
+        self._hold = TimerHold(machine)
+        self._frozen = FrozenMachine(machine)
+        self._dirty = DirtyPages(self.engine)
+        self.rewind()
+        self.steps = self._trace()
+        self.rewind()
+        self.boundaries = tuple(self._describe())
+        self.end = self._end
+        self.memory: MemoryOracle
+
+    def rewind(self) -> None:
+        """Go back to the start."""
+        self._frozen.restore()
+        if self.opening.post is not None:
+            self._post(self.opening.post)
+
+    def leave(self) -> None:
+        """Go back, and on from there as if there had been no window."""
+        self._frozen.restore()
+        self._hold.release()
+        self._dirty.close()
+        self.engine.set_instruction_budget(None)
+        self.engine.set_breakpoints(frozenset())
+        self.engine.exact_counts(wanted=False)
+
+    def _post(self, event: str) -> None:
+        """Post the event that opens the window, and go to its handler's first instruction."""
+        window = Exit.NMI_WINDOW if event == "nmi" else Exit.INTERRUPT_WINDOW
+
+        def until_delivered(exit_: Exit) -> None:
+            self.serve(exit_)
+            if exit_ is window:
+                self.engine.stop()
+
+        inject(self.machine, event)
+        self.engine.run(until_delivered)
+        self.engine.step(self.serve)
+
+    def serve(self, exit_: Exit) -> None:
+        """Have the module serve an exit, with timers held."""
+        self.machine.module.on_exit(exit_)
+        self._hold.again()
+
+    def pages_written(self) -> list[int]:
+        """Return the GPAs of pages written since the start."""
+        return self._dirty.pages()
+
+    def finish_reference(self, end: ReferenceEnd) -> None:
+        """Take the state that the machine is in as the reference's end."""
+        self.end = end
+        data = DataMap(self.target, self.engine)
+        self.memory = MemoryOracle(self.engine, data, self.target.noise, self.pages_written())
+
+    def is_end(self) -> bool:
+        """Whether the machine is at the compare point."""
+        regs = self.engine.regs
+        end = self.end
+        return bool(
+            regs[Reg.RIP] == end.rip and regs[Reg.RSP] == end.rsp and self.engine.cpl == end.cpl
+        )
+
+    def here(self, count: int) -> ReferenceEnd:
+        """Describe where the machine is."""
+        regs = self.engine.regs
+        return ReferenceEnd(
+            int(regs[Reg.RIP]), int(regs[Reg.RSP]), self.engine.cpl, count, registers(self.engine)
+        )
+
+    # The trace.
+
+    def _trace(self) -> tuple[Step, ...]:
+        engine, module = self.engine, self.machine.module
+        closed = self._closing()
+        steps: list[Step] = []
+        texts: dict[int, str] = {}
+        start = engine.instructions
+        count, extra = -1, 0
+        while not closed():
+            retired = engine.instructions - start
+            extra = extra + 1 if retired == count else 0
+            count = retired
+            rip = int(engine.regs[Reg.RIP])
+            if rip not in texts:
+                texts[rip] = self.text(rip)
+            steps.append(
+                Step(
+                    count,
+                    extra,
+                    rip,
+                    engine.cpl,
+                    bool(engine.rflags & _RFLAGS_IF) and not engine.interrupt_shadow,
+                    engine.nmi_blocked,
+                    module.ve_info is not None,
+                )
+            )
+            if len(steps) > _MAX_STEPS or self.machine.host.outcome is not None:
+                raise self._endless(len(steps))
+            engine.step(self.serve)
+        if not steps:
+            raise BadInputFileError(
+                f"scenario {self.scenario.name}: its window is empty; the end is where it starts."
+            )
+        self._texts = texts
+        self._end = self.here(engine.instructions - start)
+        return tuple(steps)
+
+    def _closing(self) -> Callable[[], bool]:
+        """Return what tells that the window has closed."""
+        engine, module = self.engine, self.machine.module
+        at = self.scenario.end.at
+        if isinstance(at, EndSymbol):
+            address = self.target.address(at.symbol)
+            if address is None:
+                raise BadInputFileError(
+                    f"scenario {self.scenario.name}: this kernel has no symbol {at.symbol!r}; "
+                    "name one that it has."
+                )
+            return lambda: engine.regs[Reg.RIP] == address
+        if at == "veinfo-get":
+            return lambda: module.ve_info is None
+        if at == "user":
+            return lambda: engine.cpl == 3
+        rsp, cpl = self.opening.rsp, self.opening.cpl
+        return lambda: engine.regs[Reg.RSP] == rsp and engine.cpl == cpl
+
+    def _endless(self, steps: int) -> BadInputFileError:
+        why = "ends with the guest" if self.machine.host.outcome is not None else "never closes"
+        return BadInputFileError(
+            f"scenario {self.scenario.name}: its window {why} ({steps:,} instructions); choose "
+            "another start or end."
+        )
+
+    # Names.
+
+    def text(self, rip: int) -> str:
+        """Disassemble the instruction at an address, without what moves from build to build."""
+        for size in (_MAX_INSTRUCTION, -rip % 4096):
+            data = self.engine.read(rip, size) if size else None
+            if data:
+                instruction = ix.Decoder(64, data, ip=rip).decode()
+                if not instruction.is_invalid:
+                    return normalise(instruction)
+        return "(bad)"
+
+    def _describe(self) -> "list[Boundary]":
+        seen: Counter[int] = Counter()
+        found = []
+        for index, step in enumerate(self.steps):
+            location = self.target.symbols.locate(step.rip, is_user=step.cpl == 3)
+            found.append(
+                Boundary(
+                    index=index,
+                    function=location.function or location.label,
+                    offset=location.offset,
+                    ordinal=seen[step.rip],
+                    instruction=self._texts[step.rip],
+                )
+            )
+            seen[step.rip] += 1
+        return found
