@@ -18,11 +18,11 @@ from trapline.report.output import Destination
 from trapline.report.terminal import Screen
 from trapline.rules.tables import DEFAULT_VERSION, versions
 from trapline.scan.stored import read_scan, scan_once
-from trapline.td.bootplan import BootOptions, make_plan, open_symbols
+from trapline.td.bootplan import BootOptions, make_plan, open_symbols, parse_devices
 from trapline.td.bootrun import BootRun, trace_header
 from trapline.td.gdb.server import GdbServer
-from trapline.td.loader.acpi import Board
 from trapline.td.machine import DEFAULT_MEMORY
+from trapline.td.qemu.catalogue import CATALOGUE
 from trapline.td.trace import TraceWriter
 
 if TYPE_CHECKING:
@@ -69,9 +69,10 @@ if TYPE_CHECKING:
 @click.option(
     "--device",
     "devices",
-    type=click.Choice(["ioapic", "hpet"]),
     multiple=True,
-    help="Put this on the board as well; repeatable. An HPET brings an IO-APIC with it.",
+    metavar="D",
+    help="Put this on the board as well: ioapic, hpet (brings an IO-APIC with it), or one of "
+    f"QEMU's devices: {', '.join(CATALOGUE)}, qemu:STRING; repeatable.",
 )
 @click.option(
     "--module-version",
@@ -139,6 +140,7 @@ def command(
     die: see the table of exit codes.
     """
     destination = Destination(output)
+    board, requests = parse_devices(devices)
     options = BootOptions(
         initrd=initrd,
         command_line=cmdline,
@@ -146,7 +148,8 @@ def command(
         insmod=insmod,
         memory=memory,
         unaccepted=unaccepted,
-        board=Board(ioapic=bool(devices), hpet="hpet" in devices),
+        board=board,
+        devices=requests,
         module_version=module_version,
         timeout=timeout,
     )

@@ -16,11 +16,15 @@ from trapline.td.loader import initramfs, kernelimage
 from trapline.td.loader.acpi import Board
 from trapline.td.loader.kernelimage import KernelImage
 from trapline.td.machine import DEFAULT_MEMORY, DEFAULT_VIRTUAL_SECONDS
+from trapline.td.qemu import catalogue
+from trapline.td.qemu.catalogue import Request
 
 # What Debian's cloud images put on the command line.
 DISTRIBUTION_COMMAND_LINE: Final = (
     "console=tty0 console=ttyS0,115200 earlyprintk=ttyS0,115200 consoleblank=0"
 )
+# Devices of the machine itself; all others are QEMU's.
+BOARD_DEVICES: Final = ("ioapic", "hpet")
 BUSYBOX_PACKAGE: Final = "busybox-static"
 _BUSYBOX_PATHS: Final = ("bin/busybox", "usr/bin/busybox")
 _MAX_MODULE: Final = 256 << 20
@@ -32,7 +36,7 @@ class BootOptions:
     """What the user may choose; sizes in bytes, times in seconds.
 
     `command_line` replaces the distribution's, `append` goes behind either. `insmod` names
-    modules that the self-test initramfs loads, with all they depend on.
+    modules that the self-test initramfs loads, with all they depend on. `devices` are QEMU's.
     """
 
     initrd: Path | None = None
@@ -42,6 +46,7 @@ class BootOptions:
     memory: int = DEFAULT_MEMORY
     unaccepted: int = 0
     board: Board = field(default_factory=Board)
+    devices: tuple[Request, ...] = ()
     module_version: str = "1.5.01"
     timeout: float | None = None
     virtual_seconds: int = DEFAULT_VIRTUAL_SECONDS
@@ -86,6 +91,20 @@ def make_plan(
         initrd, name = _self_test(modules, announce), "self-test"
     words = [options.command_line or DISTRIBUTION_COMMAND_LINE, *options.append]
     return BootPlan(files, image, initrd, name, " ".join(words), modules, options)
+
+
+def parse_devices(texts: Iterable[str]) -> tuple[Board, tuple[Request, ...]]:
+    """Turn `--device` arguments into a board and QEMU's devices; raises UsageError."""
+    words = tuple(texts)
+    requests = tuple(catalogue.parse(text) for text in words if text not in BOARD_DEVICES)
+    hpet = "hpet" in words
+    board = Board(
+        # Linux ignores an HPET that has no interrupts.
+        ioapic="ioapic" in words or hpet or catalogue.needs_io_apic(requests),
+        hpet=hpet,
+        pci=bool(requests),
+    )
+    return board, requests
 
 
 def open_symbols(plan: BootPlan) -> Binary | None:

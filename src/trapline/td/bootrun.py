@@ -73,6 +73,7 @@ class BootRun:
                 memory=options.memory,
                 unaccepted=options.unaccepted,
                 board=options.board,
+                devices=options.devices,
                 module_version=options.module_version,
                 seed=options.seed,
                 seconds=options.timeout,

@@ -3,8 +3,8 @@
     machine = Machine(config)
     outcome = machine.run()
 
-Everything in it is deterministic: the same configuration gives the same traps, console output
-and memory. The wall clock only ends runs (`MachineConfig.seconds`).
+Without QEMU's devices everything in it is deterministic: the same configuration gives the same
+traps, console output and memory, and the wall clock only ends runs (`MachineConfig.seconds`).
 """
 
 import re
@@ -26,6 +26,9 @@ from trapline.td.loader.kernelimage import KernelImage
 from trapline.td.module.module import TdxModule
 from trapline.td.module.vmm_interface import TdConfig
 from trapline.td.outcome import Outcome, OutcomeKind
+from trapline.td.qemu.board import QemuBoard
+from trapline.td.qemu.catalogue import Request
+from trapline.td.qemu.qtest import QemuDiedError
 from trapline.td.record import Place, Sink, TrapRecorder
 from trapline.td.unicorn import UnicornEngine
 from trapline.td.vmm.host import VECTOR_DOUBLE_FAULT, Host, Limits
@@ -55,8 +58,9 @@ class MachineConfig:
     """What TD to build.
 
     `memory` and `unaccepted` are bytes, `seconds` limits the wall clock, `virtual_seconds` the
-    guest's own. `echo` gets the console's output line by line, `on_line` the same without line
-    ends; `trap_sink` gets each trap, `on_place` each place at its first trap.
+    guest's own. `devices` are modelled by QEMU and need `board.pci`. `echo` gets the console's
+    output line by line, `on_line` the same without line ends; `trap_sink` gets each trap,
+    `on_place` each place at its first trap.
     """
 
     image: KernelImage
@@ -65,6 +69,7 @@ class MachineConfig:
     memory: int = DEFAULT_MEMORY
     unaccepted: int = 0
     board: Board = field(default_factory=Board)
+    devices: tuple[Request, ...] = ()
     module_version: str = "1.5.01"
     seed: int = 1
     epoch: int = rtc.DEFAULT_EPOCH
@@ -115,8 +120,8 @@ class Machine:
             random_seed=config.seed,
         )
         self.frequency = td.tsc_frequency
-        self.engine: Engine = UnicornEngine(config.memory, seed=config.seed)
-        engine = self.engine
+        engine = UnicornEngine(config.memory, seed=config.seed, split_ram=bool(config.devices))
+        self.engine: Engine = engine
         self.apic = LocalApic(self._now, self.frequency, self._pend_nmi)
         self.console = Console(
             echo=config.echo,
@@ -125,6 +130,7 @@ class Machine:
             on_limit=self._console_flood,
         )
         self.mmio = Bus("MMIO", engine.shared_bit)
+        self.ioapic: ioapic.IoApic | None = None
         serial_irq = self._build_mmio()
         self.ports = self._build_ports(serial_irq)
         self.recorder = TrapRecorder(engine, config.trap_sink, config.on_place, self.double_fault)
@@ -138,6 +144,7 @@ class Machine:
             listener=self.recorder,
         )
         self.host.attach(self.module.sept)
+        self.devices = self._start_devices(engine) if config.devices else None
         engine.intercept_exceptions(frozenset({VECTOR_DOUBLE_FAULT}))
         self.placement = self._load()
 
@@ -149,6 +156,8 @@ class Machine:
         self.host.start()
         try:
             (drive or self.engine.run)(self.module.on_exit)
+        except QemuDiedError as error:
+            self._devices_died(error)
         finally:
             self.host.finish()
         self.console.flush()
@@ -176,7 +185,9 @@ class Machine:
         return blake2b(self.engine.ram, digest_size=16).hexdigest()
 
     def close(self) -> None:
-        """Free guest memory."""
+        """End the devices and free guest memory."""
+        if self.devices is not None:
+            self.devices.close()
         self.engine.close()
 
     # Building.
@@ -192,7 +203,7 @@ class Machine:
             self.mmio.add(layout.HPET, hpet.SIZE, "HPET", timer, width=8)
         if not board.ioapic:
             return no_irq
-        interrupts = ioapic.IoApic(self.apic.raise_vector)
+        interrupts = self.ioapic = ioapic.IoApic(self.apic.raise_vector)
         self.mmio.add(layout.IOAPIC, ioapic.SIZE, "IO-APIC", interrupts, width=4)
         return partial(interrupts.set_line, uart.COM1_IRQ)
 
@@ -209,6 +220,19 @@ class Machine:
         ports.add(pit.SYSTEM_CONTROL_PORT, 1, "system control port", control)
         ports.add(power.PORT, power.PORTS, "ACPI power registers", registers)
         return ports
+
+    def _start_devices(self, engine: UnicornEngine) -> QemuBoard:
+        board = QemuBoard(
+            self.config.devices,
+            engine.shared_fd,
+            self.config.memory,
+            apic=self.apic,
+            ioapic=self.ioapic,
+            frequency=self.frequency,
+        )
+        board.attach(self.ports, self.mmio, self.module.sept)
+        self.host.outside = board
+        return board
 
     def _load(self) -> place.Placement:
         config = self.config
@@ -231,6 +255,11 @@ class Machine:
 
     def _reset(self) -> None:
         self.host.end(OutcomeKind.RESET, "The guest reset itself.")
+
+    def _devices_died(self, error: QemuDiedError) -> None:
+        words = "" if self.devices is None else self.devices.close()
+        said = f" Its last words: {words.splitlines()[-1]}" if words else ""
+        self.host.end(OutcomeKind.DEVICES_DIED, f"{error}{said}")
 
     def _console_flood(self) -> None:
         self.host.end(

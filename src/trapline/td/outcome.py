@@ -19,6 +19,7 @@ class OutcomeKind(StrEnum):
     CONSOLE_FLOOD = "console-flood"
     EPT_VIOLATION = "ept-violation"
     TD_DEAD = "td-dead"
+    DEVICES_DIED = "devices-died"
     TIMEOUT = "timeout"
     INTERRUPTED = "interrupted"
 
@@ -39,6 +40,7 @@ _EXIT_CODES = {
     OutcomeKind.CONSOLE_FLOOD: ExitCode.GUEST_HANG,
     OutcomeKind.EPT_VIOLATION: ExitCode.GUEST_EPT_VIOLATION,
     OutcomeKind.TD_DEAD: ExitCode.GUEST_TRIPLE_FAULT,
+    OutcomeKind.DEVICES_DIED: ExitCode.BAD_MACHINE,
     OutcomeKind.TIMEOUT: ExitCode.TIMEOUT,
     OutcomeKind.INTERRUPTED: ExitCode.INTERRUPTED,
 }

@@ -1,8 +1,10 @@
 """An IO-APIC with 24 inputs (Intel 82093AA; ICH9 datasheet for the EOI register).
 
 It delivers to the one local APIC there is. A TD has no EOI exit (the TDX module does not let
-the VMM ask for one), so an EOI in the local APIC does not reach it: inputs that are programmed
-level-triggered are served once for each rising edge, until the guest writes the EOI register.
+the VMM ask for one), so an EOI in the local APIC does not reach it, and its TMR says that all
+interrupts are edge-triggered. Linux knows such machines: where TMR does not say "level", it
+acknowledges the input through the EOI register here (arch/x86/kernel/apic/io_apic.c,
+ioapic_ack_level, "erratum #1").
 """
 
 from collections.abc import Callable
@@ -92,6 +94,10 @@ class IoApic:
             if shift == 0:
                 value = value & ~READ_ONLY | self._table[pin] & READ_ONLY
             self._table[pin] = self._table[pin] & ~(MASK32 << shift) | value << shift
+            if not self._table[pin] & LEVEL:
+                self._table[pin] &= ~REMOTE_IRR
+            elif self._levels[pin]:
+                self._deliver(pin)
         elif self._select == Register.ID:
             self._id = value & 0x0F00_0000
 

@@ -1,7 +1,8 @@
 """ACPI tables of a hardware-reduced platform (ACPI 6.4, chapters 3.11 and 5.2).
 
-RSDP, XSDT, FADT, MADT and DSDT; with options an IO-APIC and an HPET. There is one processor,
-hence no multiprocessor wakeup mailbox. No 8259, no SCI and no PM timer are announced.
+RSDP, XSDT, FADT, MADT and DSDT; with options an IO-APIC, an HPET and a PCI host bridge. There is
+one processor, hence no multiprocessor wakeup mailbox. No 8259, no SCI and no PM timer are
+announced.
 """
 
 import struct
@@ -38,6 +39,7 @@ HPET_ID = 0x8086_A201  # Intel, 64-bit main counter, three timers, revision 1
 HPET_SIZE = 0x400
 HPET_GSIS = (2, 8, 11)  # one for each timer
 IOAPIC_ID = 1
+PCI_SLOTS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class Board:
 
     ioapic: bool = False
     hpet: bool = False
+    pci: bool = False
 
 
 class Tables(NamedTuple):
@@ -148,10 +151,48 @@ def dsdt(board: Board) -> bytes:
                 aml.name("_CRS", aml.resources(*registers)),
             )
         )
+    if board.pci:
+        devices.append(pci_host_bridge(board))
     off = aml.integer(power.SLP_TYP_S5)
     body = aml.scope("\\_SB", *devices)
     body += aml.name("\\_S5", aml.package(off, off, aml.integer(0), aml.integer(0)))
     return table(b"DSDT", 2, body)
+
+
+def pci_host_bridge(board: Board) -> bytes:
+    """Describe bus 0: its windows and, where there is an IO-APIC, where its INTx lines go."""
+    config, ports, memory = layout.PCI_CONFIG_PORTS, layout.PCI_PORTS, layout.PCI_MMIO
+    members = [
+        aml.name("_HID", aml.eisa_id("PNP0A03")),
+        aml.name("_UID", aml.integer(0)),
+        aml.name(
+            "_CRS",
+            aml.resources(
+                aml.bus_numbers(0, 0),
+                aml.io_ports(config.start, len(config)),
+                aml.port_window(ports.start, ports.stop - 1),
+                aml.memory_window(memory.start, memory.stop - 1),
+            ),
+        ),
+    ]
+    if board.ioapic:
+        routes = [
+            aml.package(
+                aml.integer(slot << 16 | 0xFFFF),
+                aml.integer(pin),
+                aml.integer(0),
+                aml.integer(pci_gsi(slot, pin)),
+            )
+            for slot in range(1, PCI_SLOTS)
+            for pin in range(4)
+        ]
+        members.append(aml.name("_PRT", aml.package(*routes)))
+    return aml.device("PCI0", *members)
+
+
+def pci_gsi(slot: int, pin: int) -> int:
+    """Return the IO-APIC input of a slot's pin (0: INTA), as the PIIX3 board is wired."""
+    return layout.PCI_GSIS[(slot - 1 + pin) % len(layout.PCI_GSIS)]
 
 
 def rsdp(xsdt: int) -> bytes:

@@ -96,6 +96,29 @@ def fixed_memory(start: int, size: int) -> bytes:
     return struct.pack("<BHBII", 0x86, 9, 1, start, size)
 
 
+def bus_numbers(first: int, last: int) -> bytes:
+    """Encode WordBusNumber(ResourceProducer, MinFixed, MaxFixed, …, first, last, …)."""
+    return _window("<BHBBBHHHHH", 0x88, 2, 0, first, last)
+
+
+def port_window(first: int, last: int) -> bytes:
+    """Encode WordIO(ResourceProducer, MinFixed, MaxFixed, …, EntireRange, …, first, last, …)."""
+    return _window("<BHBBBHHHHH", 0x88, 1, 3, first, last)
+
+
+def memory_window(first: int, last: int) -> bytes:
+    """Encode DWordMemory(ResourceProducer, …, NonCacheable, ReadWrite, …, first, last, …)."""
+    return _window("<BHBBBIIIII", 0x87, 0, 1, first, last)
+
+
+def _window(layout: str, tag: int, kind: int, flags: int, first: int, last: int) -> bytes:
+    """Encode an address space descriptor (ACPI 6.4, 6.4.3.5)."""
+    both_fixed, header = 0x0C, 3
+    size = struct.calcsize(layout) - header
+    fields = (0, first, last, 0, last - first + 1)
+    return struct.pack(layout, tag, size, kind, both_fixed, flags, *fields)
+
+
 def interrupt(gsi: int) -> bytes:
     """Encode Interrupt(ResourceConsumer, Edge, ActiveHigh, Exclusive) { gsi }."""
     consumer_edge_high = 0x03

@@ -24,6 +24,12 @@ EFI_TABLES: Final = 0xF0000
 EFI_TABLES_END: Final = 0x100000
 HIGH_MEMORY: Final = 0x100000
 
+# What a PCI host bridge decodes, and the inputs of the IO-APIC that INTA to INTD of slot 1 reach.
+PCI_CONFIG_PORTS: Final = range(0xCF8, 0xD00)
+PCI_PORTS: Final = range(0xC000, 0x10000)
+PCI_MMIO: Final = range(0xE000_0000, 0xFEC0_0000)
+PCI_GSIS: Final = (5, 6, 9, 10)
+
 # RAM is one piece from GPA 0; above it are the IO-APIC, the HPET and the local APIC.
 MAX_MEMORY: Final = 3 * GIB
 MIN_MEMORY: Final = 32 * MIB

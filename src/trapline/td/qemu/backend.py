@@ -18,6 +18,7 @@ from trapline.td.qemu.pci import (
 from trapline.td.qemu.process import QemuProcess
 
 IVSHMEM: Final = "1af4:1110"
+IDE: Final = "8086:7010"  # part of the chipset; its ports are not those of a TD
 # QEMU's own chipset, without which Linux finds no PCI host bridge; no driver binds to the ISA
 # bridge's legacy devices, they are switched off.
 CHIPSET: Final = frozenset({"8086:1237", "8086:7000"})
@@ -40,8 +41,8 @@ class QemuBackend:
         self._config = ConfigSpace(self._qtest)
         functions = Firmware(self._config).configure()
         (bell,) = (f for f in functions if f.id == IVSHMEM)
-        self.functions = tuple(f for f in functions if f.id != IVSHMEM)
-        self._hidden = {bell.devfn}
+        self.functions = tuple(f for f in functions if f.id not in (IVSHMEM, IDE))
+        self._hidden = {f.devfn for f in functions if f.id in (IVSHMEM, IDE)}
         self._msix = MsixShadow(self._qtest, bell.bars[0].address + DOORBELL_OFFSET, self.functions)
         self._bases: dict[int, tuple[int, Table]] = {}
         self._selected = 0
@@ -149,7 +150,9 @@ class QemuBackend:
         return bool(events)
 
     def close(self) -> str:
-        """End QEMU; returns what it had to say."""
+        """End QEMU; returns what it had to say, the first time."""
+        if self._epoll.closed:
+            return ""
         self._epoll.close()
         return self._process.close()
 

@@ -7,14 +7,16 @@ PCI ids: virtio 1.2, 4.1.2.1 (0x1040 + device id for modern ones, the transition
 the names `-legacy` force the transitional device without its modern interface.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from trapline.model.errors import BadMachineError, UsageError
 
-_MODERN: Final = "disable-legacy=on"
+# A TD's drivers refuse virtio devices that do not promise to keep to the DMA API
+# (VIRTIO_F_ACCESS_PLATFORM); legacy ones cannot promise it.
+_MODERN: Final = "disable-legacy=on,iommu_platform=on"
 _LEGACY: Final = "disable-modern=on,disable-legacy=off"
 
 
@@ -150,7 +152,7 @@ def parse(text: str) -> Request:
     name, *parts = text.split(",")
     if name not in CATALOGUE:
         raise UsageError(
-            f"no device is called {name!r}: name one of {', '.join(CATALOGUE)}, "
+            f"no device is called {name!r}: name ioapic, hpet or one of {', '.join(CATALOGUE)}, "
             f"or give QEMU's own words as {RAW_PREFIX}STRING."
         )
     options = {}
@@ -163,7 +165,7 @@ def parse(text: str) -> Request:
     return Request(name, options)
 
 
-def arguments(requests: list[Request]) -> list[str]:
+def arguments(requests: Sequence[Request]) -> list[str]:
     """Give QEMU's arguments for all devices, in order."""
     words: list[str] = []
     for number, request in enumerate(requests):
@@ -174,6 +176,6 @@ def arguments(requests: list[Request]) -> list[str]:
     return words
 
 
-def needs_io_apic(requests: list[Request]) -> bool:
+def needs_io_apic(requests: Sequence[Request]) -> bool:
     """Say whether a device can only interrupt through an IO-APIC."""
     return any(r.name != RAW_PREFIX and CATALOGUE[r.name].needs_io_apic for r in requests)

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from trapline.model.errors import BadMachineError
+from trapline.td.loader import layout
+from trapline.td.loader.acpi import pci_gsi
 from trapline.td.qemu.qtest import Qtest
 
 ADDRESS_PORT: Final = 0xCF8
 DATA_PORT: Final = 0xCFC
-IO_WINDOW: Final = range(0xC000, 0x10000)
-MMIO_WINDOW: Final = range(0xE000_0000, 0xFEC0_0000)
+IO_WINDOW: Final = layout.PCI_PORTS
+MMIO_WINDOW: Final = layout.PCI_MMIO
 
 VENDOR: Final = 0x00
 COMMAND: Final = 0x04
@@ -30,6 +32,8 @@ COMMAND_IO_MEMORY_MASTER: Final = 7
 STATUS_CAPABILITIES: Final = 0x10
 CAPABILITY_MSIX: Final = 0x11
 _MAX_CAPABILITIES: Final = 48
+ISA_BRIDGE: Final = 0x7000_8086  # PIIX3
+PIRQ_ROUTES: Final = 0x60  # one byte each for PIRQA to PIRQD (PIIX3 data sheet, 2.2.9)
 
 Space = Literal["io", "memory"]
 
@@ -139,6 +143,12 @@ class Firmware:
         bars = self._assign(devfn)
         config.write(devfn, COMMAND, 2, COMMAND_IO_MEMORY_MASTER)
         identity = config.read(devfn, VENDOR, 4)
+        pin = config.read(devfn, INTERRUPT_PIN, 1)
+        if identity == ISA_BRIDGE:
+            for index, gsi in enumerate(layout.PCI_GSIS):
+                config.write(devfn, PIRQ_ROUTES + index, 1, gsi)
+        elif pin:
+            config.write(devfn, INTERRUPT_LINE, 1, pci_gsi(devfn >> 3, pin - 1))
         subsystem = config.read(devfn, SUBSYSTEM, 4)
         return Function(
             devfn=devfn,
@@ -149,7 +159,7 @@ class Firmware:
             class_code=config.read(devfn, CLASS_REVISION, 4) >> 8,
             bars=bars,
             msix=self._msix(devfn),
-            interrupt_pin=config.read(devfn, INTERRUPT_PIN, 1),
+            interrupt_pin=pin,
         )
 
     def _assign(self, devfn: int) -> tuple[Bar, ...]:

@@ -134,9 +134,7 @@ class Qtest:
 
     @staticmethod
     def _died() -> QemuDiedError:
-        return QemuDiedError(
-            "QEMU, which models the devices, died during the run; its own words are above, if any."
-        )
+        return QemuDiedError("QEMU, which models the devices, died during the run.")
 
     @staticmethod
     def _confused(line: str) -> QemuDiedError:

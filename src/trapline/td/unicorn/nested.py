@@ -66,11 +66,6 @@ class NestedTables:
         return self._base
 
     @property
-    def halves_share_memory(self) -> bool:
-        """Both halves map the same RAM."""
-        return self._offsets[0] == self._offsets[1]
-
-    @property
     def private_directory(self) -> int:
         """Host address of the private half's entry for GPA 0; one u64 for each 2 MiB."""
         return self.address + self._large_slot(0, 0) * 8

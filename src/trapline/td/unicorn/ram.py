@@ -13,6 +13,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from trapline.td import memoryfile
+
 _PAGE: Final = 4096
 _LARGE: Final = 2 << 20
 # /proc/self/pagemap: Documentation/admin-guide/mm/pagemap.rst.
@@ -20,7 +22,6 @@ _PRESENT_OR_SWAPPED: Final = 3 << 62
 _FILE_PAGE: Final = 1 << 61
 _MAP_FIXED: Final = 0x10
 _MADV_DONTNEED: Final = 4
-_PUNCH_HOLE: Final = 0x02 | 0x01  # with KEEP_SIZE
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -33,7 +34,6 @@ _libc.mmap.argtypes = [
     ctypes.c_long,
 ]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
 
 
 class Ram:
@@ -52,8 +52,8 @@ class Ram:
         self.generation = 0  # how often it was frozen
         self.shared_offset = -(-size // _LARGE) * _LARGE if split else 0
         self.span = self.shared_offset + size  # of `whole`
-        self._fd = _memory(size)
-        self._shared_fd = _memory(size) if split else self._fd
+        self._fd = memoryfile.create(size)
+        self._shared_fd = memoryfile.create(size) if split else self._fd
         if split:
             self._map = mmap.mmap(-1, self.span)
         else:
@@ -78,8 +78,7 @@ class Ram:
 
     def discard_shared(self, offset: int, size: int) -> None:
         """Give pages of the shared half back: they read as zeros when they come again."""
-        if _libc.fallocate(self._shared_fd, _PUNCH_HOLE, offset, size):
-            raise OSError(ctypes.get_errno(), "cannot discard shared pages")
+        memoryfile.discard(self._shared_fd, offset, size)
 
     def freeze(self) -> None:
         """Make the present content the one that `restore` returns to."""
@@ -121,12 +120,6 @@ class Ram:
             self._frozen.close()
         for fd in {self._fd, self._shared_fd}:
             os.close(fd)
-
-
-def _memory(size: int) -> int:
-    fd = os.memfd_create("guest-ram", os.MFD_CLOEXEC)
-    os.ftruncate(fd, size)
-    return fd
 
 
 def _map_file(address: int, size: int, fd: int, flags: int) -> None:

@@ -340,18 +340,15 @@ def _flush(a: Assembler, library: Library) -> None:
 
 
 def _assemble_resolve(a: Assembler, ram: "Ram", nested: "NestedTables") -> None:
-    """Subroutine: GPA in RAX to address in RAM; ZF set if it is not mapped there.
+    """Subroutine: GPA in RAX to address in RAM; ZF set if it is not mapped.
 
-    R12 = host address of RAM; uses R10, R11, R14. Memory that is the shared half's own is
-    left to the core.
+    R12 = host address of RAM; uses R10, R11, R14.
     """
     a.label("resolve")
     a.set(_R12, ram.address)
     a.set(_R11, nested.private_directory)
     a.reg_imm(Code.BT_RM64_IMM8, _RAX, PHYSICAL_BITS - 1)
     a.jump(Code.JAE_REL32_64, "private")
-    if not nested.halves_share_memory:
-        a.jump(Code.JMP_REL32_64, "unmapped")
     a.reg_imm(Code.BTR_RM64_IMM8, _RAX, PHYSICAL_BITS - 1)
     a.set(_R10, ram.size)
     a.reg_reg(Code.CMP_R64_RM64, _RAX, _R10)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 TDVMCALL_CYCLES: Final = 4_000
 # How long native code may run before the limits are looked at, in cycles.
 SLICE: Final = 50_000_000
+# The same with devices that may interrupt at any time.
+OUTSIDE_SLICE: Final = 1_000_000
 # The wall clock is read once in so many TDVMCALLs.
 CLOCK_INTERVAL: Final = 256
 # No block of native code takes longer.
@@ -55,11 +57,25 @@ class Witness(Protocol):
         """Note that the guest is about to take #DF."""
 
 
+class Outside(Protocol):
+    """Devices that live by the wall clock, and interrupt when they please."""
+
+    def poll(self) -> None:
+        """Take in what has happened."""
+
+    def wait(self, cycles: int | None) -> int:
+        """Let the guest idle for at most `cycles` (None: no limit); returns what passed.
+
+        Ends early when something happened.
+        """
+
+
 class Host:
     """The VMM that the TDX module calls (`vmm_interface.Vmm`), and the events of its services.
 
     `attach` completes it when the module exists. `outcome` is set when the run is over.
-    `paused` says for how many seconds of the wall clock a debugger held the guest.
+    `paused` says for how many seconds of the wall clock a debugger held the guest. `outside`
+    are devices that make time real: HLT waits for them.
     """
 
     def __init__(
@@ -74,6 +90,7 @@ class Host:
         self.outcome: Outcome | None = None
         self.paused: Callable[[], float] = float  # 0.0
         self.services: Services
+        self.outside: Outside | None = None
         self._engine = engine
         self._apic = apic
         self._ports = ports
@@ -128,6 +145,8 @@ class Host:
         """Serve a TDG.VP.VMCALL."""
         self._engine.cycles += TDVMCALL_CYCLES
         self.services.call(registers)
+        if self.outside is not None:
+            self.outside.poll()
         self.settle()
         self._countdown -= 1
         if self._countdown == 0:
@@ -147,6 +166,8 @@ class Host:
         if due is not None and 0 < due - self._engine.cycles <= BLOCK_CYCLES:
             # Native code stops in front of the block in which the timer would fire.
             self._engine.cycles = due
+        if self.outside is not None:
+            self.outside.poll()
         self._check_limits()
         self.settle()
         self._arm(self._apic.due)
@@ -210,6 +231,9 @@ class Host:
         del interrupts_blocked  # KVM too wakes a TD for an interrupt that it cannot take yet
         apic = self._apic
         apic.tick()
+        if self.outside is not None:
+            self._wait(self.outside)
+            return
         # A timer whose interrupt is masked wakes nobody; a hostile guest can have it fire for
         # ever. The guest must expect to wake for no reason, so it does after a few turns.
         for _ in range(MAX_SILENT_TICKS):
@@ -223,6 +247,15 @@ class Host:
                 self._check_limits()
                 return
             apic.tick()
+
+    def _wait(self, outside: Outside) -> None:
+        """Let real time pass until an interrupt is pending."""
+        apic, engine = self._apic, self._engine
+        while apic.pending() is None and self.outcome is None:
+            left = None if apic.due is None else max(0, apic.due - engine.cycles)
+            engine.cycles += outside.wait(left)
+            apic.tick()
+            self._check_limits()
 
     def fatal_error(self, error: FatalError) -> None:
         """End the run with the guest's own words."""
@@ -248,8 +281,9 @@ class Host:
     def _arm(self, due: int | None) -> None:
         """Have native code stop at the next timer event, or when a slice is over."""
         self._armed = due
-        left = SLICE if due is None else max(1, due - self._engine.cycles)
-        self._engine.set_time_budget(min(left, SLICE))
+        longest = SLICE if self.outside is None else OUTSIDE_SLICE
+        left = longest if due is None else max(1, due - self._engine.cycles)
+        self._engine.set_time_budget(min(left, longest))
 
     def _set_alarm(self, seconds: float) -> None:
         """Have another thread ask for a boundary.
