@@ -82,6 +82,11 @@ def test_a_return_address_belongs_to_the_call_before_it(symbols):
     assert symbols.locate(TEXT + SLIDE + 0x100).label == "middle+0x0/0x100"
 
 
+def test_what_cannot_be_a_return_address_is_taken_for_a_pointer(symbols):
+    symbols.place(Image("m", 0x1000, ["init"]), [Span(MODULE + 0x1000 - 0x10, 0x110, 0xFF0)])
+    assert symbols.locate(MODULE + 0x1000, is_call=True).label == "init+0x0/0x100 [m]"
+
+
 def test_inline_chains_and_link_addresses_come_along(symbols):
     location = symbols.locate(TEXT + SLIDE + 0x20)
     assert [frame.function for frame in location.frames] == ["inlined", "start"]

@@ -196,6 +196,9 @@ class RuntimeSymbols:
             return Location(address, "")
         link = address - placed.span.start + placed.span.link
         symbol = placed.image.symbol_at(link - back)
+        if symbol is None and back:
+            # A guess may be a pointer to a function instead of a return address.
+            symbol, back = placed.image.symbol_at(link), 0
         frames = placed.image.chain(link - back)
         if symbol is None:
             return Location(address, placed.image.name, link, frames=frames)
