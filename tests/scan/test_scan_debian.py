@@ -1,12 +1,11 @@
 """The scan of a real Debian kernel, held against independent readers of the same files."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 
 import drgn
 import msgspec
 import pytest
 
-import die_walk
 from trapline.devicefilter.listfile import load
 from trapline.kernel.binary import Binary
 from trapline.kernel.files import KernelFiles
@@ -14,38 +13,6 @@ from trapline.model.scan import ScanResult
 from trapline.scan.engine import scan
 
 pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("debian")]
-
-
-@pytest.fixture(scope="module")
-def mmio(debian_scan):
-    """The MMIO instructions of each object, as (section, address)."""
-    found = defaultdict(set)
-    for site in debian_scan.sites:
-        if (site.trap, site.form) == ("mmio", "instruction"):
-            found[site.module].add((site.section, int(site.address, 16)))
-    return found
-
-
-def test_a_walk_of_all_dwarf_finds_the_same_mmio_in_vmlinux(debian_kernel, mmio):
-    walk = die_walk.Walk(debian_kernel.vmlinux)
-    starts = {name: start for name, start, _ in walk.code}
-    walked = {starts[section] + offset for section, offset in die_walk.mmio_instructions(walk)}
-    scanned = {address for _, address in mmio["vmlinux"]}
-    assert len(walked) > 500
-    assert (walked - scanned, scanned - walked) == (set(), set())
-
-
-def test_a_walk_of_all_dwarf_finds_the_same_mmio_in_every_module(debian_kernel, mmio, tmp_path):
-    differences = {}
-    count = 0
-    for module in debian_kernel.modules:
-        linked = die_walk.link_module(module.debug, tmp_path)
-        walked = die_walk.mmio_instructions(die_walk.Walk(linked))
-        count += len(walked)
-        if walked != mmio[module.name]:
-            differences[module.name] = (walked - mmio[module.name], mmio[module.name] - walked)
-    assert count > 1000
-    assert differences == {}
 
 
 def test_drgn_sees_the_same_inline_chains(debian_kernel, debian_scan):
