@@ -36,13 +36,15 @@ class BootOptions:
     """What the user may choose; sizes in bytes, times in seconds.
 
     `command_line` replaces the distribution's, `append` goes behind either. `insmod` names
-    modules that the self-test initramfs loads, with all they depend on. `devices` are QEMU's.
+    modules that the self-test initramfs loads, with all they depend on; `init` replaces its
+    /init. `devices` are QEMU's.
     """
 
     initrd: Path | None = None
     command_line: str | None = None
     append: tuple[str, ...] = ()
     insmod: tuple[str, ...] = ()
+    init: str | None = None
     memory: int = DEFAULT_MEMORY
     unaccepted: int = 0
     board: Board = field(default_factory=Board)
@@ -88,7 +90,9 @@ def make_plan(
         modules: tuple[ModuleFile, ...] = files.modules
     else:
         modules = with_dependencies(files, options.insmod)
-        initrd, name = _self_test(modules, announce), "self-test"
+        init = options.init or initramfs.SELF_TEST
+        initrd = _own_initrd(modules, init, announce)
+        name = "self-test" if options.init is None else "workload"
     words = [options.command_line or DISTRIBUTION_COMMAND_LINE, *options.append]
     return BootPlan(files, image, initrd, name, " ".join(words), modules, options)
 
@@ -145,13 +149,15 @@ def with_dependencies(files: KernelFiles, names: Iterable[str]) -> tuple[ModuleF
     return tuple(order.values())
 
 
-def _self_test(modules: tuple[ModuleFile, ...], announce: Callable[[str], None] | None) -> bytes:
+def _own_initrd(
+    modules: tuple[ModuleFile, ...], init: str, announce: Callable[[str], None] | None
+) -> bytes:
     tree = deb.fetch_package(BUSYBOX_PACKAGE, announce=announce)
     found = next((tree / path for path in _BUSYBOX_PATHS if (tree / path).is_file()), None)
     if found is None:
         raise FetchError(f"the package {BUSYBOX_PACKAGE} holds no busybox; give --initrd.")
     contents = [(f"{module.name}.ko", _unpacked(module.path)) for module in modules]
-    return initramfs.self_test(found.read_bytes(), contents)
+    return initramfs.self_test(found.read_bytes(), contents, init)
 
 
 def _unpacked(path: Path) -> bytes:

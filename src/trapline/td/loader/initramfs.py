@@ -26,20 +26,33 @@ MODULES: Final = "modules"
 # Says what it does, so that the console shows how far the guest came. `sleep` needs the timer
 # interrupt; a static glibc program executes CPUID in ring 3 when it starts; /proc/interrupts
 # and free need a working /proc. `poweroff -f` is reboot(2) without an init to ask.
-SELF_TEST: Final = """\
+_PROLOGUE: Final = """\
 #!/bin/busybox sh
 export PATH=/bin
 say() { echo "init: $*"; }
 busybox mount -t proc proc /proc
 busybox mount -t sysfs sysfs /sys
 busybox mount -t devtmpfs devtmpfs /dev
-say "$(busybox uname -srm), $(busybox grep -c ^processor /proc/cpuinfo) CPU"
-busybox grep -qw tdx_guest /proc/cpuinfo && say "the CPU flags name tdx_guest"
+"""
+_LOAD: Final = """\
 if [ -d /modules ]; then
   for module in $(busybox cat /modules/order); do
     busybox insmod "/modules/$module" && say "loaded $module"
   done
 fi
+"""
+_EPILOGUE: Final = """\
+# Without an interrupt the serial driver sends 16 bytes a tick: let it finish.
+busybox sleep 0.3
+busybox poweroff -f
+"""
+# tcsetattr(TCSADRAIN) returns when all output was sent.
+_DRAIN: Final = "busybox stty -F /dev/console sane\n"
+_HELLO: Final = """\
+say "$(busybox uname -srm), $(busybox grep -c ^processor /proc/cpuinfo) CPU"
+busybox grep -qw tdx_guest /proc/cpuinfo && say "the CPU flags name tdx_guest"
+"""
+_CHECKS: Final = """\
 if [ -e /sys/module/tdx_guest ]; then
   # Through the driver: TDG.MR.REPORT, then GetQuote, which no host here can serve.
   busybox mount -t configfs configfs /sys/kernel/config
@@ -51,10 +64,8 @@ fi
 busybox sleep 1 && say "slept one second"
 busybox sh -c 'exit 42'; [ $? = 42 ] && say "fork, exec and wait work"
 say "self-test passed, powering off"
-# Without an interrupt the serial driver sends 16 bytes a tick: let it finish.
-busybox sleep 0.3
-busybox poweroff -f
 """
+SELF_TEST: Final = _PROLOGUE + _HELLO + _LOAD + _CHECKS + _EPILOGUE
 
 
 class Entry(NamedTuple):
@@ -91,7 +102,18 @@ def newc(entries: Iterable[Entry]) -> bytes:
     return bytes(archive)
 
 
-def self_test(busybox: bytes, modules: Sequence[tuple[str, bytes]] = ()) -> bytes:
+def workload(commands: str) -> str:
+    """Return an /init that loads the modules, runs shell commands and powers off.
+
+    The commands have busybox's applets as `busybox NAME`, `say` to print a line, and /proc,
+    /sys and /dev.
+    """
+    return _PROLOGUE + _LOAD + commands + _DRAIN + _EPILOGUE
+
+
+def self_test(
+    busybox: bytes, modules: Sequence[tuple[str, bytes]] = (), init: str = SELF_TEST
+) -> bytes:
     """Build the initramfs whose /init tests the guest and powers it off.
 
     `modules` are file names and unpacked contents of loadable modules, in the order in which
@@ -100,7 +122,7 @@ def self_test(busybox: bytes, modules: Sequence[tuple[str, bytes]] = ()) -> byte
     entries = [folder(name) for name in ("bin", "proc", "sys", "dev")]
     entries.append(Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)))
     entries.append(program(BUSYBOX, busybox))
-    entries.append(program("init", SELF_TEST.encode()))
+    entries.append(program("init", init.encode()))
     if modules:
         order = "".join(f"{name}\n" for name, _ in modules)
         entries.append(folder(MODULES))

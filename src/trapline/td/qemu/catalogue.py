@@ -90,6 +90,11 @@ def _net(device: str) -> Build:
 def _console(device: str) -> Build:
     def build(request: Request, number: int) -> list[str]:
         backend = request.take("chardev", "null")
+        if path := request.options.get("file"):
+            backend = f"file,path={_escape(path)}"
+        elif path := request.options.get("socket"):
+            # QEMU connects; who listens there is at the other end of the line.
+            backend = f"socket,path={_escape(path)}"
         return [
             *("-chardev", f"{backend},id=char{number}"),
             *("-device", f"{device},id=serial{number}"),
@@ -117,6 +122,7 @@ def _9p(device: str) -> Build:
 
 
 _BLK: Final = ("file", "write")
+_LINE: Final = ("file", "socket", "chardev")
 _SHARE: Final = ("share", "tag", "write")
 
 CATALOGUE: Final[dict[str, Model]] = {
@@ -127,10 +133,10 @@ CATALOGUE: Final[dict[str, Model]] = {
         "1af4:1000", "Virtio network", ("netdev",), _net(f"virtio-net-pci,{_LEGACY}")
     ),
     "console": Model(
-        "1af4:1043", "Virtio 1.0 console", ("chardev",), _console(f"virtio-serial-pci,{_MODERN}")
+        "1af4:1043", "Virtio 1.0 console", _LINE, _console(f"virtio-serial-pci,{_MODERN}")
     ),
     "console-legacy": Model(
-        "1af4:1003", "Virtio console", ("chardev",), _console(f"virtio-serial-pci,{_LEGACY}")
+        "1af4:1003", "Virtio console", _LINE, _console(f"virtio-serial-pci,{_LEGACY}")
     ),
     "9p": Model("1af4:1049", "Virtio 1.0 9P", _SHARE, _9p(f"virtio-9p-pci,{_MODERN}")),
     "9p-legacy": Model("1af4:1009", "Virtio 9P", _SHARE, _9p(f"virtio-9p-pci,{_LEGACY}")),

@@ -1,0 +1,156 @@
+"""Debian's stock drivers on QEMU's devices, in the TD."""
+
+import hashlib
+import http.server
+import random
+import shutil
+import socket
+import subprocess
+import threading
+
+import pytest
+from devices_guest import Guest
+
+from trapline.td.outcome import OutcomeKind
+from trapline.td.qemu import process
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.skipif(
+        shutil.which(process.EXECUTABLE) is None, reason="qemu-system-x86 is not installed"
+    ),
+]
+
+BODY = b"served over loopback\n" * 4000
+NETWORK = """
+busybox ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up
+say "page $(busybox wget -q -O - http://10.0.2.2:{port}/page | busybox sha256sum)"
+"""
+
+
+class Server:
+    """A loopback HTTP server; `requests` are the paths that were asked for."""
+
+    def __init__(self):
+        requests = self.requests = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                requests.append(self.path)
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(BODY)))
+                self.end_headers()
+                self.wfile.write(BODY)
+
+            def log_message(self, *_):
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self.http.server_address[1]
+        self.thread = threading.Thread(target=self.http.serve_forever, daemon=True)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.http.shutdown()
+        self.http.server_close()
+        self.thread.join()
+
+
+class Terminal:
+    """The other end of a virtio console: logs in when asked, and says goodbye."""
+
+    def __init__(self, path):
+        self.heard = bytearray()
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(path))
+        self.listener.listen(1)
+        self.thread = threading.Thread(target=self.talk, daemon=True)
+
+    def talk(self):
+        line, _ = self.listener.accept()
+        with line:
+            script = [(b"login: ", b"root\n"), (b"# ", b"echo tty is $(tty)\n"), (b"# ", b"exit\n")]
+            seen = 0
+            while chunk := line.recv(4096):
+                self.heard += chunk
+                if script and script[0][0] in self.heard[seen:]:
+                    seen = len(self.heard)
+                    line.sendall(script.pop(0)[1])
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.listener.close()
+        self.thread.join(10)
+
+
+def make_ext4(folder, image):
+    """Fill a file system with files whose sums are returned."""
+    tree = folder / "tree"
+    tree.mkdir()
+    source = random.Random(5)
+    sums = {}
+    for number, size in enumerate((0, 1, 4096, 100_001, 1_500_000)):
+        data = source.randbytes(size)
+        (tree / f"file{number}").write_bytes(data)
+        sums[f"file{number}"] = hashlib.sha256(data).hexdigest()
+    subprocess.run(
+        ["mke2fs", "-q", "-F", "-t", "ext4", "-d", str(tree), str(image), "8M"],
+        check=True,
+        capture_output=True,
+    )
+    return sums
+
+
+COMMANDS = """
+say "whole $(busybox sha256sum /dev/vda)"
+busybox mkdir /mnt
+busybox mount -o ro -t ext4 /dev/vda /mnt && say "mounted"
+for file in /mnt/file*; do say "sum $(busybox sha256sum $file)"; done
+say "read-only $(busybox cat /sys/block/vda/ro)"
+busybox mkdir -p /etc
+echo 'root::0:0::/:/bin/sh' > /etc/passwd
+echo 'root:x:0:' > /etc/group
+busybox ln -s busybox /bin/sh
+busybox ln -s busybox /bin/login
+busybox ln -s busybox /bin/tty
+busybox getty -L 0 hvc0 vt100
+say "logged out"
+"""
+
+
+@pytest.mark.skipif(shutil.which("mke2fs") is None, reason="mke2fs is not installed")
+def test_block_network_and_console(debian_kernel, tmp_path):
+    image = tmp_path / "disk.img"
+    sums = make_ext4(tmp_path, image)
+    whole = hashlib.sha256(image.read_bytes()).hexdigest()
+    line = tmp_path / "line"
+    with Server() as server, Terminal(line) as terminal:
+        guest = Guest(
+            debian_kernel,
+            COMMANDS + NETWORK.format(port=server.port),
+            [f"blk,file={image}", "net", f"console,socket={line}"],
+            ("virtio_blk", "virtio_net"),
+        )
+    assert guest.outcome.kind == OutcomeKind.POWERED_OFF, guest.console
+    assert "mounted" in guest.lines
+    found = dict(
+        reversed(line.removeprefix("sum ").replace("/mnt/", "").split())
+        for line in guest.lines
+        if line.startswith("sum ")
+    )
+    assert found == sums
+    assert f"whole {whole}  /dev/vda" in guest.lines
+    assert "read-only 1" in guest.lines
+    assert f"page {hashlib.sha256(BODY).hexdigest()}  -" in guest.lines
+    assert server.requests == ["/page"]
+    assert b"login: " in terminal.heard
+    assert b"tty is /dev/hvc0" in terminal.heard
+    assert "logged out" in guest.lines
+    assert guest.refused == []
+    assert hashlib.sha256(image.read_bytes()).hexdigest() == whole
