@@ -259,7 +259,12 @@ class BootRun:
     def _banner(self) -> str:
         machine = self.machine
         release = self._plan.files.release or "unknown release"
-        what = machine.host.outcome.detail if machine.host.outcome else "double fault"
+        if machine.host.outcome is not None:
+            what = machine.host.outcome.detail
+        elif machine.panic is not None:
+            what = f"Kernel panic: {machine.panic}."
+        else:
+            what = "The guest took a double fault."
         return f"trapline: {what} ({release}, {self._seconds():.6f} s)"
 
     def _line(self, trap: "Trap") -> str:

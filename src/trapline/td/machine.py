@@ -44,6 +44,7 @@ CONSEQUENCES: Final = frozenset(
         OutcomeKind.HANG,
         OutcomeKind.TIMEOUT,
         OutcomeKind.PANIC,
+        OutcomeKind.TRIPLE_FAULT,
     }
 )
 
@@ -51,6 +52,11 @@ CONSEQUENCES: Final = frozenset(
 _PANIC: Final = re.compile(rb"(?:^|\] )Kernel panic - not syncing: (.*)")
 # Printed when all else is said: the guest now waits for ever, or for its reset.
 _PANIC_END: Final = re.compile(rb"---\[ end Kernel panic|(?:^|\] )Rebooting in \d+ seconds")
+
+# kernel/reboot.c. On a hardware-reduced platform Linux resets through EFI only
+# (efi_reboot_required(), arch/x86/platform/efi/quirks.c); without EFI it goes on to real mode,
+# where a TD cannot go: the triple fault is the reset.
+_RESTART: Final = re.compile(rb"(?:^|\] )reboot: Restarting system")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +119,7 @@ class Machine:
         self._on_dying = on_dying
         self._watched: dict[int, Callable[[], None]] = {}
         self.panic: str | None = None
+        self._restarting = False
         self.double_faults = 0
         td = TdConfig(
             memory_size=config.memory,
@@ -273,9 +280,11 @@ class Machine:
         if self.panic is None:
             found = _PANIC.search(line)
             if found is not None:
-                self.panic = found[1].decode("utf-8", "replace")
+                self.panic = found[1].decode("utf-8", "replace").rstrip(".")
+                self._dying()
         elif _PANIC_END.search(line):
             self.host.end(OutcomeKind.PANIC, f"Kernel panic: {self.panic}.")
+        self._restarting = self._restarting or _RESTART.search(line) is not None
 
     def breakpoint(self) -> None:
         """Call what `watch` was given for this address."""
@@ -285,9 +294,10 @@ class Machine:
             reached()
 
     def double_fault(self) -> None:
-        """Note that the guest is about to take #DF."""
-        self.double_faults += 1
-        self._dying()
+        """Note that the guest is about to take #DF; on the way down it no longer matters."""
+        if self.panic is None and not self._restarting:
+            self.double_faults += 1
+            self._dying()
 
     def _dying(self) -> None:
         if self._on_dying is not None:
@@ -298,10 +308,12 @@ class Machine:
         """Say what the guest died of, where its end only followed from that."""
         if outcome.kind not in CONSEQUENCES:
             return outcome
-        if self.double_faults:
+        if self.double_faults and outcome.kind != OutcomeKind.TRIPLE_FAULT:
             kind, detail = OutcomeKind.DOUBLE_FAULT, "The guest took a double fault."
         elif self.panic is not None and outcome.kind != OutcomeKind.POWERED_OFF:
             kind, detail = OutcomeKind.PANIC, f"Kernel panic: {self.panic}."
+        elif self._restarting and outcome.kind == OutcomeKind.TRIPLE_FAULT:
+            kind, detail = OutcomeKind.RESET, "The guest reset itself, by a triple fault."
         else:
             return outcome
         return Outcome(kind, detail, outcome.rip, outcome.cycles)
