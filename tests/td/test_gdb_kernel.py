@@ -7,6 +7,8 @@ import subprocess
 import pytest
 
 from trapline.kernel.binary import Binary
+from trapline.td.bootplan import BootOptions, make_plan, open_symbols
+from trapline.td.bootrun import BootRun
 from trapline.td.gdb.server import GdbServer
 from trapline.td.gdb.target import TdTarget
 from trapline.td.loader import kernelimage
@@ -48,6 +50,15 @@ def debug(path, symbols_of, *commands, slide=None):
 
 
 def _drive(machine, server, symbols_of, commands):
+    def boot():
+        outcome = machine.run(lambda handler: server.run(handler, machine.ended))
+        server.finish(clean=outcome.is_clean, text=outcome.detail)
+
+    return gdb_session(server, symbols_of, commands, boot)
+
+
+def gdb_session(server, symbols_of, commands, boot):
+    """Run gdb beside `boot`; return what it printed."""
     host, port = server.address
     script = ["set pagination off", "set confirm off", f"target remote {host}:{port}", *commands]
     arguments = [word for command in (*script, "kill") for word in ("-ex", command)]
@@ -59,8 +70,7 @@ def _drive(machine, server, symbols_of, commands):
         text=True,
     ) as gdb:
         try:
-            outcome = machine.run(lambda handler: server.run(handler, machine.ended))
-            server.finish(clean=outcome.is_clean, text=outcome.detail)
+            boot()
             output, _ = gdb.communicate(timeout=SECONDS)
         finally:
             gdb.kill()
@@ -106,3 +116,38 @@ def test_a_boot_image_is_found_where_kaslr_put_it(debian_kernel):
     slide = int(found[1], 16)
     assert slide % (2 << 20) == 0
     assert slide < 1 << 30
+
+
+def test_a_module_is_debugged_where_it_was_loaded(debian_kernel):
+    """The back trace goes from the module through its init call to the system call."""
+    plan = make_plan(debian_kernel, BootOptions(insmod=("dummy",), timeout=SECONDS), print)
+
+    def load(pattern):
+        return (
+            f"python import re; gdb.execute(re.search(r'^{pattern}.*$', "
+            "gdb.execute('monitor kaslr', to_string=True), re.M)[0])"
+        )
+
+    commands = [
+        "monitor stop-on ve",
+        "continue",
+        "monitor stop-on none",
+        load("symbol-file"),
+        "break do_init_module",
+        "continue",
+        load("add-symbol-file"),
+        "break dummy_setup",
+        "continue",
+        "monitor bt",
+    ]
+    with open_symbols(plan) as vmlinux, BootRun(plan, vmlinux, reproduce="") as run:
+        target = run.debug_target()
+        with GdbServer("127.0.0.1:0", run.machine.engine, target, lambda _: None) as server:
+            output = gdb_session(server, debian_kernel.vmlinux, commands, lambda: run.run(server))
+    trace = output[output.rindex(" dummy_setup+0x0/") :]
+    assert "dummy_setup+0x0/" in trace
+    assert "[dummy]\n     drivers/net/dummy.c:" in trace
+    assert re.search(r"drivers/net/dummy\.c:\d+ dummy_init_one \(inlined\)", trace)
+    assert " do_one_initcall+0x" in trace
+    assert " do_syscall_64+0x" in trace
+    assert "\n user+0x" in trace

@@ -9,7 +9,7 @@ unless a name is longer than that.
 
 from typing import TYPE_CHECKING
 
-from trapline.report.table import printable
+from trapline.report.table import paragraph, printable
 from trapline.td.backtrace import backtrace_lines
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def render_splat(splat: "Splat") -> "Iterator[str]":
     if splat.traps:
         yield "Last traps, newest last:"
         for line in splat.traps:
-            yield printable(f"  {line}")
+            yield from paragraph(line, indent="  ", hanging="    ")
     yield "To reproduce:"
     yield printable(f"  {splat.reproduce}")
 
