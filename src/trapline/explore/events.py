@@ -30,11 +30,13 @@ _MASK32: Final = (1 << 32) - 1
 _MASK64: Final = (1 << 64) - 1
 _MAX_INSTRUCTION: Final = 15
 _PAGE: Final = 4096
+_RFLAGS_IF: Final = 1 << 9
 
 # Rows of rules/*/nesting.csv and memory.csv; what the processor decides is named after the SDM.
 _NMI_HELD: Final = "nmi-held"
 _NMI_DELIVERED: Final = "nmi-after-get"
 _NMI_BLOCKED: Final = "sdm-nmi-blocking"
+_SHADOW: Final = "sdm-interrupt-shadow"
 _IRQ_DELIVERED: Final = "interrupts-during-ve"
 _IRQ_MASKED: Final = "sdm-rflags-if"
 _SECOND_VE: Final = "second-ve-module"
@@ -51,18 +53,43 @@ class Decision(NamedTuple):
     rule: str
 
 
-def decide(event: str, ve_valid: bool, nmi_blocked: bool, can_interrupt: bool) -> Decision:
-    """Say whether the event may come here, and by which rule.
+class Conditions(NamedTuple):
+    """What holds events back before an instruction.
 
-    `ve_valid`: VE_INFO has not been collected. `can_interrupt`: IF is set and no instruction
-    before has suppressed interrupts.
+    `ve_valid`: VE_INFO has not been collected. `shadow`: the instruction before was STI or
+    wrote SS.
     """
+
+    ve_valid: bool
+    nmi_blocked: bool
+    interrupt_flag: bool
+    shadow: bool
+
+
+def conditions(machine: Machine) -> Conditions:
+    """Take the conditions before the instruction that the machine is at."""
+    engine = machine.engine
+    return Conditions(
+        machine.module.ve_info is not None,
+        engine.nmi_blocked,
+        bool(engine.rflags & _RFLAGS_IF),
+        engine.interrupt_shadow,
+    )
+
+
+def decide(event: str, here: Conditions) -> Decision:
+    """Say whether the event may come here, and by which rule."""
+    ve_valid, nmi_blocked, interrupt_flag, shadow = here
     if event == NMI:
         if ve_valid:
             return Decision(True, _NMI_HELD)
-        return Decision(True, _NMI_BLOCKED if nmi_blocked else _NMI_DELIVERED)
+        if nmi_blocked:
+            return Decision(True, _NMI_BLOCKED)
+        return Decision(True, _SHADOW if shadow else _NMI_DELIVERED)
     if event.startswith("irq:") or event == "int80":
-        return Decision(True, _IRQ_DELIVERED if can_interrupt else _IRQ_MASKED)
+        if not interrupt_flag:
+            return Decision(True, _IRQ_MASKED)
+        return Decision(True, _SHADOW if shadow else _IRQ_DELIVERED)
     if event == "mce":
         return Decision(False, _MACHINE_CHECK)
     if event == "ve:notification":
@@ -80,6 +107,11 @@ def vector_of(machine: Machine, event: str) -> int:
             return (machine.apic.read_msr(ApicMsr.LVT_TIMER) or 0) & _VECTOR_MASK
         return int(name, 16)
     return _VECTORS.get(event, VECTOR_VE)
+
+
+def applies(machine: Machine, event: str) -> bool:
+    """Whether the event makes sense before the instruction that the machine is at."""
+    return event != "ve:mmio" or mmio_access(machine.engine) is not None
 
 
 def inject(machine: Machine, event: str) -> None:

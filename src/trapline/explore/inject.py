@@ -6,6 +6,7 @@ a verdict. Runs do not depend on each other: the same run always gives the same 
 
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from trapline.explore import events
@@ -14,7 +15,7 @@ from trapline.explore.events import Decision
 from trapline.explore.oracle import Watch
 from trapline.explore.scenario import Inject
 from trapline.explore.window import LiveWindow, ReferenceEnd, Step
-from trapline.model.errors import TraplineError
+from trapline.model.errors import TraplineError, UsageError
 from trapline.model.explore import CLEAN, Result, Verdict
 from trapline.model.splat import Splat
 from trapline.td.engine import Reg
@@ -44,18 +45,17 @@ class _Judged(NamedTuple):
     differs: tuple[str, ...] = ()
 
 
+class NotApplicableError(UsageError):
+    """The event makes no sense before this instruction."""
+
+
 class NotReproducibleError(TraplineError):
     """The reference run does not repeat: the guest depends on something that is not modelled."""
 
 
 def decide_at(event: str, step: Step) -> Decision:
     """Apply the rules to an event at a boundary of the reference run."""
-    return events.decide(
-        event,
-        ve_valid=step.ve_valid,
-        nmi_blocked=step.nmi_blocked,
-        can_interrupt=step.can_interrupt,
-    )
+    return events.decide(event, step.conditions)
 
 
 class Injector:
@@ -112,14 +112,16 @@ class Injector:
 
     def results(self, inject: Inject, boundary: int) -> Iterator[Result]:
         """Run all that one [[inject]] asks for at one boundary."""
-        if not inject.then:
-            yield self.run(Run(inject.event, boundary), inject)
+        try:
+            first = self.run(Run(inject.event, boundary), inject)
+        except NotApplicableError:
             return
-        length = self.run(Run(inject.event, boundary), inject).instructions
+        if not inject.then:
+            yield first
         for nested in inject.then:
-            for distance in range(boundary % inject.stride, length, inject.stride):
-                run = Run(inject.event, boundary, nested, distance)
-                yield self.run(run, inject)
+            for distance in range(boundary % inject.stride, first.instructions, inject.stride):
+                with suppress(NotApplicableError):
+                    yield self.run(Run(inject.event, boundary, nested, distance), inject)
 
     def run(self, run: Run, inject: Inject | None = None) -> Result:
         """Do one run and judge it."""
@@ -186,6 +188,10 @@ class Injector:
     def _inject(self, event: str) -> None:
         if event == "mce" and not self._watch.note_delivery(events.VECTOR_MC):
             return
+        if not events.applies(self._machine, event):
+            raise NotApplicableError(
+                f"{event} makes no sense here: {self._instruction()} does not access memory."
+            )
         events.inject(self._machine, event)
         outcome = self._machine.host.outcome
         if outcome is not None:
@@ -199,14 +205,7 @@ class Injector:
             self._go_on(start + run.nested_at)
         if self._watch.ending is not None:
             return decision
-        engine, module = self._engine, self._machine.module
-        can_interrupt = bool(engine.rflags & 1 << 9) and not engine.interrupt_shadow
-        second = events.decide(
-            run.nested,
-            ve_valid=module.ve_info is not None,
-            nmi_blocked=engine.nmi_blocked,
-            can_interrupt=can_interrupt,
-        )
+        second = events.decide(run.nested, events.conditions(self._machine))
         self._inject(run.nested)
         return Decision(decision.allowed and second.allowed, second.rule)
 

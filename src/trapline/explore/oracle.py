@@ -102,7 +102,7 @@ class Watch(TrapListener):
         pending = None
         if exit_ is Exit.INTERRUPT_WINDOW:
             pending = self._machine.apic.pending()
-        elif exit_ is Exit.NMI_WINDOW and self._machine.module.nmi_pending:
+        elif exit_ is Exit.NMI_WINDOW and self._nmi_is_due():
             pending = _VECTOR_NMI
         if pending is not None and not self.note_delivery(pending):
             return
@@ -110,6 +110,11 @@ class Watch(TrapListener):
         outcome = self._machine.host.outcome
         if outcome is not None and self.ending is None:
             self.finish(_OUTCOMES.get(outcome.kind, "hang"), outcome.detail)
+
+    def _nmi_is_due(self) -> bool:
+        """Whether the module delivers an NMI here: one that it holds, with VE_INFO free."""
+        module = self._machine.module
+        return module.nmi_pending and module.ve_info is None
 
     def note_delivery(self, vector: int) -> bool:
         """Note that an event is about to be delivered; False when that ends the run."""
@@ -157,8 +162,8 @@ class Watch(TrapListener):
 
     def _is_deliverable(self) -> bool:
         """Whether an event waits that comes before the instruction at hand."""
-        engine, module = self._engine, self._machine.module
-        if module.nmi_pending and not engine.nmi_blocked and module.ve_info is None:
+        engine = self._engine
+        if self._nmi_is_due() and not engine.nmi_blocked:
             return True
         return self._machine.apic.pending() is not None and bool(
             engine.rflags & 1 << 9 and not engine.interrupt_shadow

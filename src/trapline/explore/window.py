@@ -9,7 +9,7 @@ import iced_x86 as ix
 from trapline.explore.compare import MemoryOracle, registers
 from trapline.explore.datamap import DataMap
 from trapline.explore.dirty import DirtyPages
-from trapline.explore.events import inject
+from trapline.explore.events import Conditions, conditions, inject
 from trapline.explore.machinestate import FrozenMachine
 from trapline.explore.scenario import EndSymbol
 from trapline.explore.target import Target
@@ -22,7 +22,6 @@ from trapline.td.machine import Machine
 
 _MAX_STEPS: Final = 200_000
 _MAX_INSTRUCTION: Final = 15
-_RFLAGS_IF: Final = 1 << 9
 
 
 class Step(NamedTuple):
@@ -36,9 +35,7 @@ class Step(NamedTuple):
     extra: int
     rip: int
     cpl: int
-    can_interrupt: bool
-    nmi_blocked: bool
-    ve_valid: bool
+    conditions: Conditions
 
 
 class ReferenceEnd(NamedTuple):
@@ -158,7 +155,7 @@ class LiveWindow:
     # The trace.
 
     def _trace(self) -> tuple[Step, ...]:
-        engine, module = self.engine, self.machine.module
+        engine = self.engine
         closed = self._closing()
         steps: list[Step] = []
         texts: dict[int, str] = {}
@@ -177,9 +174,7 @@ class LiveWindow:
                     extra,
                     rip,
                     engine.cpl,
-                    bool(engine.rflags & _RFLAGS_IF) and not engine.interrupt_shadow,
-                    engine.nmi_blocked,
-                    module.ve_info is not None,
+                    conditions(self.machine),
                 )
             )
             if len(steps) > _MAX_STEPS or self.machine.host.outcome is not None:

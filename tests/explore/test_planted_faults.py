@@ -1,0 +1,187 @@
+"""Each hole is found with the right verdict, and the guest without it is clean."""
+
+import pytest
+from guests import COUNTED_TWICE, NOISE, SYSCALL, TRAP, Opened, explore
+
+from trapline.explore.inject import NotApplicableError
+from trapline.model.explore import CLEAN
+
+GAP_IN = ["swapgs", "mov %rsp,%gs:@", "mov %gs:@,%rsp"]
+GAP_OUT = ["swapgs", "sysretq"]
+NMI_ON_IST = '[start]\nnmi = "do_syscall_64"\nnth = 3\n'
+
+
+def test_a_ve_in_the_syscall_gap_runs_on_the_users_stack():
+    found = explore(SYSCALL, "ve:wrmsr")
+    assert found["privilege"] == [*GAP_IN, *GAP_OUT]
+    assert set(found) == {"privilege", "same"}
+
+
+def test_a_ve_with_a_stack_of_its_own_survives_the_syscall_gap():
+    assert set(explore(SYSCALL, "ve:wrmsr", "VE_ON_IST")) == {"same"}
+
+
+def test_a_handler_with_the_users_gs_base():
+    found = explore(SYSCALL, "nmi", "NO_PARANOIA")
+    assert found["privilege"] == ["swapgs", "sysretq"]
+    assert set(explore(SYSCALL, "nmi")) == {"same"}
+
+
+def test_a_lost_nmi():
+    found = explore(SYSCALL, "nmi", "NMI_LOST")
+    assert found["corrupt"] == ["addq $0x1,@(%rip)", "movb $0x0,@(%rip)"]
+    assert len(found["same"]) > len(found["corrupt"])
+
+
+def test_a_lost_nmi_is_told_by_the_count_that_is_missing():
+    with Opened(SYSCALL, "NMI_LOST") as guest:
+        worst = next(r for r in guest.all("nmi") if r.verdict == "corrupt")
+    assert worst.differs == (
+        "nmi_count is 0, 1 expected: the handler counts NMIs; one that is not counted was lost",
+    )
+
+
+def test_a_torn_counter():
+    found = explore(SYSCALL, "nmi", "TORN_COUNTER", "NMI_COUNTS", rules=COUNTED_TWICE)
+    # Between the load and the store the NMI's own count is overwritten.
+    assert found["corrupt"] == ["add $0x1,%rcx", "mov %rcx,@(%rip)"]
+    assert set(explore(SYSCALL, "nmi", "NMI_COUNTS", rules=COUNTED_TWICE)) == {"same"}
+
+
+def test_a_bystander_is_written():
+    with Opened(SYSCALL, "NMI_SCRIBBLES") as guest:
+        results = guest.all("nmi")
+    found = [r for r in results if r.verdict not in CLEAN]
+    assert {r.verdict for r in found} == {"corrupt"}
+    assert {r.differs for r in found} == {("bystander is 0x7, 0x0 expected",)}
+    assert {r.boundary for r in found} == {9, 10}
+
+
+def test_nmis_that_stay_blocked():
+    found = explore(SYSCALL, "nmi", "NO_IRET")
+    assert "corrupt" in found
+
+
+@pytest.mark.parametrize(("flag", "verdict"), [("NMI_SPINS", "hang"), ("NMI_PANICS", "panic")])
+def test_an_nmi_handler_that_does_not_come_back(flag, verdict):
+    found = explore(SYSCALL, "nmi", flag)
+    assert found[verdict] == ["addq $0x1,@(%rip)", "movb $0x0,@(%rip)"]
+    assert set(found) == {verdict, "same"}
+
+
+def test_a_ve_before_the_one_before_was_collected():
+    with Opened(TRAP, "TRAP", "EARLY_STI", "IRQ_TRAPS") as guest:
+        results = guest.all("irq:0x40")
+        last = guest.at("cli")
+    # The interrupt comes as soon as the handler allows it, and traps before VEINFO.GET.
+    assert {r.verdict for r in results[: last + 1]} == {"double-fault"}
+    assert {r.verdict for r in results[last + 1 :]} == {"held"}
+
+
+def test_the_same_interrupt_after_veinfo_get():
+    found = explore(TRAP, "irq:0x40", "TRAP", "IRQ_TRAPS")
+    assert found["handled"] == ["nop", "cli"]
+    assert set(found) == {"handled", "held"}
+
+
+def test_an_nmi_waits_for_veinfo_get():
+    with Opened(TRAP, "TRAP") as guest:
+        results = guest.all("nmi")
+        steps = guest.window.steps
+        collected = next(i for i, step in enumerate(steps) if not step.conditions.ve_valid)
+    held = [r for r in results if r.boundary < collected]
+    assert {(r.verdict, r.rule) for r in held} == {("held", "nmi-held")}
+    assert held[0].detail == f"It was delivered {collected} instructions later."
+    # Only the instruction behind STI makes it wait again.
+    waits = [(r.boundary - collected, r.rule) for r in results[collected:] if r.verdict != "same"]
+    assert waits == [(1, "sdm-interrupt-shadow")]
+
+
+def test_a_second_ve_ends_as_its_kind_does():
+    with Opened(TRAP, "TRAP") as guest:
+        by_module = guest.run("ve:wrmsr", 1)
+        with pytest.raises(NotApplicableError, match=r"push %rax does not access memory"):
+            guest.run("ve:mmio", 0)
+    assert (by_module.verdict, by_module.rule) == ("double-fault", "second-ve-module")
+    with Opened(TRAP, "TRAP", "VE_TOUCHES") as guest:
+        by_cpu = guest.run("ve:mmio", guest.at("incq @(%rip)"))
+    assert (by_cpu.verdict, by_cpu.rule) == ("td-exit", "second-ve-mmio")
+    assert not by_module.allowed
+    assert not by_cpu.allowed
+
+
+def test_a_machine_check_is_beyond_the_rules():
+    with Opened(SYSCALL) as guest:
+        result = guest.run("mce", 5)
+    assert not result.allowed
+
+
+def test_a_nested_event_is_counted_from_the_first():
+    with Opened(SYSCALL, "VE_ON_IST") as guest:
+        plain = guest.run("nmi", 4)
+        runs = [guest.run("nmi", 4, "ve:wrmsr", at) for at in range(plain.instructions)]
+    # With both at one boundary the #VE comes first, and the NMI waits for VEINFO.GET.
+    assert [r.verdict for r in runs] == ["held"] + ["same"] * (plain.instructions - 1)
+    assert {r.nested_at for r in runs} == set(range(plain.instructions))
+    assert runs[0].instructions > plain.instructions
+
+
+def test_a_finding_carries_what_is_needed_to_see_it():
+    with Opened(SYSCALL, "NMI_PANICS") as guest:
+        result = guest.run("nmi", 9)
+    assert result.splat.injected[0].startswith(
+        "nmi before instruction 9 of test, do_syscall_64+0x7"
+    )
+    assert result.splat.registers.rip == "panic+0x0/0x4"
+    assert result.last[-1] == "panic+0x0/0x4: cli"
+    assert "exc_nmi" in result.last[-2]
+    assert result.reproduce == "trapline explore guest --event nmi --at 9"
+
+
+def test_a_window_opened_by_an_nmi_of_traplines_own():
+    text = f'title = "t"\n{NMI_ON_IST}[[inject]]\nevent = "nmi"\n'
+    with Opened(text) as guest:
+        assert guest.window.boundaries[0].function == "asm_exc_nmi"
+        results = guest.all("nmi")
+        # NMIs are blocked until the IRET; the second comes right behind it.
+        assert {(r.verdict, r.rule) for r in results} == {("held", "sdm-nmi-blocking")}
+
+
+def test_a_window_opened_by_an_interrupt_from_user_mode():
+    text = 'title = "t"\n[start]\ninterrupt = "0x40"\nnth = 2\n[[inject]]\nevent = "nmi"\n'
+    with Opened(text) as guest:
+        assert guest.window.boundaries[0].function == "asm_common_interrupt"
+        assert {r.verdict for r in guest.all("nmi")} == {"same"}
+
+
+def test_the_reference_repeats_bit_by_bit():
+    with Opened(SYSCALL, "NMI_SCRIBBLES") as guest:
+        end = guest.window.end
+        guest.injector.reference()
+        expected = guest.window.memory.take([])
+        for boundary in range(len(guest.window.steps)):
+            guest.run("nmi", boundary)
+            assert guest.injector.reference() == end
+            assert guest.window.memory.take([]) == expected
+
+
+def test_a_boot_goes_on_behind_its_windows_as_if_there_had_been_none():
+    with Opened(SYSCALL) as guest:
+        guest.all("nmi")
+        guest.injector.close()
+        guest.window.leave()
+        assert guest.triggers.next() is None
+        guest.machine.engine.run(guest.machine.module.on_exit)
+        explored = guest.machine.host.outcome, guest.machine.ram_digest()
+        straight = guest.target.machine("")
+        outcome = straight.run()
+        assert explored == (outcome, straight.ram_digest())
+        straight.close()
+
+
+def test_without_its_rule_a_stack_is_a_difference():
+    rules = NOISE.replace('symbol = "nmi_stack"', 'symbol = "df_stack"')
+    with Opened(SYSCALL, rules=rules) as guest:
+        result = guest.run("nmi", 9)
+    assert result.verdict == "corrupt"
+    assert all(text.startswith("nmi_stack+") for text in result.differs)
