@@ -272,21 +272,24 @@ class UnicornEngine(Snapshots):
         self._set_limit(self._budget)
         if self._nmi_window and not self._nmi_blocked:
             if self.interrupt_shadow:
+                # Whoever else wants to stop here stops one instruction later, too.
+                self._kicked = requested or used_up
                 self._let_one_pass()
-            else:
-                self._nmi_window = False
-                if requested or used_up:
-                    self.request_boundary()
-                return Exit.NMI_WINDOW
+                return None
+            self._nmi_window = False
+            if requested or used_up:
+                self.request_boundary()
+            return Exit.NMI_WINDOW
         return Exit.BOUNDARY if requested or used_up else None
 
     def _exit_count(self) -> Exit:
         self._slots[Slot.COUNT_LIMIT] = NEVER
+        self._slots[Slot.RESUME] = self.regs[16]
         return Exit.BOUNDARY
 
     def _exit_breakpoint(self) -> Exit:
         """Let the instruction pass when the guest goes on from here without an event."""
-        self._slots[Slot.SKIP] = self.regs[16]
+        self._slots[Slot.SKIP] = self._slots[Slot.RESUME] = self.regs[16]
         return Exit.BREAKPOINT
 
     def _exit_iret(self) -> None:

@@ -95,6 +95,7 @@ class NativeHooks:
         self.slots[Slot.COUNT] = COUNT_START
         self.slots[Slot.SKIP] = NEVER
         self.slots[Slot.SKIPPED] = NEVER
+        self.slots[Slot.RESUME] = NEVER
         self.slots[Slot.GROW_AT] = FIRST_GROWTH
         self._log = mmap.mmap(-1, 32 + 32 * LOG_ENTRIES)
         self._log_anchor = (ctypes.c_char * len(self._log)).from_buffer(self._log)
@@ -199,8 +200,15 @@ class NativeHooks:
         a.jump(Code.JE_REL32_64, "no event")
         # Any index makes cpu_exec call the INTR hook first; the hook finds the event.
         a.store_imm(_RSI, Cpu.EXCEPTION_INDEX, EXCP_VMEXIT + Svm.DELIVER, 4)
+        a.store_imm(_RBX, Slot.RESUME * 8, -1, 8)
         a.jump(Code.JMP_REL32_64, "no skip")
         a.label("no event")
+        a.load(_RAX, _RBX, Slot.RESUME * 8)
+        a.set(_RDX, self._fields.env)
+        a.reg_mem(Code.CMP_R64_RM64, _RAX, _RDX, _RIP)
+        a.jump(Code.JE_REL32_64, "resume")
+        a.store_imm(_RBX, Slot.RESUME * 8, -1, 8)
+        a.label("resume")
         # A breakpoint passes only when the guest resumes where it was hit.
         a.load(_RAX, _RBX, Slot.SKIP * 8)
         a.set(_RDX, self._fields.env)
@@ -474,12 +482,20 @@ class NativeHooks:
         way: it counts code bytes, and once the limit is reached it exits before the block.
         """
         a = Assembler()
+        a.reg_mem(Code.CMP_R64_RM64, _RSI, _RCX, Slot.RESUME * 8)
+        a.jump(Code.JE_REL32_64, "paid")
         a.load(_RAX, _RCX, Slot.BYTES * 8)
         a.reg_mem(Code.CMP_R64_RM64, _RAX, _RCX, Slot.LIMIT * 8)
         a.jump(Code.JAE_REL32_64, "limit")
         a.label("pass")
         a.move(_EDX, _EDX)  # clears the upper half
         a.mem_reg(Code.ADD_RM64_R64, _RCX, Slot.BYTES * 8, _RDX)
+        a.ret()
+        a.label("paid")
+        # The rest of a block that a breakpoint or a budget has cut: it was counted whole, so
+        # that virtual time does not depend on where the guest is stopped.
+        a.store_imm(_RCX, Slot.RESUME * 8, -1, 8)
+        a.store_imm(_RCX, Slot.STEP * 8, 0, 8)
         a.ret()
         a.label("limit")
         a.mem_imm(Code.CMP_RM64_IMM8, _RCX, Slot.STEP * 8, 0)

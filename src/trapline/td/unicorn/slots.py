@@ -31,7 +31,8 @@ class Slot:
     FILLS: Final = 22  # TLB fills so far
     GROW_AT: Final = 23  # flush the TLB, which lets it grow, at this many
     DELIVERED: Final = 24  # 32 counters: exceptions delivered without Python, by vector
-    END: Final = 56
+    RESUME: Final = 56  # the next block is here and has been counted already
+    END: Final = 57
 
 
 class Delivery:
