@@ -1,15 +1,15 @@
 """The remote stub over a real socket, with an engine that only counts instructions."""
 
-import socket
 import threading
 
 import pytest
+from gdb_client import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trapline.model.errors import UsageError
 from trapline.td.engine import Exit, Reg, Segment
-from trapline.td.gdb.codec import MAX_PACKET, Decoder, encode
+from trapline.td.gdb.codec import MAX_PACKET, encode
 from trapline.td.gdb.commands import MAX_BREAKPOINTS, Interpreter, Resume
 from trapline.td.gdb.monitor import Monitor
 from trapline.td.gdb.registers import REGISTERS
@@ -101,32 +101,6 @@ class Target:
 
     def placement(self):
         return ["slide 0x1000000"]
-
-
-class Client:
-    """A minimal gdb."""
-
-    def __init__(self, address):
-        self.socket = socket.create_connection(address, timeout=20)
-        self.decoder = Decoder()
-        self.events = []
-
-    def send(self, payload):
-        self.socket.sendall(encode(payload))
-
-    def receive(self):
-        while not any(isinstance(event, bytes) for event in self.events):
-            data = self.socket.recv(65536)
-            if not data:
-                return None
-            self.events += self.decoder.feed(data)
-        while not isinstance(event := self.events.pop(0), bytes):
-            pass
-        return event
-
-    def ask(self, payload):
-        self.send(payload)
-        return self.receive()
 
 
 class Session:

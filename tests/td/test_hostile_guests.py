@@ -6,11 +6,16 @@ held to it; the random ones need only end, one way or the other, within their li
 
 import random
 import struct
+from threading import Thread
 
 import pytest
+from gdb_client import Client
 from hostile import CODE, FREE, MEMORY, STACK, TABLE, machine_of, run
 
+from trapline.td.gdb.server import GdbServer
+from trapline.td.gdb.target import TdTarget
 from trapline.td.outcome import OutcomeKind
+from trapline.td.symbolize import GuestSymbols
 
 # Ends that a guest may bring about; TIMEOUT has tests of its own.
 ENDS = set(OutcomeKind) - {OutcomeKind.INTERRUPTED}
@@ -270,6 +275,41 @@ spin:   mov r12, {1 << 39 | FREE}
 def test_endless_loops_end_at_the_timeout(source):
     outcome = run(source, seconds=1.0, virtual_seconds=100_000)
     assert outcome.kind == OutcomeKind.TIMEOUT, outcome
+
+
+def test_a_debuggers_pause_moves_the_timeout():
+    """The alarm rings while gdb has the guest; it must be set again for what is left."""
+    machine = machine_of("gate 6, over\nload_idt\nover: mov rsp, STACK\nud2", seconds=0.5)
+    try:
+        machine.host.paused = lambda: 0.5
+        assert machine.run().kind == OutcomeKind.TIMEOUT
+    finally:
+        machine.close()
+
+
+def test_gdb_interrupts_a_guest_that_never_exits():
+    machine = machine_of("spin: jmp spin", virtual_seconds=100_000)
+    symbols = GuestSymbols(machine.engine, None)
+    target = TdTarget(machine.engine, symbols, lambda _: [], None)
+    with GdbServer(":0", machine.engine, target, lambda _: None) as server:
+        client = Client(server.address)
+        client.send(b"c")
+        client.socket.sendall(b"\x03")
+        replies = []
+
+        def talk():
+            replies.append(client.receive())
+            client.send(b"k")
+
+        thread = Thread(target=talk)
+        thread.start()
+        outcome = machine.run(lambda handler: server.run(handler, machine.ended))
+        thread.join()
+        assert server.was_killed
+        client.socket.close()
+    machine.close()
+    assert outcome.kind == OutcomeKind.INTERRUPTED
+    assert replies == [b"T02thread:01;"]
 
 
 def test_virtual_time_runs_out_too():
