@@ -595,3 +595,15 @@ def test_segment_registers_read_back_what_was_set():
         guest.engine.set_segment("gs", value)
         assert guest.engine.segment("gs") == value
         assert guest.engine.msr(0xC0000101) == 0x1234_5678_9ABC
+
+
+def test_a_fault_during_delivery_that_exits_has_the_right_error_code():
+    """Section 6.13: the IDT entry's index is vector * 8; EXT is not set for INT n."""
+    with BareGuest("int 0x40\nvec_13: hlt") as guest:
+        engine = guest.engine
+        engine.intercept_exceptions(frozenset({13}))
+        vectoring = []
+        guest.on[Exit.EXCEPTION] = lambda: (vectoring.append(engine.vectoring), engine.stop())
+        guest.run()
+        assert engine.fault == (13, 0x40 * 8 + 2)
+        assert vectoring == [0x40]

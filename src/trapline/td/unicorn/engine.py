@@ -1,12 +1,13 @@
 """One virtual CPU on Unicorn: construction, running, time. See `trapline.td.engine`."""
 
 from threading import get_ident
-from typing import Final
+from typing import ClassVar, Final
 
 from unicorn.unicorn_const import UC_PROT_ALL
 
-from trapline.model.errors import BadMachineError
+from trapline.model.errors import BadMachineError, EngineMismatchError
 from trapline.td.engine import Exit, ExitHandler, PageState
+from trapline.td.unicorn import verify
 from trapline.td.unicorn.control import SIZE as CONTROL_SIZE
 from trapline.td.unicorn.control import ControlPages
 from trapline.td.unicorn.exits import PLAIN
@@ -72,6 +73,8 @@ class UnicornEngine(Snapshots):
     given; then there are no snapshots.
     """
 
+    _verified: ClassVar[bool] = False
+
     def __init__(self, ram_size: int, *, seed: int = 0, split_ram: bool = False) -> None:
         if not 0 < ram_size <= _MAX_RAM or ram_size % _PAGE:
             raise BadMachineError(
@@ -79,6 +82,7 @@ class UnicornEngine(Snapshots):
             )
         self.shared_bit = 1 << (PHYSICAL_BITS - 1)
         self._library = Library()
+        self._verify()
         self._closed = False
         self._uc = self._library.open_cpu(_TRANSLATION_BUFFER)
         self._ram = Ram(ram_size, split=split_ram)
@@ -103,6 +107,7 @@ class UnicornEngine(Snapshots):
         self._stepping = False
         self._stopping = False
         self._stale_tlb = False
+        self._stuck_at = -1
         self._exact = False
         self._breakpoints: frozenset[int] = frozenset()
         self._init_state()
@@ -115,6 +120,18 @@ class UnicornEngine(Snapshots):
             EXCP_VMEXIT + Svm.BREAKPOINT: self._exit_breakpoint,
         }
         self._arm()
+
+    def _verify(self) -> None:
+        """Check the library's private layout, when the first engine of a process starts."""
+        if UnicornEngine._verified:
+            return
+        verify.check_fields(self._library)
+        UnicornEngine._verified = True
+        try:
+            verify.check_behaviour(UnicornEngine)
+        except BaseException:
+            UnicornEngine._verified = False
+            raise
 
     def _arm(self) -> None:
         """Switch on guest mode, intercepts and nested paging."""
@@ -323,7 +340,20 @@ class UnicornEngine(Snapshots):
             if code in PLAIN:
                 return PLAIN[code]
         decoder = self._decoders.get(code)
-        return None if decoder is None else decoder()
+        if decoder is None:
+            self._no_exit(code)
+            return None
+        return decoder()
+
+    def _no_exit(self, code: int) -> None:
+        """Go on after a return without exit, unless the guest makes no progress."""
+        entered = self._slots[Slot.BYTES]
+        if entered == self._stuck_at:
+            raise EngineMismatchError(
+                f"the CPU core stopped at {self.regs[16]:#x} for a reason that trapline does "
+                f"not know ({code:#x}): report it with the guest that caused it"
+            )
+        self._stuck_at = entered
 
     def _flush_tlb(self) -> None:
         self._stale_tlb = False

@@ -8,7 +8,7 @@ import iced_x86 as ix
 from trapline.td.engine import EptViolation, Exit, Fault
 from trapline.td.unicorn.control import ControlPages
 from trapline.td.unicorn.emulate import Emulation
-from trapline.td.unicorn.events import GP, UD
+from trapline.td.unicorn.events import GP, TS, UD
 from trapline.td.unicorn.instruction import TDCALL
 from trapline.td.unicorn.layout import (
     EXCP_VMEXIT,
@@ -18,8 +18,10 @@ from trapline.td.unicorn.layout import (
     HFlags,
     Svm,
 )
-from trapline.td.unicorn.slots import Slot
+from trapline.td.unicorn.slots import Delivery, Slot
 from trapline.td.unicorn.state import IA32_TSC, is_core_msr
+
+_IDT: Final = 2  # in an error code: it is about a gate
 
 Decoder = Callable[[], Exit | None]
 
@@ -167,5 +169,13 @@ class Exits(Emulation):
     def _exit_exception(self) -> Exit:
         slots = self._slots
         vector = slots[Slot.EXIT] - EXCP_VMEXIT - Svm.EXCEPTION
-        self._fault = Fault(vector, slots[Slot.INFO])
+        self._fault = Fault(vector, self._error_code(vector, slots[Slot.INFO]))
         return Exit.EXCEPTION
+
+    def _error_code(self, vector: int, code: int) -> int:
+        """Correct what the native code corrects of a fault that does not exit."""
+        if self._vectoring is None or not TS <= vector <= GP:
+            return code
+        if code & _IDT and self._env32[Env.HFLAGS // 4] & HFlags.LMA:
+            code = code >> 1 & ~7 | code & 7
+        return code | (self._interrupted != Delivery.SOFTWARE)

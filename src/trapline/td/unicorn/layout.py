@@ -37,7 +37,6 @@ class Cpu:
     CFLAGS_NEXT_TB: Final = 0x18  # u32
     INTERRUPT_REQUEST: Final = 0x1C  # u32
     ENV: Final = 0x128  # pointer to CPUX86State
-    HALTED: Final = 0x8198  # u32
     EXCEPTION_INDEX: Final = 0x81A0  # i32
     CLASS: Final = 0x81B0  # pointer to CPUClass
     ENV_BASE: Final = 0x8A50  # where CPUX86State starts, as it is part of X86CPU
@@ -65,8 +64,6 @@ class Env:
     SEGS: Final = 0xB8  # ES CS SS DS FS GS LDTR TR GDTR IDTR, 24 bytes each
     CR: Final = 0x1A8  # 9 x u64
     EFER: Final = 0x250
-    MXCSR: Final = 0x330
-    XMM: Final = 0x338  # 64 bytes each
     SYSENTER_CS: Final = 0x12C0  # u32
     SYSENTER_ESP: Final = 0x12C8
     SYSENTER_EIP: Final = 0x12D0
@@ -225,8 +222,14 @@ _SYMBOLS: dict[str, tuple[list[Any], Any]] = {
     "uc_open": ([_INT, _INT, _POINTER], _INT),
     "uc_close": ([_POINTER], _INT),
     "uc_ctl": ([], _INT),  # variadic
+    "uc_reg_write": ([_POINTER, _INT, _POINTER], _INT),
+    "uc_mem_map": ([_POINTER, _U64, ctypes.c_size_t, _U32], _INT),
+    "uc_mem_write": ([_POINTER, _U64, ctypes.c_char_p, ctypes.c_size_t], _INT),
+    "uc_emu_start": ([_POINTER, _U64, _U64, _U64, ctypes.c_size_t], _INT),
     "uc_mem_map_ptr": ([_POINTER, _U64, ctypes.c_size_t, _U32, _POINTER], _INT),
     "uc_hook_add": ([], _INT),  # variadic
+    "cpu_exit": ([_POINTER], None),
+    "cpu_reset_interrupt": ([_POINTER, _INT], None),
     "cpu_exec_x86_64": ([], None),
     "cpu_vmexit_x86_64": ([], None),
     "x86_cpu_do_interrupt_x86_64": ([], None),

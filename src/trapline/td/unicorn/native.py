@@ -96,6 +96,8 @@ class NativeHooks:
         self.slots[Slot.SKIP] = NEVER
         self.slots[Slot.SKIPPED] = NEVER
         self.slots[Slot.RESUME] = NEVER
+        self.slots[Slot.RESUME] = NEVER
+        self.slots[Slot.RESUME] = NEVER
         self.slots[Slot.GROW_AT] = FIRST_GROWTH
         self._log = mmap.mmap(-1, 32 + 32 * LOG_ENTRIES)
         self._log_anchor = (ctypes.c_char * len(self._log)).from_buffer(self._log)
@@ -194,15 +196,28 @@ class NativeHooks:
         a.load(_EAX, _RBX, Slot.WANTED * 8)
         a.store(_RSI, Cpu.INTERRUPT_REQUEST, _EAX)
         a.store_imm(_RSI, Cpu.EXIT_REQUEST, 0, 1)
-        a.store_imm(_RSI, Cpu.HALTED, 0, 4)
         a.store_imm(_RSI, Cpu.EXCEPTION_INDEX, -1, 4)
         a.mem_imm(Code.CMP_RM64_IMM8, _RBX, Slot.KIND * 8, 0)
         a.jump(Code.JE_REL32_64, "no event")
         # Any index makes cpu_exec call the INTR hook first; the hook finds the event.
         a.store_imm(_RSI, Cpu.EXCEPTION_INDEX, EXCP_VMEXIT + Svm.DELIVER, 4)
         a.store_imm(_RBX, Slot.RESUME * 8, -1, 8)
+        a.store_imm(_RBX, Slot.RESUME * 8, -1, 8)
+        a.store_imm(_RBX, Slot.RESUME * 8, -1, 8)
         a.jump(Code.JMP_REL32_64, "no skip")
         a.label("no event")
+        a.load(_RAX, _RBX, Slot.RESUME * 8)
+        a.set(_RDX, self._fields.env)
+        a.reg_mem(Code.CMP_R64_RM64, _RAX, _RDX, _RIP)
+        a.jump(Code.JE_REL32_64, "resume")
+        a.store_imm(_RBX, Slot.RESUME * 8, -1, 8)
+        a.label("resume")
+        a.load(_RAX, _RBX, Slot.RESUME * 8)
+        a.set(_RDX, self._fields.env)
+        a.reg_mem(Code.CMP_R64_RM64, _RAX, _RDX, _RIP)
+        a.jump(Code.JE_REL32_64, "resume")
+        a.store_imm(_RBX, Slot.RESUME * 8, -1, 8)
+        a.label("resume")
         a.load(_RAX, _RBX, Slot.RESUME * 8)
         a.set(_RDX, self._fields.env)
         a.reg_mem(Code.CMP_R64_RM64, _RAX, _RDX, _RIP)
@@ -490,6 +505,18 @@ class NativeHooks:
         a.label("pass")
         a.move(_EDX, _EDX)  # clears the upper half
         a.mem_reg(Code.ADD_RM64_R64, _RCX, Slot.BYTES * 8, _RDX)
+        a.ret()
+        a.label("paid")
+        # The rest of a block that a breakpoint or a budget has cut: it was counted whole, so
+        # that virtual time does not depend on where the guest is stopped.
+        a.store_imm(_RCX, Slot.RESUME * 8, -1, 8)
+        a.store_imm(_RCX, Slot.STEP * 8, 0, 8)
+        a.ret()
+        a.label("paid")
+        # The rest of a block that a breakpoint or a budget has cut: it was counted whole, so
+        # that virtual time does not depend on where the guest is stopped.
+        a.store_imm(_RCX, Slot.RESUME * 8, -1, 8)
+        a.store_imm(_RCX, Slot.STEP * 8, 0, 8)
         a.ret()
         a.label("paid")
         # The rest of a block that a breakpoint or a budget has cut: it was counted whole, so
