@@ -33,6 +33,7 @@ class Assembler:
 
     def label(self, name: str) -> None:
         """Name the instruction that comes next."""
+        assert name not in self._labels, name
         self._labels[name] = (len(self._instructions) + 1) * _SLOT
 
     def jump(self, code: "CodeValue", label: str) -> None:

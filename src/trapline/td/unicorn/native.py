@@ -24,21 +24,15 @@ from unicorn.unicorn_const import (
 
 from trapline.model.errors import EngineMismatchError
 from trapline.td.unicorn.assembler import Assembler, CodePage
+from trapline.td.unicorn.delivery import InterruptHook, assemble_host_address
 from trapline.td.unicorn.layout import (
     EXCP_VMEXIT,
     KNOWN_VERSION,
-    MMU_FETCH,
-    MMU_KNOSMAP,
-    MMU_KSMAP,
-    MMU_USER,
     SEGMENT_BASE,
-    SEGMENT_FLAGS,
-    SEGMENT_LIMIT,
     SEGMENT_SIZE,
     Cpu,
     Env,
     Fields,
-    HFlags,
     Hook,
     Library,
     Segs,
@@ -49,10 +43,8 @@ from trapline.td.unicorn.nested import NestedTables
 from trapline.td.unicorn.ram import Ram
 from trapline.td.unicorn.slots import (
     COUNT_START,
-    IN_DELIVERY_FLAG,
     LOG_ENTRIES,
     NEVER,
-    Delivery,
     Slot,
 )
 from trapline.td.unicorn.tlb import FIRST_GROWTH, CodeMap, assemble_tlb_fill
@@ -96,8 +88,6 @@ class NativeHooks:
         self.slots[Slot.SKIP] = NEVER
         self.slots[Slot.SKIPPED] = NEVER
         self.slots[Slot.RESUME] = NEVER
-        self.slots[Slot.RESUME] = NEVER
-        self.slots[Slot.RESUME] = NEVER
         self.slots[Slot.GROW_AT] = FIRST_GROWTH
         self._log = mmap.mmap(-1, 32 + 32 * LOG_ENTRIES)
         self._log_anchor = (ctypes.c_char * len(self._log)).from_buffer(self._log)
@@ -112,7 +102,9 @@ class NativeHooks:
         self._breakpoint_hook = place(self._assemble_breakpoint())
         self._counter: int | None = None
         self._breakpoints: list[int] = []
-        self._add(UC_HOOK_INTR, place(self._assemble_interrupt()), self.control_address)
+        self._add(
+            UC_HOOK_INTR, place(InterruptHook(library, fields).assemble()), self.control_address
+        )
         self._add(UC_HOOK_BLOCK, place(self._assemble_block()), self.control_address)
         for instruction, hook in (
             (x86.UC_X86_INS_IN, self._assemble_io(is_in=True)),
@@ -202,22 +194,8 @@ class NativeHooks:
         # Any index makes cpu_exec call the INTR hook first; the hook finds the event.
         a.store_imm(_RSI, Cpu.EXCEPTION_INDEX, EXCP_VMEXIT + Svm.DELIVER, 4)
         a.store_imm(_RBX, Slot.RESUME * 8, -1, 8)
-        a.store_imm(_RBX, Slot.RESUME * 8, -1, 8)
-        a.store_imm(_RBX, Slot.RESUME * 8, -1, 8)
         a.jump(Code.JMP_REL32_64, "no skip")
         a.label("no event")
-        a.load(_RAX, _RBX, Slot.RESUME * 8)
-        a.set(_RDX, self._fields.env)
-        a.reg_mem(Code.CMP_R64_RM64, _RAX, _RDX, _RIP)
-        a.jump(Code.JE_REL32_64, "resume")
-        a.store_imm(_RBX, Slot.RESUME * 8, -1, 8)
-        a.label("resume")
-        a.load(_RAX, _RBX, Slot.RESUME * 8)
-        a.set(_RDX, self._fields.env)
-        a.reg_mem(Code.CMP_R64_RM64, _RAX, _RDX, _RIP)
-        a.jump(Code.JE_REL32_64, "resume")
-        a.store_imm(_RBX, Slot.RESUME * 8, -1, 8)
-        a.label("resume")
         a.load(_RAX, _RBX, Slot.RESUME * 8)
         a.set(_RDX, self._fields.env)
         a.reg_mem(Code.CMP_R64_RM64, _RAX, _RDX, _RIP)
@@ -238,223 +216,6 @@ class NativeHooks:
         a.ret()
         return a
 
-    def _assemble_interrupt(self) -> Assembler:
-        """Assemble the INTR hook: `void (uc, u32 index, control)`.
-
-        Native, because a fault while an event is delivered leaves by longjmp, and so that
-        the guest's own exceptions (#PF above all) never enter Python.
-        """
-        a = Assembler()
-        a.push(_RBX)
-        a.push(_ENV)
-        a.push(_CPU)
-        a.move(_RBX, _RDX)
-        a.set(_ENV, self._fields.env)
-        a.set(_CPU, self._fields.cpu)
-        a.move(_ESI, _ESI)  # clears the upper half
-        a.mem_imm(Code.CMP_RM64_IMM8, _RBX, Slot.KIND * 8, 0)
-        a.jump(Code.JNE_REL32_64, "deliver")
-        a.reg_imm(Code.CMP_RM32_IMM32, _ESI, EXCP_VMEXIT)
-        a.jump(Code.JAE_REL32_64, "exit")
-        self._assemble_guest_exception(a)
-        self._assemble_requested_event(a)
-        self._assemble_delivery(a)
-        self._assemble_exit(a)
-        a.label("return")
-        a.pop(_CPU)
-        a.pop(_ENV)
-        a.pop(_RBX)
-        a.ret()
-        return a
-
-    @staticmethod
-    def _assemble_guest_exception(a: Assembler) -> None:
-        """Prepare an exception of the guest that nobody asked to see.
-
-        Double faults are made after the core looked at the intercept bits, hence a second
-        look here.
-        """
-        a.load(_RAX, _RBX, Slot.TRAPPED * 8)
-        a.reg_reg(Code.BT_RM64_R64, _RAX, _RSI)
-        a.jump(Code.JB_REL32_64, "trapped")
-        a.reg_imm(Code.CMP_RM32_IMM32, _ESI, 32)
-        a.jump(Code.JAE_REL32_64, "counted")
-        a.mem_index(Code.INC_RM64, _RBX, _RSI, Slot.DELIVERED * 8)
-        a.label("counted")
-        # A fault did not complete its instruction; the trap #DB (1) did.
-        a.reg_imm(Code.CMP_RM32_IMM32, _ESI, 1)
-        a.jump(Code.JE_REL32_64, "completed")
-        a.mem(Code.DEC_RM64, _RBX, Slot.COUNT * 8)
-        a.label("completed")
-        NativeHooks._assemble_error_code(a)
-        a.store_imm(_RBX, Slot.IN_KIND * 8, Delivery.EXCEPTION, 8)
-        a.store(_RBX, Slot.IN_VECTOR * 8, _RSI)
-        a.load(_EAX, _ENV, Env.ERROR_CODE)
-        a.store(_RBX, Slot.IN_ERROR * 8, _RAX)
-        a.jump(Code.JMP_REL32_64, "exception")
-
-    @staticmethod
-    def _assemble_error_code(a: Assembler) -> None:
-        """Correct the error code of a fault during the delivery of an event.
-
-        SDM vol. 3A section 6.13: bit 0 (EXT) is set unless the event was a software
-        interrupt, and an IDT entry's index is vector * 8; the core never sets EXT and has
-        vector * 16 in long mode (qemu/target/i386/seg_helper.c, do_interrupt64).
-        """
-        a.reg_mem(Code.LEA_R32_M, _ECX, _RSI, -_TS)
-        a.reg_imm(Code.CMP_RM32_IMM8, _ECX, _GP - _TS)
-        a.jump(Code.JA_REL32_64, "code right")
-        a.load(_EAX, _ENV, Env.ERROR_CODE)
-        a.load(_RDX, _RBX, Slot.IN_KIND * 8)
-        a.reg_reg(Code.TEST_RM64_R64, _RDX, _RDX)
-        a.jump(Code.JE_REL32_64, "code right")
-        a.reg_imm(Code.CMP_RM64_IMM8, _RDX, Delivery.SOFTWARE)
-        a.jump(Code.JE_REL32_64, "not external")
-        a.reg_imm(Code.OR_RM32_IMM8, _EAX, 1)
-        a.label("not external")
-        a.reg_imm(Code.TEST_RM32_IMM32, _EAX, _IDT)
-        a.jump(Code.JE_REL32_64, "store code")
-        a.mem_imm(Code.TEST_RM32_IMM32, _ENV, Env.HFLAGS, HFlags.LMA)
-        a.jump(Code.JE_REL32_64, "store code")
-        a.move(_ECX, _EAX)
-        a.reg_imm(Code.AND_RM32_IMM8, _ECX, 7)
-        a.reg_imm(Code.SHR_RM32_IMM8, _EAX, 1)
-        a.reg_imm(Code.AND_RM32_IMM8, _EAX, -8)
-        a.reg_reg(Code.OR_R32_RM32, _EAX, _ECX)
-        a.label("store code")
-        a.store(_ENV, Env.ERROR_CODE, _EAX)
-        a.label("code right")
-
-    @staticmethod
-    def _assemble_requested_event(a: Assembler) -> None:
-        """Take the event that Python left in the control block."""
-        a.label("deliver")
-        a.load(_RAX, _RBX, Slot.KIND * 8)
-        a.load(_RSI, _RBX, Slot.VECTOR * 8)
-        a.load(_RCX, _RBX, Slot.ERROR * 8)
-        a.store_imm(_RBX, Slot.KIND * 8, Delivery.NONE, 8)
-        a.store(_RBX, Slot.IN_KIND * 8, _RAX)
-        a.store(_RBX, Slot.IN_VECTOR * 8, _RSI)
-        a.store(_RBX, Slot.IN_ERROR * 8, _RCX)
-        a.store(_CPU, Cpu.EXCEPTION_INDEX, _ESI)
-        a.store(_ENV, Env.ERROR_CODE, _ECX)
-        a.load(_EDX, _RBX, Slot.OLD * 8)
-        a.store(_ENV, Env.OLD_EXCEPTION, _EDX)
-        a.store_imm(_ENV, Env.EXCEPTION_IS_INT, 0, 4)
-        a.reg_imm(Code.CMP_RM64_IMM8, _RAX, Delivery.INTERRUPT)
-        a.jump(Code.JE_REL32_64, "interrupt")
-        a.reg_imm(Code.CMP_RM64_IMM8, _RAX, Delivery.SOFTWARE)
-        a.jump(Code.JNE_REL32_64, "exception")
-        a.load(_RDX, _RBX, Slot.NEXT_RIP * 8)
-        a.store(_ENV, Env.EXCEPTION_NEXT_EIP, _RDX)
-        a.store_imm(_ENV, Env.EXCEPTION_IS_INT, 1, 4)
-
-    def _assemble_delivery(self, a: Assembler) -> None:
-        """Push the frame and go through the IDT; may longjmp back into cpu_exec."""
-        a.label("exception")
-        self._assemble_tss_guard(a, "exception ready")
-        a.move(_RDI, _CPU)
-        a.call(self._address("x86_cpu_do_interrupt"))
-        a.jump(Code.JMP_REL32_64, "delivered")
-        a.label("interrupt")
-        self._assemble_tss_guard(a, "interrupt ready")
-        a.move(_RDI, _ENV)
-        a.move(_EDX, _EAX)  # is_hw: not zero
-        a.call(self._address("do_interrupt_x86_hardirq"))
-        a.label("delivered")
-        a.store_imm(_RBX, Slot.IN_KIND * 8, Delivery.NONE, 8)
-        # Must not stay set: cpu_exec would move RIP on the next event.
-        a.store_imm(_ENV, Env.EXCEPTION_IS_INT, 0, 4)
-        a.store_imm(_ENV, Env.OLD_EXCEPTION, -1, 4)
-        a.jump(Code.JMP_REL32_64, "return")
-
-    def _assemble_exit(self, a: Assembler) -> None:
-        """Note the exit and make cpu_exec return."""
-        a.label("trapped")
-        a.reg_imm(Code.ADD_RM32_IMM32, _ESI, EXCP_VMEXIT + Svm.EXCEPTION)
-        a.store_imm(_ENV, Env.OLD_EXCEPTION, -1, 4)
-        a.label("exit")
-        a.mem_imm(Code.CMP_RM64_IMM8, _RBX, Slot.IN_KIND * 8, 0)
-        a.jump(Code.JE_REL32_64, "plain")
-        a.reg_imm(Code.OR_RM32_IMM32, _ESI, IN_DELIVERY_FLAG)
-        a.label("plain")
-        a.store(_RBX, Slot.EXIT * 8, _RSI)
-        a.load(_EAX, _ENV, Env.ERROR_CODE)
-        a.store(_RBX, Slot.INFO * 8, _RAX)
-        # With a request still set, cpu_exec would take that exit too and lose this one.
-        a.store_imm(_CPU, Cpu.INTERRUPT_REQUEST, 0, 4)
-        a.store_imm(_CPU, Cpu.EXIT_REQUEST, 1, 1)
-        a.store_imm(_ENV, Env.EXCEPTION_IS_INT, 0, 4)
-        a.store_imm(_RBX, Slot.CODE * 8, 0, 8)
-        # Exits between instructions, or while an event is delivered, have none to show.
-        for code in (Svm.INTR, Svm.VINTR, Svm.COUNT):
-            a.reg_imm(Code.CMP_RM32_IMM32, _ESI, EXCP_VMEXIT + code)
-            a.jump(Code.JE_REL32_64, "return")
-        a.reg_imm(Code.CMP_RM32_IMM32, _ESI, IN_DELIVERY_FLAG)
-        a.jump(Code.JAE_REL32_64, "return")
-        # The instruction was counted when it started, and has not executed.
-        a.mem(Code.DEC_RM64, _RBX, Slot.COUNT * 8)
-        # A breakpoint that let this instruction pass does so again when it is retried.
-        a.load(_RAX, _RBX, Slot.SKIPPED * 8)
-        a.store_imm(_RBX, Slot.SKIPPED * 8, -1, 8)
-        a.reg_mem(Code.CMP_R64_RM64, _RAX, _ENV, _RIP)
-        a.jump(Code.JNE_REL32_64, "not skipped")
-        a.store(_RBX, Slot.SKIP * 8, _RAX)
-        a.label("not skipped")
-        # An EPT violation may be the fetch itself.
-        a.reg_imm(Code.CMP_RM32_IMM32, _ESI, EXCP_VMEXIT + Svm.NPF)
-        a.jump(Code.JE_REL32_64, "return")
-        self._assemble_code_bytes(a)
-
-    @staticmethod
-    def _assemble_tss_guard(a: Assembler, label: str) -> None:
-        """Make an absent TSS an empty one.
-
-        A guest may load a null task register; the core aborts the process on the next stack
-        switch. With a limit of 0 the switch is a #TS instead.
-        """
-        a.mem_imm(Code.TEST_RM32_IMM32, _ENV, _TR + SEGMENT_FLAGS, _PRESENT)
-        a.jump(Code.JNE_REL32_64, label)
-        a.mem_imm(Code.OR_RM32_IMM32, _ENV, _TR + SEGMENT_FLAGS, _PRESENT | _BUSY_TSS)
-        a.store_imm(_ENV, _TR + SEGMENT_LIMIT, 0, 4)
-        a.label(label)
-
-    def _assemble_code_bytes(self, a: Assembler) -> None:
-        """Copy the instruction's first 8 bytes to Slot.CODE through the core's own TLB.
-
-        The page was just executed from, so this hits; a walk from Python costs microseconds.
-        """
-        a.load(_RSI, _ENV, _RIP)
-        a.reg_mem(Code.ADD_R64_RM64, _RSI, _ENV, _CS_BASE)
-        a.move(_EAX, _ESI)
-        a.reg_imm(Code.AND_RM32_IMM32, _EAX, 0xFFF)
-        a.reg_imm(Code.CMP_RM32_IMM32, _EAX, 0xFF8)
-        a.jump(Code.JA_REL32_64, "return")
-        self._assemble_host_address(a, "code")
-        a.reg_reg(Code.TEST_RM64_R64, _RAX, _RAX)
-        a.jump(Code.JE_REL32_64, "return")
-        a.load(_RAX, _RAX, 0)
-        a.store(_RBX, Slot.CODE * 8, _RAX)
-
-    def _assemble_host_address(self, a: Assembler, name: str) -> None:
-        """Put the host address of the code at linear address RSI into RAX; 0: not in RAM."""
-        a.load(_EAX, _ENV, Env.HFLAGS)
-        a.move(_EDX, _EAX)
-        a.reg_imm(Code.AND_RM32_IMM8, _EDX, HFlags.CPL)
-        a.reg_imm(Code.CMP_RM32_IMM8, _EDX, 3)
-        a.reg_imm(Code.MOV_R32_IMM32, _ECX, MMU_USER)
-        a.jump(Code.JE_REL32_64, f"look {name}")
-        a.reg_imm(Code.MOV_R32_IMM32, _ECX, MMU_KNOSMAP)
-        a.reg_imm(Code.TEST_RM32_IMM32, _EAX, HFlags.SMAP)
-        a.jump(Code.JE_REL32_64, f"look {name}")
-        a.mem_imm(Code.TEST_RM32_IMM32, _ENV, Env.EFLAGS, _AC)
-        a.jump(Code.JNE_REL32_64, f"look {name}")
-        a.reg_imm(Code.MOV_R32_IMM32, _ECX, MMU_KSMAP)
-        a.label(f"look {name}")
-        a.reg_imm(Code.MOV_R32_IMM32, _EDX, MMU_FETCH)
-        a.move(_RDI, _ENV)
-        a.call(self._address("tlb_vaddr_to_host"))
-
     def _assemble_translated(self) -> Assembler:
         """Assemble the hook for a new translation: `void (uc, block, previous, log)`.
 
@@ -473,7 +234,7 @@ class NativeHooks:
         a.reg_imm(Code.CMP_RM64_IMM32, _RAX, LOG_ENTRIES)
         a.jump(Code.JAE_REL32_64, "full")
         a.load(_RSI, _CPU, 0)
-        self._assemble_host_address(a, "block")
+        assemble_host_address(a, self._library, "block")
         a.load(_RCX, _RBX, 0)
         a.mem(Code.INC_RM64, _RBX, 0)
         a.reg_imm(Code.SHL_RM64_IMM8, _RCX, 5)
@@ -505,18 +266,6 @@ class NativeHooks:
         a.label("pass")
         a.move(_EDX, _EDX)  # clears the upper half
         a.mem_reg(Code.ADD_RM64_R64, _RCX, Slot.BYTES * 8, _RDX)
-        a.ret()
-        a.label("paid")
-        # The rest of a block that a breakpoint or a budget has cut: it was counted whole, so
-        # that virtual time does not depend on where the guest is stopped.
-        a.store_imm(_RCX, Slot.RESUME * 8, -1, 8)
-        a.store_imm(_RCX, Slot.STEP * 8, 0, 8)
-        a.ret()
-        a.label("paid")
-        # The rest of a block that a breakpoint or a budget has cut: it was counted whole, so
-        # that virtual time does not depend on where the guest is stopped.
-        a.store_imm(_RCX, Slot.RESUME * 8, -1, 8)
-        a.store_imm(_RCX, Slot.STEP * 8, 0, 8)
         a.ret()
         a.label("paid")
         # The rest of a block that a breakpoint or a budget has cut: it was counted whole, so
