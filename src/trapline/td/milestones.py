@@ -18,7 +18,7 @@ BREAKPOINTS: Final = {
 _LINES: Final = (
     (
         "decompressor's first message",
-        re.compile(rb"^(early console in extract_kernel|Decompressing)"),
+        re.compile(rb"^(early console in extract_kernel|Decompressing|(Physical )?KASLR disabled)"),
     ),
     ("kernel banner", re.compile(rb"Linux version \d")),
     ("TDX detected", re.compile(rb"tdx: Guest detected")),
