@@ -139,8 +139,8 @@ def test_the_same_run_is_the_same(stock, boots, capfd):
 
 @pytest.fixture
 def direct(boots, debian_kernel, capfd):
-    """The vmlinux itself, with half of its memory unaccepted, and modules."""
-    options = ("--unaccepted", "256M", "--insmod", "tdx-guest")
+    """The vmlinux itself, with half of its memory unaccepted, modules and an HPET."""
+    options = ("--unaccepted", "256M", "--insmod", "tdx-guest", "--device", "hpet")
     modules = ("--modules", debian_kernel.modules_dir)
     return boots(*options, *modules, kernel=debian_kernel.vmlinux, capfd=capfd)
 
@@ -170,11 +170,21 @@ def test_the_report_driver_works_and_gets_no_quote(direct):
     assert "init: the host gave a quote of 0 bytes" in direct.console
 
 
+def test_an_ioapic_and_an_hpet_bring_mmio_traps_that_the_scan_knows(direct):
+    assert direct.result.traps["mmio"] > 1000
+    places = {site.function for site in direct.result.sites if site.trap == "mmio"}
+    assert {"native_io_apic_read", "hpet_alloc"} <= places
+
+
 def test_a_panic_has_its_code_and_a_splat(tmp_path, boots, capfd, debian_kernel):
     initrd = tmp_path / "empty.cpio.gz"
     initrd.write_bytes(gzip.compress(initramfs.newc([initramfs.folder("dev")])))
-    boot = boots("--initrd", initrd, "--append", "panic=-1", "--no-scan", capfd=capfd)
+    options = ("--append", "panic=-1", "--append", "nokaslr", "--no-scan")
+    boot = boots("--initrd", initrd, *options, capfd=capfd)
     assert boot.code == ExitCode.GUEST_PANIC
+    # earlyprintk works from the decompressor on, which takes no #VE.
+    assert boot.console.lstrip().startswith("KASLR disabled: 'nokaslr' on cmdline.")
+    assert "decompressor's first message" in boot.milestones
     assert "Unable to mount root fs" in boot.result.outcome.detail
     splat = boot.result.splat
     assert splat is not None
