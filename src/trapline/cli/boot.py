@@ -160,9 +160,7 @@ def command(
         plan = make_plan(
             locate(kernel, modules, announce=progress.announce), options, progress.announce
         )
-        symbols = open_symbols(plan)
-        if symbols is not None:
-            stack.enter_context(symbols)
+        symbols = stack.enter_context(open_symbols(plan))
         writer = (
             None if trace is None else stack.enter_context(TraceWriter(trace, trace_header(plan)))
         )

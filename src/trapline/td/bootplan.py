@@ -16,6 +16,7 @@ from trapline.td.loader import initramfs, kernelimage
 from trapline.td.loader.acpi import Board
 from trapline.td.loader.kernelimage import KernelImage
 from trapline.td.machine import DEFAULT_MEMORY, DEFAULT_VIRTUAL_SECONDS
+from trapline.td.policy import Guard
 from trapline.td.qemu import catalogue
 from trapline.td.qemu.catalogue import Request
 
@@ -37,7 +38,7 @@ class BootOptions:
 
     `command_line` replaces the distribution's, `append` goes behind either. `insmod` names
     modules that the self-test initramfs loads, with all they depend on; `init` replaces its
-    /init. `devices` are QEMU's.
+    /init. `devices` are QEMU's. `guard` says which accesses the guest may make.
     """
 
     initrd: Path | None = None
@@ -53,6 +54,7 @@ class BootOptions:
     timeout: float | None = None
     virtual_seconds: int = DEFAULT_VIRTUAL_SECONDS
     seed: int = 1
+    guard: Guard = field(default_factory=Guard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +113,15 @@ def parse_devices(texts: Iterable[str]) -> tuple[Board, tuple[Request, ...]]:
     return board, requests
 
 
-def open_symbols(plan: BootPlan) -> Binary | None:
-    """Open the vmlinux that belongs to the image, None where there is none.
+def open_symbols(plan: BootPlan) -> Binary:
+    """Open the vmlinux that belongs to the image, or what the image itself knows of symbols.
 
-    Raises BadImageError where it is of another build.
+    Raises BadImageError where the vmlinux is of another build.
     """
     path = plan.files.vmlinux
     if path is None:
-        return None
+        assert plan.files.vmlinuz is not None, "make_plan has found one of them"
+        return Binary.open_vmlinuz(plan.files.vmlinuz)
     binary = Binary.open_vmlinux(path)
     build_id = plan.image.build_id
     if build_id is not None and binary.elf.build_id not in (None, build_id):
