@@ -250,3 +250,87 @@ def test_a_restored_stack_is_the_frozen_one():
         assert bytes(engine.ram[STACK - 16 : STACK]) == bytes(16)
         guest.run()
         assert (guest.reg("RAX"), guest.reg("RBX")) == (2, 1)
+
+
+# Pages written.
+
+
+def test_written_pages_are_those_the_guest_and_the_host_wrote():
+    source = """
+        mov ebx, DATA
+        mov eax, [rbx + 0x5000]
+        mov [rbx + 0x1000], eax
+        mov dword ptr [rbx + 0x2fff], 1
+        mov rcx, HIGH
+        mov [rcx + DATA + 0x7000], eax
+        push rax
+        hlt
+    """
+    with BareGuest(
+        f".set HIGH, {HIGH}\n" + source.replace("[rcx + DATA", "[rcx + 0x300000")
+    ) as guest:
+        engine = guest.engine
+        guest.run()  # sets accessed and dirty bits
+        engine.regs[Reg.RIP], engine.regs[Reg.RSP] = CODE, STACK
+        snapshot = engine.freeze()
+        assert engine.written_pages() == []
+        before = bytes(engine.ram)
+        guest.run()
+        engine.write(DATA + 0x9000, b"from outside")
+        changed = {
+            at
+            for at in range(0, len(before), 4096)
+            if before[at : at + 4096] != engine.ram[at : at + 4096]
+        }
+        written = set(engine.written_pages())
+        assert changed <= written
+        expected = {DATA + 0x1000, DATA + 0x2000, DATA + 0x3000, DATA + 0x7000, DATA + 0x9000}
+        assert expected | {STACK - 0x1000} <= written
+        assert DATA + 0x5000 not in written
+        engine.restore(snapshot)
+        assert engine.written_pages() == []
+
+
+def test_page_tables_whose_bits_were_set_are_written_pages():
+    with BareGuest("mov ebx, DATA\n mov [rbx], eax\n hlt") as guest:
+        guest.engine.freeze()
+        guest.run()
+        table = 0x10000 + 0x5000 + (DATA >> 12) * 8 & ~0xFFF
+        assert table in guest.engine.written_pages()
+
+
+def test_announced_writes_are_copied_back():
+    with BareGuest(WORK) as guest:
+        engine = guest.engine
+        engine.exact_counts(True)
+        engine.set_time_budget(1_000_000)
+        snapshot = engine.freeze(announced=True)
+        before = state_of(guest)
+        engine.run(guest.handle)
+        after = state_of(guest)
+        for count in range(50):
+            engine.ram[DATA + 0x40000 : DATA + 0x40004] = b"host"
+            engine.code_changed(DATA + 0x40000, 4)
+            engine.write(DATA + 0x80FFE, b"both")
+            engine.restore(snapshot)
+            assert state_of(guest) == before
+            engine.run(guest.handle)
+            if count % 10 == 0:
+                assert state_of(guest) == after
+
+
+def test_freezing_again_keeps_what_was_written_and_copied_back():
+    with BareGuest("mov ebx, DATA\n inc dword ptr [rbx]\n hlt") as guest:
+        engine = guest.engine
+        first = engine.freeze(announced=True)
+        guest.run()
+        engine.restore(first)
+        guest.run()
+        engine.regs[Reg.RIP] = CODE
+        second = engine.freeze(announced=True)
+        assert engine.ram[DATA] == 1
+        for _ in range(3):
+            guest.run()
+            assert engine.ram[DATA] == 2
+            engine.restore(second)
+            assert engine.ram[DATA] == 1

@@ -118,6 +118,17 @@ class Assembler:
         """Do any `op register, immediate`."""
         self.emit(Instruction.create_reg_i32(code, register, value))
 
+    def store_index(
+        self,
+        base: "RegisterValue",
+        index: "RegisterValue",
+        offset: int,
+        source: "RegisterValue",
+    ) -> None:
+        """Mov [base + index * 8 + offset], source."""
+        operand = MemoryOperand(base, index, 8, offset, 8)
+        self.emit(Instruction.create_mem_reg(Code.MOV_RM64_R64, operand, source))
+
     def push(self, register: "RegisterValue") -> None:
         """Push a 64-bit register."""
         self.emit(Instruction.create_reg(Code.PUSH_R64, register))

@@ -31,6 +31,7 @@ from trapline.td.unicorn.ram import Ram
 from trapline.td.unicorn.slots import COUNT_START, IN_DELIVERY_FLAG, NEVER, Delivery, Slot
 from trapline.td.unicorn.snapshot import Snapshots
 from trapline.td.unicorn.tlb import CodeMap
+from trapline.td.unicorn.writelog import WriteLog
 
 _PAGE: Final = 4096
 _MAX_RAM: Final = 64 << 30
@@ -97,8 +98,9 @@ class UnicornEngine(Snapshots):
             self._library.check(status, "uc_mem_map_ptr")
         self._fields = Fields(self._uc)
         self._code_map = CodeMap(self._ram.span)
+        self._write_log = WriteLog(ram_size)
         self._hooks = NativeHooks(
-            self._library, self._fields, self._ram, self._nested, self._code_map
+            self._library, self._fields, self._ram, self._nested, self._code_map, self._write_log
         )
         self.ram = self._ram.view
         self.shared_ram = self._ram.shared
@@ -369,6 +371,7 @@ class UnicornEngine(Snapshots):
         self.ram = self.shared_ram = memoryview(b"")
         self._hooks.close()
         self._code_map.close()
+        self._write_log.close()
         self._nested.close()
         self._control.close()
         self._ram.close()

@@ -6,6 +6,7 @@ from trapline.td.unicorn.layout import Env, HFlags
 from trapline.td.unicorn.nested import NestedTables
 from trapline.td.unicorn.ram import Ram
 from trapline.td.unicorn.state import CR0_PG, CR4_PAE, CR4_PSE, CpuState
+from trapline.td.unicorn.writelog import WriteLog
 
 _PAGE: Final = 4096
 _ADDRESS = 0xFFFFFFFFFF000  # bits 51:12 of a page table entry
@@ -17,6 +18,7 @@ class GuestMemory(CpuState):
     shared_bit: int
     _ram: Ram
     _nested: NestedTables
+    _write_log: WriteLog
 
     def translate(self, gla: int) -> int | None:
         """Return the GPA behind a linear address, or None if no page table maps it.
@@ -60,8 +62,20 @@ class GuestMemory(CpuState):
         return True
 
     def code_changed(self, gpa: int, size: int) -> None:
-        """Drop what was translated from RAM that the host wrote; no shared bit in `gpa`."""
+        """Take note that the host wrote to RAM, at `gpa` without shared bit.
+
+        What was translated from there is dropped, and the pages are among `written_pages`.
+        """
+        self._write_log.add(gpa, size)
         self._library.tb_invalidate_phys_range(self._fields.uc, gpa, gpa + size)
+
+    def written_pages(self) -> list[int] | None:
+        """Return the GPAs of pages written since the last freeze or restore.
+
+        Pages that the guest could write are listed, and what was announced by `write` or
+        `code_changed`. None: some of them cannot be told.
+        """
+        return self._write_log.pages()
 
     def _ram_offset(self, gla: int, size: int) -> int | None:
         """Where in `Ram.whole` the bytes are, all of which are on one page."""

@@ -48,6 +48,7 @@ from trapline.td.unicorn.slots import (
     Slot,
 )
 from trapline.td.unicorn.tlb import FIRST_GROWTH, CodeMap, assemble_tlb_fill
+from trapline.td.unicorn.writelog import WriteLog
 
 _RAX, _RCX, _RDX, _RBX = Register.RAX, Register.RCX, Register.RDX, Register.RBX
 _RSI, _RDI = Register.RSI, Register.RDI
@@ -74,7 +75,13 @@ class NativeHooks:
     """The assembled hooks of one CPU, registered with Unicorn; owns the control block."""
 
     def __init__(
-        self, library: Library, fields: Fields, ram: Ram, nested: NestedTables, code_map: CodeMap
+        self,
+        library: Library,
+        fields: Fields,
+        ram: Ram,
+        nested: NestedTables,
+        code_map: CodeMap,
+        writes: WriteLog,
     ) -> None:
         self._library = library
         self._fields = fields
@@ -114,7 +121,9 @@ class NativeHooks:
         ):
             self._add(UC_HOOK_INSN, place(hook), fields.env, instruction=instruction)
         self._add(UC_HOOK_EDGE_GENERATED, place(self._assemble_translated()), self._log_address)
-        fill = assemble_tlb_fill(library, fields, self.control_address, ram, nested, code_map)
+        fill = assemble_tlb_fill(
+            library, fields, self.control_address, ram, nested, code_map, writes
+        )
         # The class structure belongs to this CPU alone: uc_open allocates one for each.
         fields.tlb_fill[0] = place(fill)
 

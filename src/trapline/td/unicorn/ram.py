@@ -68,6 +68,7 @@ class Ram:
         self.shared = self.whole[self.shared_offset :]
         self.words = self.whole.cast("Q")
         self._frozen: mmap.mmap | None = None
+        self._frozen_anchor: ctypes.Array[ctypes.c_char] | None = None
 
     @property
     def shared_fd(self) -> int:
@@ -86,6 +87,7 @@ class Ram:
             raise ValueError("RAM with a shared half of its own cannot be frozen")
         if self._frozen is None:
             self._frozen = mmap.mmap(self._fd, self.size, mmap.MAP_SHARED)
+            self._frozen_anchor = (ctypes.c_char * self.size).from_buffer(self._frozen)
         else:
             self._write_back()
         _map_file(self.address, self.size, self._fd, mmap.MAP_PRIVATE)
@@ -94,6 +96,12 @@ class Ram:
     def restore(self) -> None:
         """Return to the frozen content: drop the copies of the pages written since."""
         _drop_pages(self.address, self.size)
+
+    @property
+    def frozen_address(self) -> int:
+        """Host address of the frozen content, a mapping that nothing writes to."""
+        assert self._frozen_anchor is not None
+        return ctypes.addressof(self._frozen_anchor)
 
     def differs_from_frozen(self, host: int, size: int) -> bool:
         """Say whether bytes at a host address inside RAM were changed since `freeze`."""
@@ -117,6 +125,7 @@ class Ram:
         del self._anchor
         self._map.close()
         if self._frozen is not None:
+            self._frozen_anchor = None
             self._frozen.close()
         for fd in {self._fd, self._shared_fd}:
             os.close(fd)

@@ -55,13 +55,19 @@ class Snapshots(Exits):
     """Snapshots of the engine; taken and restored outside `run`, or in its handler."""
 
     _stale_tlb: bool
+    _announced = False
 
-    def freeze(self) -> SavedState:
+    def freeze(self, *, announced: bool = False) -> SavedState:
         """Make RAM copy-on-write from here and return a snapshot of all state.
 
-        Snapshots of an earlier freeze can no longer be restored.
+        Snapshots of an earlier freeze can no longer be restored. `announced`: the caller
+        promises to tell of each write through `ram` by `code_changed`, so that a restore may
+        copy back the pages written rather than look for them. That is several times faster.
         """
         self._ram.freeze()
+        self._announced = announced
+        self._write_log.clear()
+        self._stale_tlb = True
         self._hooks.translated[0] = 0
         return self.save()
 
@@ -85,16 +91,23 @@ class Snapshots(Exits):
         if snapshot.generation != self._ram.generation or not snapshot.generation:
             raise ValueError("the snapshot belongs to RAM that was frozen anew since")
         stale = self._stale_translations()
-        self._ram.restore()
+        self._restore_ram()
         self._nested.load(snapshot.nested)
         for at in stale:
-            self.code_changed(at, _PAGE)
+            self._library.tb_invalidate_phys_range(self._fields.uc, at, at + _PAGE)
         self._load_cpu(snapshot.cpu)
         ctypes.memmove(self._hooks.control_address, snapshot.control, _CONTROL)
         for name, value in zip(_ATTRIBUTES, snapshot.attributes, strict=True):
             setattr(self, name, value)
         self._other_msrs = dict(snapshot.other_msrs)
         self._stale_tlb = True
+
+    def _restore_ram(self) -> None:
+        if self._announced and self._write_log.is_complete:
+            self._write_log.copy_back(self._ram.address, self._ram.frozen_address)
+        else:
+            self._ram.restore()
+            self._write_log.clear()
 
     def _load_cpu(self, cpu: bytes) -> None:
         """Copy the state in; hardware breakpoints are the core's own lists, so via DR7."""

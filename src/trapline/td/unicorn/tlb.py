@@ -21,7 +21,7 @@ import ctypes
 import mmap
 from typing import TYPE_CHECKING, Final
 
-from iced_x86 import Code, Register
+from iced_x86 import Code, Instruction, MemoryOperand, Register
 
 from trapline.td.unicorn.assembler import Assembler
 from trapline.td.unicorn.layout import (
@@ -43,6 +43,7 @@ from trapline.td.unicorn.slots import Slot
 if TYPE_CHECKING:
     from trapline.td.unicorn.nested import NestedTables
     from trapline.td.unicorn.ram import Ram
+    from trapline.td.unicorn.writelog import WriteLog
 
 _RAX, _RCX, _RDX, _RBX, _RBP = Register.RAX, Register.RCX, Register.RDX, Register.RBX, Register.RBP
 _RSI, _RDI, _R8, _R9 = Register.RSI, Register.RDI, Register.R8, Register.R9
@@ -100,6 +101,7 @@ def assemble_tlb_fill(
     ram: "Ram",
     nested: "NestedTables",
     code_map: CodeMap,
+    log: "WriteLog",
 ) -> Assembler:
     """Assemble `bool (cpu, u64 address, int size, int access, int mmu_idx, bool probe, retaddr)`.
 
@@ -128,7 +130,23 @@ def assemble_tlb_fill(
     _assemble_leaf(a)
     _assemble_code_rules(a, library, fields, code_map)
 
+    _assemble_install(a, library)
+    _assemble_fallback(a, library, log)
+    _assemble_resolve(a, ram, nested)
+    _assemble_note_table(a)
+    log.assemble_note(a)
+    return a
+
+
+def _assemble_install(a: Assembler, library: Library) -> None:
+    """Tell the core's TLB: RAX = address in RAM, EBP = what is allowed, R13 = page size."""
     a.label("install")
+    a.reg_imm(Code.TEST_RM32_IMM32, _EBP, PAGE_WRITE)
+    a.jump(Code.JE_REL32_64, "not written")
+    a.move(_R10, _RAX)
+    a.reg_imm(Code.SHR_RM64_IMM8, _R10, 12)
+    a.jump(Code.CALL_REL32_64, "note")
+    a.label("not written")
     a.reg_imm(Code.AND_RM64_IMM32, _RSI, -0x1000)
     a.move(_RDX, _RAX)
     a.reg_reg(Code.XOR_RM32_R32, _ECX, _ECX)  # attributes: not secure
@@ -144,12 +162,30 @@ def assemble_tlb_fill(
         a.pop(register)
     a.ret()
 
+
+def _assemble_fallback(a: Assembler, library: Library, log: "WriteLog") -> None:
+    """Let the core fill; what it then writes is not listed."""
     a.label("slow")
     for register in reversed(_SAVED):
         a.pop(register)
-    a.tail_call(library.address("x86_cpu_tlb_fill"))
-    _assemble_resolve(a, ram, nested)
-    return a
+    # The seventh argument is on the stack; the copy also aligns it for the call.
+    a.emit(Instruction.create_mem(Code.PUSH_RM64, MemoryOperand(Register.RSP, displ=8)))
+    a.call(library.address("x86_cpu_tlb_fill"))
+    a.reg_imm(Code.ADD_RM64_IMM8, Register.RSP, 8)
+    a.reg_reg(Code.TEST_RM8_R8, Register.AL, Register.AL)
+    a.jump(Code.JE_REL32_64, "not filled")
+    log.assemble_incomplete(a)
+    a.label("not filled")
+    a.ret()
+
+
+def _assemble_note_table(a: Assembler) -> None:
+    """Subroutine: note the page of the entry at R14 as written; uses R10, R11."""
+    a.label("note table")
+    a.move(_R10, _R14)
+    a.reg_reg(Code.SUB_R64_RM64, _R10, _R12)
+    a.reg_imm(Code.SHR_RM64_IMM8, _R10, 12)
+    a.jump(Code.JMP_REL32_64, "note")
 
 
 def _assemble_mode_check(a: Assembler, fields: Fields) -> None:
@@ -209,6 +245,7 @@ def _assemble_level(a: Assembler, shift: int) -> None:
     a.reg_imm(Code.TEST_RM32_IMM32, _EAX, _ACCESSED)
     a.jump(Code.JNE_REL32_64, f"accessed {shift}")
     a.mem_imm(Code.OR_RM8_IMM8, _R14, 0, _ACCESSED)
+    a.jump(Code.CALL_REL32_64, "note table")
     a.label(f"accessed {shift}")
     a.set(_R11, _FRAME)
     a.reg_reg(Code.AND_R64_RM64, _RAX, _R11)
@@ -260,6 +297,7 @@ def _assemble_leaf(a: Assembler) -> None:
     a.reg_imm(Code.TEST_RM32_IMM32, _EAX, _ACCESSED)
     a.jump(Code.JNE_REL32_64, "accessed")
     a.mem_imm(Code.OR_RM8_IMM8, _R14, 0, _ACCESSED)
+    a.jump(Code.CALL_REL32_64, "note table")
     a.label("accessed")
     a.reg_imm(Code.TEST_RM32_IMM32, _EAX, _DIRTY)
     a.jump(Code.JNE_REL32_64, "dirty")
@@ -269,6 +307,7 @@ def _assemble_leaf(a: Assembler) -> None:
     a.jump(Code.JMP_REL32_64, "dirty")
     a.label("now dirty")
     a.mem_imm(Code.OR_RM8_IMM8, _R14, 0, _DIRTY)
+    a.jump(Code.CALL_REL32_64, "note table")
     a.label("dirty")
     a.set(_R11, _FRAME)
     a.reg_reg(Code.AND_R64_RM64, _RAX, _R11)
