@@ -11,6 +11,7 @@ same vmlinux addresses: it cannot list sites, but tells what reading DWARF costs
 import argparse
 import multiprocessing
 import os
+import resource
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -29,9 +30,10 @@ _MIB = 1 << 20
 
 
 class Measurement(NamedTuple):
-    """One scan: wall time in seconds, peak memory in bytes, and what it found."""
+    """One scan: wall and processor time in seconds, peak memory in bytes, what it found."""
 
     seconds: float
+    processor: float  # of all processes; a busy machine lengthens the wall time only
     peak: int
     sites: int
     mappings: int
@@ -72,13 +74,22 @@ class PeakMemory:
             self.peak = max(self.peak, total)
 
 
+def processor_seconds() -> float:
+    """Time that this process and its ended children have used."""
+    return sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
+
+
 def measure(kernel: KernelFiles, workers: int) -> Measurement:
     """Scan once."""
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), processor_seconds()
     with PeakMemory() as memory:
         result = scan(kernel, load(), workers=workers)
     return Measurement(
         time.perf_counter() - start,
+        processor_seconds() - processor,
         memory.peak,
         len(result.sites),
         len(result.mappings),
@@ -128,8 +139,8 @@ def main() -> None:
     print(f"found       {spread.sites:,} sites, {spread.mappings:,} mappings")
     for name, workers, one in (("scan", options.workers, spread), ("baseline", 1, alone)):
         print(
-            f"{name:11} {one.seconds:.1f} s wall with {workers} worker{'s' * (workers != 1)}, "
-            f"{one.peak / _MIB:,.0f} MiB peak over all processes, "
+            f"{name:11} {one.seconds:.1f} s wall, {one.processor:.1f} s CPU with {workers} "
+            f"worker{'s' * (workers != 1)}, {one.peak / _MIB:,.0f} MiB peak over all processes, "
             f"{one.sites / one.seconds:,.0f} sites/s"
         )
     print(f"ratio       {alone.seconds / spread.seconds:.2f} times as fast as the baseline")

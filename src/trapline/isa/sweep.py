@@ -14,7 +14,7 @@ from iced_x86 import Decoder, Instruction, OpCodeTableKind
 from trapline.isa import traps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from iced_x86 import OpCodeInfo
     from numpy.typing import NDArray
@@ -26,6 +26,7 @@ _length = attrgetter("len")
 _PREFIXES: Final = (0x66, 0x67, 0xF2, 0xF3, 0xF0, 0x2E, 0x36, 0x3E, 0x26, 0x64, 0x65)
 _REX: Final = range(0x40, 0x50)
 _MAX_PREFIXES: Final = _LONGEST - 1
+_CHUNK: Final = 1 << 18  # instructions looked at together: a few megabytes of arrays
 _RESYNC: Final = 256  # bytes in which two decodings of the same code fall in step
 
 
@@ -72,46 +73,65 @@ class Sweep:
 
     def trap_candidates(self) -> "list[int]":
         """Return the addresses of all instructions that `traps.classify` may know."""
-        position = self._opcode_positions()
+        return self._pick(self._may_trap)
+
+    def branch_candidates(self, targets: "Iterable[int]") -> "list[int]":
+        """Return the addresses of calls, jumps and conditional jumps to one of the targets."""
+        wanted = np.unique(np.fromiter(targets, np.uint64))
+
+        def reaches(starts: "NDArray[np.int64]", ends: "NDArray[np.int64]") -> "NDArray[np.intp]":
+            lengths = ends - starts
+            opcode, before = self._bytes[ends - 5], self._bytes[ends - 6]
+            near = ((opcode == 0xE8) | (opcode == 0xE9)) & (lengths >= 5)
+            near |= ((opcode & 0xF0) == 0x80) & (before == 0x0F) & (lengths >= 6)
+            found = np.flatnonzero(near)
+            return found[np.isin(self._relative(ends[found]), wanted)]
+
+        return self._pick(reaches) if len(wanted) else []
+
+    def pointer_candidates(self, start: int, end: int) -> "list[int]":
+        """Return the addresses of calls and jumps through a pointer at `start` up to `end`."""
+
+        def inside(pointers: "NDArray[np.uint64]") -> "NDArray[np.bool_]":
+            return (pointers >= np.uint64(start)) & (pointers < np.uint64(end))
+
+        def reaches(starts: "NDArray[np.int64]", ends: "NDArray[np.int64]") -> "NDArray[np.intp]":
+            lengths = ends - starts
+            relative = np.flatnonzero((lengths >= 6) & self._is_indirect(ends - 6, 0x05))
+            relative = relative[inside(self._relative(ends[relative]))]
+            # With a SIB byte that has neither base nor index: an absolute address.
+            absolute = (lengths >= 7) & self._is_indirect(ends - 7, 0x04)
+            places = np.flatnonzero(absolute & (self._bytes[ends - 5] == 0x25))
+            places = places[inside(self._displacement(ends[places]))]
+            return np.sort(np.concatenate((relative, places)))
+
+        return self._pick(reaches)
+
+    def _pick(
+        self, choose: "Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.intp]]"
+    ) -> "list[int]":
+        """Return the addresses of what `choose` picks of instructions, by their bounds.
+
+        It is given some at a time, so that its temporary arrays stay small.
+        """
+        found: list[int] = []
+        for first in range(0, len(self.starts), _CHUNK):
+            bounds = self.starts[first : first + _CHUNK + 1].astype(np.int64)
+            starts, ends = bounds[:_CHUNK], bounds[1:]
+            if len(ends) < len(starts):
+                ends = np.append(ends, len(self.data))
+            chosen = starts[choose(starts, ends)].tolist()
+            found += [self.address + offset for offset in chosen]
+        return found
+
+    def _may_trap(self, starts: "NDArray[np.int64]", _: "NDArray[np.int64]") -> "NDArray[np.intp]":
+        position = self._opcode_positions(starts)
         first = self._bytes[position]
         second = self._bytes[position + 1]
         third = self._bytes[position + 2]
         found = _ONE_BYTE[first] | ((first == 0x0F) & _TWO_BYTES[second])
         found |= (first == 0x0F) & (second == 0x38) & _THREE_BYTES[third]
-        return self._addresses(np.flatnonzero(found))
-
-    def branch_candidates(self, targets: "Iterable[int]") -> "list[int]":
-        """Return the addresses of calls, jumps and conditional jumps to one of the targets."""
-        ends = self._ends()
-        lengths = ends - self.starts
-        wide = np.flatnonzero(lengths >= 5)
-        ends = ends[wide]
-        opcode, before = self._bytes[ends - 5], self._bytes[ends - 6]
-        near = (opcode == 0xE8) | (opcode == 0xE9)
-        near |= ((opcode & 0xF0) == 0x80) & (before == 0x0F) & (lengths[wide] >= 6)
-        wide, ends = wide[near], ends[near]
-        reached = np.uint64(self.address) + ends.astype(np.uint64) + self._displacement(ends)
-        wanted = np.unique(np.fromiter(targets, np.uint64))
-        return self._addresses(wide[np.isin(reached, wanted)])
-
-    def pointer_candidates(self, start: int, end: int) -> "list[int]":
-        """Return the addresses of calls and jumps through a pointer at `start` up to `end`."""
-        ends = self._ends()
-        lengths = ends - self.starts
-        relative = np.flatnonzero((lengths >= 6) & self._is_indirect(ends - 6, 0x05))
-        reached = (
-            np.uint64(self.address)
-            + ends[relative].astype(np.uint64)
-            + self._displacement(ends[relative])
-        )
-        relative = relative[(reached >= np.uint64(start)) & (reached < np.uint64(end))]
-        # With a SIB byte that has neither base nor index: an absolute address.
-        absolute = np.flatnonzero(
-            (lengths >= 7) & self._is_indirect(ends - 7, 0x04) & (self._bytes[ends - 5] == 0x25)
-        )
-        reached = self._displacement(ends[absolute])
-        absolute = absolute[(reached >= np.uint64(start)) & (reached < np.uint64(end))]
-        return self._addresses(np.sort(np.concatenate((relative, absolute))))
+        return np.flatnonzero(found)
 
     def _realign(self, entries: "Iterable[int]") -> None:
         offsets = np.unique(np.fromiter(entries, np.uint64)) - np.uint64(self.address)
@@ -136,16 +156,11 @@ class Sweep:
             found.append(place)
         return found
 
-    def _addresses(self, indices: "NDArray[np.intp]") -> "list[int]":
-        return [self.address + offset for offset in self.starts[indices].tolist()]
-
-    def _ends(self) -> "NDArray[np.int64]":
-        """Return the offset behind each instruction."""
-        ends = np.empty(len(self.starts), np.int64)
-        ends[:-1] = self.starts[1:]
-        if len(ends):
-            ends[-1] = len(self.data)
-        return ends
+    def _relative(self, ends: "NDArray[np.int64]") -> "NDArray[np.uint64]":
+        """Return what the last four bytes of instructions mean as a distance from their end."""
+        here = np.uint64(self.address) + ends.astype(np.uint64)
+        reached: NDArray[np.uint64] = here + self._displacement(ends)
+        return reached
 
     def _displacement(self, ends: "NDArray[np.int64]") -> "NDArray[np.uint64]":
         """Read the last four bytes of instructions, sign-extended to 64 bits."""
@@ -161,9 +176,9 @@ class Sweep:
         found &= self._bytes[places] == 0xFF
         return found
 
-    def _opcode_positions(self) -> "NDArray[np.uint32]":
+    def _opcode_positions(self, starts: "NDArray[np.int64]") -> "NDArray[np.int64]":
         """Return where each instruction's opcode is, behind its prefixes."""
-        position = self.starts.copy()
+        position = starts.copy()
         pending = np.arange(len(position))
         for _ in range(_MAX_PREFIXES):
             pending = pending[_IS_PREFIX[self._bytes[position[pending]]]]

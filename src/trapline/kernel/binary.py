@@ -151,15 +151,16 @@ class Binary:
         if self._module is not None:
             return SymCache.build(self._module.debug_image, MODULE_BASE, self.elf.name)
         base = next((s.virtual_address for s in self.elf.segments if s.type == PT_LOAD), 0)
-        symcache = SymCache.build(self.elf.data, base, self.elf.name)
-        # A whole vmlinux was read, and most of it will not be again.
-        self.elf.drop_pages()
-        return symcache
+        with self.elf.read_once():
+            return SymCache.build(self.elf.data, base, self.elf.name)
 
     @cached_property
     def units(self) -> UnitTable | None:
         """Compilation units by address, or None without DWARF."""
-        return UnitTable(self._debug) if self.has_dwarf else None
+        if not self.has_dwarf:
+            return None
+        with self._debug.read_once():
+            return UnitTable(self._debug)
 
     @cached_property
     def alternatives(self) -> Alternatives:

@@ -10,8 +10,8 @@ Sources: System V gABI (ELF header, section header, compressed sections), elf(5)
 .zdebug_* the GNU binutils manual, option --compress-debug-sections=zlib-gnu.
 """
 
-import mmap
 import struct
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Final, Self
 
 from trapline.kernel import compression
 from trapline.kernel.elfheader import Header, Note, parse_notes, read_header
-from trapline.kernel.mapping import map_file, unmap
+from trapline.kernel.mapping import dropping_pages, map_file, unmap
 from trapline.kernel.names import decode_name
 from trapline.kernel.symtab import SymbolTable
 from trapline.model.errors import BadImageError
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Iterator
 
 ET_REL: Final = 1
@@ -161,10 +162,9 @@ class ElfFile:
         self.__dict__.pop("symbols", None)
         unmap(self.data, self._mapping)
 
-    def drop_pages(self) -> None:
-        """Give the memory of the mapped file back; what is used again is read again."""
-        if self._mapping is not None:
-            self._mapping.madvise(mmap.MADV_DONTNEED)
+    def read_once(self) -> AbstractContextManager[None]:
+        """Keep the file's pages out of memory while native code reads it from end to end."""
+        return nullcontext() if self._mapping is None else dropping_pages(self._mapping)
 
     @property
     def is_relocatable(self) -> bool:

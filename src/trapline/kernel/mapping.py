@@ -3,11 +3,15 @@
 import mmap
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from trapline.model.errors import KernelNotFoundError
+
+_DROP_INTERVAL: Final = 0.1  # seconds
 
 
 def map_file(path: Path, name: str | None = None) -> tuple[mmap.mmap | None, memoryview]:
@@ -55,3 +59,26 @@ def mapped(path: Path, name: str | None = None) -> Iterator[memoryview]:
         yield data
     finally:
         unmap(data, mapping)
+
+
+@contextmanager
+def dropping_pages(mapping: mmap.mmap) -> Iterator[None]:
+    """Give the pages of a mapped file back to the system, again and again, for a `with` block.
+
+    For native code that reads a file of hundreds of megabytes once: what it has read would stay
+    resident. What it looks at again comes from the page cache.
+    """
+    done = threading.Event()
+
+    def drop() -> None:
+        while not done.wait(_DROP_INTERVAL):
+            mapping.madvise(mmap.MADV_DONTNEED)
+
+    thread = threading.Thread(target=drop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        mapping.madvise(mmap.MADV_DONTNEED)

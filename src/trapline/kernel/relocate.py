@@ -281,7 +281,8 @@ def _write_image(elf: ElfFile, relocator: _Relocator) -> bytearray:
         layout.add(section.name, 1, 0, 0, section.size, stored=True)
     layout.add(".symtab", 2, 0, 0, symbols.nbytes, stored=True, link=len(layout.entries) + 1)
     layout.add(".strtab", 3, 0, 0, len(strings), stored=True)
-    end = max((e.address + e.size for e in layout.entries), default=MODULE_BASE)
+    # Code comes first, so what else there is has address 0; there may be no code at all.
+    end = max(MODULE_BASE, *(entry.address + entry.size for entry in layout.entries))
     image = layout.write(end - MODULE_BASE)
     view = memoryview(image)
     for section, entry in zip(dwarf, layout.entries[len(code) + 1 :], strict=False):

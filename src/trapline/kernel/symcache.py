@@ -38,6 +38,7 @@ _FUNCTION_WORDS: Final = 4
 _LOCATION_WORDS: Final = 4
 # The deepest inline chain in Debian's 6.12 kernels has 24 frames.
 _MAX_DEPTH: Final = 256
+_CHUNK: Final = 1 << 17  # ranges walked together: bounds the temporary arrays
 _MAX_STRING: Final = 1 << 16
 _LONGEST_NAME: Final = 127  # of those this module searches for: one byte of LEB128
 
@@ -145,23 +146,9 @@ class SymCache:
         order = sorted(names)
         wanted = self._numbers(order)
         found: dict[tuple[int, int], list[int]] = {}
-        ranges = np.arange(len(self.starts) - 1)  # the last has no known end
-        locations = ranges + self._first_location
-        for _ in range(_MAX_DEPTH):
-            parents = self._locations[locations, 3]
-            inner = parents != _NONE
-            ranges, locations, parents = ranges[inner], locations[inner], parents[inner]
-            if not len(ranges):
-                break
-            functions = self._locations[locations, 2].astype(np.int64)
-            numbers = wanted[np.where(functions == _NONE, len(wanted) - 1, functions)]
-            for hit in np.flatnonzero(numbers >= 0).tolist():
-                found.setdefault((int(numbers[hit]), int(parents[hit])), []).append(
-                    int(ranges[hit])
-                )
-            locations = parents.astype(np.intp)
-        else:
-            raise self._bad()
+        last = len(self.starts) - 1  # has no known end
+        for first in range(0, last, _CHUNK):
+            self._add_inlined(np.arange(first, min(first + _CHUNK, last)), wanted, found)
         instances = [
             InlinedSpans(
                 order[number],
@@ -170,6 +157,28 @@ class SymCache:
             for (number, _), indices in found.items()
         ]
         return sorted(instances, key=lambda instance: (instance.spans[0], instance.name))
+
+    def _add_inlined(
+        self,
+        ranges: "NDArray[np.intp]",
+        wanted: "NDArray[np.int64]",
+        found: dict[tuple[int, int], list[int]],
+    ) -> None:
+        """Walk outwards from some ranges; add them to `found` by (number, call location)."""
+        locations = ranges + self._first_location
+        for _ in range(_MAX_DEPTH):
+            parents = self._locations[locations, 3]
+            inner = parents != _NONE
+            ranges, locations, parents = ranges[inner], locations[inner], parents[inner]
+            if not len(ranges):
+                return
+            functions = self._locations[locations, 2].astype(np.int64)
+            numbers = wanted[np.where(functions == _NONE, len(wanted) - 1, functions)]
+            for hit in np.flatnonzero(numbers >= 0).tolist():
+                instance = (int(numbers[hit]), int(parents[hit]))
+                found.setdefault(instance, []).append(int(ranges[hit]))
+            locations = parents.astype(np.intp)
+        raise self._bad()
 
     def _numbers(self, names: list[str]) -> "NDArray[np.int64]":
         """Map each function index to the position of its name in `names`, or to -1.
