@@ -150,7 +150,7 @@ class Emulation(InstructionView):
 
     def _enter_ring_0(self, selector: int, *, is_64: bool) -> None:
         code = _CODE_64 if is_64 else _CODE_32
-        self.set_segment("cs", Segment(selector, 0, 0xFFFFFFFF, code))
+        self._load_segment("cs", Segment(selector, 0, 0xFFFFFFFF, code))
         self.set_segment("ss", Segment(selector + 8 & 0xFFFF, 0, 0xFFFFFFFF, _DATA))
         self._slots[Slot.COUNT] += 1
 

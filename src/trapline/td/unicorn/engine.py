@@ -38,6 +38,7 @@ _MAX_RAM: Final = 64 << 30
 _MONITOR: Final = 0xE0 << 32  # physical, reached by no nested leaf
 _NESTED: Final = _MONITOR + 0x100000
 _TRANSLATION_BUFFER: Final = 192 << 20
+_EXIT, _BYTES = Slot.EXIT, Slot.BYTES
 _BYTES_PER_CYCLE: Final = 4  # about one instruction
 
 _INTERCEPTS: Final = sum(
@@ -158,11 +159,11 @@ class UnicornEngine(Snapshots):
     @property
     def cycles(self) -> int:
         """Virtual TSC: executed code bytes / 4, plus what was added."""
-        return self._base_cycles + self._slots[Slot.BYTES] // _BYTES_PER_CYCLE
+        return self._base_cycles + self._slots[_BYTES] // _BYTES_PER_CYCLE
 
     @cycles.setter
     def cycles(self, value: int) -> None:
-        self._base_cycles = value - self._slots[Slot.BYTES] // _BYTES_PER_CYCLE
+        self._base_cycles = value - self._slots[_BYTES] // _BYTES_PER_CYCLE
 
     @property
     def instructions(self) -> int:
@@ -332,7 +333,7 @@ class UnicornEngine(Snapshots):
     def _decode(self) -> Exit | None:
         """Name the exit, or handle it and return None."""
         slots = self._slots
-        code = slots[Slot.EXIT]
+        code = slots[_EXIT]
         if code & IN_DELIVERY_FLAG:
             code ^= IN_DELIVERY_FLAG
             slots[Slot.EXIT] = code

@@ -22,6 +22,16 @@ _CONTRIBUTORY: Final = frozenset({DE, TS, NP, SS, GP})
 _PAGE_FAULTS: Final = frozenset({PF, VE})
 _NONE: Final = 0xFFFFFFFF  # old_exception of nothing: -1
 _DR6_BS: Final = 1 << 14
+_OLD_OF: Final = {vector: vector for vector in (*_CONTRIBUTORY, DF, PF)} | {VE: PF}
+
+# Looked up once here rather than at each exit.
+_HFLAGS, _EFLAGS, _DR6 = Env.HFLAGS // 4, Env.EFLAGS // 4, Env.DR // 8 + 6
+_CS64, _INHIBIT_IRQ = HFlags.CS64, HFlags.INHIBIT_IRQ
+_RF_TF: Final = RFLAGS_RF | RFLAGS_TF
+_MASK64: Final = (1 << 64) - 1
+_EXCEPTION: Final = Delivery.EXCEPTION
+_COUNT, _KIND, _VECTOR, _ERROR = Slot.COUNT, Slot.KIND, Slot.VECTOR, Slot.ERROR
+_NEXT_RIP, _OLD = Slot.NEXT_RIP, Slot.OLD
 _IRET_BIT: Final = 1 << (Svm.IRET - Svm.INTR)
 
 
@@ -112,18 +122,17 @@ class Events(GuestMemory):
     def advance(self, length: int) -> None:
         """Complete an emulated instruction: step RIP, end shadows, trap if TF is set."""
         words, regs = self._env32, self.regs
-        flags = words[Env.HFLAGS // 4]
-        rip = regs[16] + length
-        regs[16] = rip & (0xFFFFFFFFFFFFFFFF if flags & HFlags.CS64 else 0xFFFFFFFF)
-        if flags & HFlags.INHIBIT_IRQ:
-            words[Env.HFLAGS // 4] = flags & ~HFlags.INHIBIT_IRQ
-        eflags = words[Env.EFLAGS // 4]
-        if eflags & (RFLAGS_RF | RFLAGS_TF):
-            words[Env.EFLAGS // 4] = eflags & ~RFLAGS_RF
+        flags = words[_HFLAGS]
+        regs[16] = regs[16] + length & (_MASK64 if flags & _CS64 else 0xFFFFFFFF)
+        if flags & _INHIBIT_IRQ:
+            words[_HFLAGS] = flags & ~_INHIBIT_IRQ
+        eflags = words[_EFLAGS]
+        if eflags & _RF_TF:
+            words[_EFLAGS] = eflags & ~RFLAGS_RF
             if eflags & RFLAGS_TF:
-                self._env64[Env.DR // 8 + 6] |= _DR6_BS
+                self._env64[_DR6] |= _DR6_BS
                 self._queue(Delivery.EXCEPTION, DB, 0)
-        self._slots[Slot.COUNT] += 1
+        self._slots[_COUNT] += 1
 
     def intercept_exceptions(self, vectors: frozenset[int]) -> None:
         """Choose the exceptions that exit with EXCEPTION before they are delivered."""
@@ -141,17 +150,11 @@ class Events(GuestMemory):
     def _queue(self, kind: int, vector: int, error_code: int, next_rip: int = 0) -> None:
         slots = self._slots
         self._vectoring = None
-        slots[Slot.KIND] = kind
-        slots[Slot.VECTOR] = vector
-        slots[Slot.ERROR] = error_code
-        slots[Slot.NEXT_RIP] = next_rip
-        old = _NONE
-        if kind == Delivery.EXCEPTION:
-            if vector in _CONTRIBUTORY or vector in {DF, PF}:
-                old = vector
-            elif vector == VE:
-                old = PF
-        slots[Slot.OLD] = old
+        slots[_KIND] = kind
+        slots[_VECTOR] = vector
+        slots[_ERROR] = error_code
+        slots[_NEXT_RIP] = next_rip
+        slots[_OLD] = _OLD_OF.get(vector, _NONE) if kind == _EXCEPTION else _NONE
 
     def _requeue(self) -> None:
         """Deliver again what an exit interrupted, as the handler chose nothing else."""

@@ -21,6 +21,10 @@ from trapline.td.unicorn.layout import (
 from trapline.td.unicorn.slots import Delivery, Slot
 from trapline.td.unicorn.state import IA32_TSC, is_core_msr
 
+_CODE, _INFO = Slot.CODE, Slot.INFO
+_HFLAGS: Final = Env.HFLAGS // 4
+_CPL, _CS64 = HFlags.CPL, HFlags.CS64
+_CPL_CS64: Final = HFlags.CPL | HFlags.CS64
 _IDT: Final = 2  # in an error code: it is about a gate
 
 Decoder = Callable[[], Exit | None]
@@ -104,7 +108,7 @@ class Exits(Emulation):
     def _exit_msr(self) -> Exit | None:
         regs = self.regs
         index = regs[1] & 0xFFFFFFFF
-        if self._slots[Slot.INFO]:
+        if self._slots[_INFO]:
             if index not in self._writes:
                 return Exit.WRMSR
             self.set_msr(index, (regs[2] & 0xFFFFFFFF) << 32 | regs[0] & 0xFFFFFFFF)
@@ -124,8 +128,9 @@ class Exits(Emulation):
         return Exit.WBINVD
 
     def _exit_undefined(self) -> Exit | None:
-        if self._slots[Slot.CODE] & 0xFFFFFFFF == TDCALL:
-            return self._exit_tdcall()
+        if self._slots[_CODE] & 0xFFFFFFFF == TDCALL:
+            flags = self._env32[_HFLAGS]
+            return Exit.TDCALL if flags & _CPL_CS64 == _CS64 else self._exit_tdcall()
         instruction = self._instruction()
         if instruction is None:
             return Exit.UNDEFINED
@@ -147,7 +152,7 @@ class Exits(Emulation):
         return Exit.TDCALL
 
     def _exit_io(self) -> Exit | None:
-        if self._env32[Env.HFLAGS // 4] & HFlags.CPL and not self._may_do_io():
+        if self._env32[_HFLAGS] & _CPL and not self._may_do_io():
             self.deliver(GP)
             return None
         return Exit.IO

@@ -24,6 +24,8 @@ _SHORT: Final = {
     EXCP_VMEXIT + Svm.PAUSE: (0xFFFF, 0x90F3, 2),
     EXCP_VMEXIT + Svm.EXCEPTION + UD: (0xFFFFFFFF, TDCALL, 4),
 }
+_EXIT, _CODE, _INFO = Slot.EXIT, Slot.CODE, Slot.INFO
+_IOIO: Final = EXCP_VMEXIT + Svm.IOIO
 _STRING_IO: Final = frozenset({0x6C, 0x6D, 0x6E, 0x6F})
 _IMMEDIATE_IO: Final = frozenset({0xE4, 0xE5, 0xE6, 0xE7})
 _MAX_LENGTH: Final = 15
@@ -56,9 +58,12 @@ class InstructionView(Events):
     def length(self) -> int:
         """Length of the instruction that exited; 0 if it cannot be read or decoded."""
         slots = self._slots
-        short = _SHORT.get(slots[Slot.EXIT])
-        if short is not None and slots[Slot.CODE] & short[0] == short[1]:
+        exit_code = slots[_EXIT]
+        short = _SHORT.get(exit_code)
+        if short is not None and slots[_CODE] & short[0] == short[1]:
             return short[2]
+        if exit_code == _IOIO:
+            return self.io.length
         instruction = self._instruction()
         return 0 if instruction is None else instruction.len
 
@@ -66,13 +71,13 @@ class InstructionView(Events):
     def io(self) -> IoAccess:
         """The port access behind Exit.IO."""
         slots = self._slots
-        key = slots[Slot.CODE] << 32 | slots[Slot.INFO]
+        key = slots[_CODE] << 32 | slots[_INFO]
         access = self._io_cache.get(key)
         if access is None:
-            access = self._io_access(slots[Slot.INFO])
+            access = self._io_access(slots[_INFO])
             if len(self._io_cache) > _CACHED:
                 self._io_cache.clear()
-            if slots[Slot.CODE]:
+            if slots[_CODE]:
                 self._io_cache[key] = access
         return access
 

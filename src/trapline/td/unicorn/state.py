@@ -52,6 +52,8 @@ RFLAGS_VM = 1 << 17
 _DESCRIPTOR_LONG = 1 << 21
 _DESCRIPTOR_BIG = 1 << 22
 _DPL_SHIFT = 13
+_CS_FLAGS = (Env.SEGS + SEGMENT_SIZE * Segs.CS + SEGMENT_FLAGS) // 4
+_SS_FLAGS = (Env.SEGS + SEGMENT_SIZE * Segs.SS + SEGMENT_FLAGS) // 4
 
 _MSR_FIELDS: Final[dict[int, int]] = {
     IA32_SYSENTER_ESP: Env.SYSENTER_ESP,
@@ -175,6 +177,10 @@ class CpuState:
 
     def set_segment(self, name: str, value: Segment) -> None:
         """Write a segment or table register with its hidden part, and what follows from it."""
+        self._load_segment(name, value)
+        self._derive_hflags()
+
+    def _load_segment(self, name: str, value: Segment) -> None:
         index = Segs[name.upper()]
         at = (Env.SEGS + SEGMENT_SIZE * index) // 4
         words = self._env32
@@ -182,7 +188,6 @@ class CpuState:
         self._env64[at // 2 + SEGMENT_BASE // 8] = value.base
         words[at + SEGMENT_LIMIT // 4] = value.limit
         words[at + SEGMENT_FLAGS // 4] = value.attributes
-        self._derive_hflags()
 
     def _derive_hflags(self) -> None:
         """Recompute what the core derives from CS and SS (cpu_x86_load_seg_cache)."""
@@ -190,15 +195,15 @@ class CpuState:
         flags = words[Env.HFLAGS // 4] & ~(
             HFlags.CPL | HFlags.CS32 | HFlags.CS64 | HFlags.SS32 | HFlags.ADDSEG
         )
-        cs, ss = self.segment("cs"), self.segment("ss")
-        flags |= ss.attributes >> _DPL_SHIFT & 3
-        if flags & HFlags.LMA and cs.attributes & _DESCRIPTOR_LONG:
+        cs, ss = words[_CS_FLAGS], words[_SS_FLAGS]
+        flags |= ss >> _DPL_SHIFT & 3
+        if flags & HFlags.LMA and cs & _DESCRIPTOR_LONG:
             flags |= HFlags.CS32 | HFlags.CS64 | HFlags.SS32
         else:
-            flags |= HFlags.CS32 if cs.attributes & _DESCRIPTOR_BIG else 0
-            flags |= HFlags.SS32 if ss.attributes & _DESCRIPTOR_BIG else 0
+            flags |= HFlags.CS32 if cs & _DESCRIPTOR_BIG else 0
+            flags |= HFlags.SS32 if ss & _DESCRIPTOR_BIG else 0
             real = not self.cr(0) & CR0_PE or self.rflags & RFLAGS_VM
-            based = ss.base or self.segment("ds").base or self.segment("es").base
+            based = self.segment("ss").base or self.segment("ds").base or self.segment("es").base
             if real or not flags & HFlags.CS32 or based:
                 flags |= HFlags.ADDSEG
         words[Env.HFLAGS // 4] = flags
