@@ -13,6 +13,7 @@ from trapline.cli.progress import ProgressReport
 from trapline.cli.sizes import SIZE
 from trapline.devicefilter import listfile
 from trapline.kernel.locate import locate
+from trapline.model.errors import ExitCode, UsageError
 from trapline.report.formats import BOOT_FORMATS
 from trapline.report.output import Destination
 from trapline.report.terminal import Screen
@@ -22,6 +23,8 @@ from trapline.td.bootplan import BootOptions, make_plan, open_symbols, parse_dev
 from trapline.td.bootrun import BootRun, trace_header
 from trapline.td.gdb.server import GdbServer
 from trapline.td.machine import DEFAULT_MEMORY
+from trapline.td.policy import CLASSES, MODES, Guard
+from trapline.td.policy import parse as parse_policies
 from trapline.td.qemu.catalogue import CATALOGUE
 from trapline.td.trace import TraceWriter
 
@@ -75,6 +78,33 @@ if TYPE_CHECKING:
     f"QEMU's devices: {', '.join(CATALOGUE)}, qemu:STRING; repeatable.",
 )
 @click.option(
+    "--allow",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Let the guest have only devices of this allow list; built-in: `filter show`.",
+)
+@click.option(
+    "--allow-mode",
+    type=click.Choice(["hide", "report"]),
+    default="hide",
+    show_default=True,
+    help="What becomes of devices that are not on it: gone, or reported when they are used.",
+)
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    metavar="CLASS=MODE",
+    help=f"What to do about {', '.join(CLASSES)}: {', '.join(MODES)}; repeatable.",
+)
+@click.option(
+    "--on-forbidden",
+    type=click.Choice(["report", "panic"]),
+    default="report",
+    show_default=True,
+    help="What a forbidden access does once it has been reported.",
+)
+@click.option(
     "--module-version",
     type=click.Choice(versions()),
     default=DEFAULT_VERSION,
@@ -119,6 +149,10 @@ def command(
     memory: int,
     unaccepted: int,
     devices: tuple[str, ...],
+    allow: Path | None,
+    allow_mode: str,
+    policies: tuple[str, ...],
+    on_forbidden: str,
     module_version: str,
     trace: Path | None,
     gdb: str | None,
@@ -136,11 +170,20 @@ def command(
     or its vmlinux where there is no boot image. The guest's console is shown live: on standard
     output, or on standard error while the result goes there in another form than text.
 
-    Exits with 0 when the guest powers off or resets itself, else with one code for each way to
-    die: see the table of exit codes.
+    Exits with 0 when the guest powers off or resets itself, with 1 when an access was made that
+    a policy or the allow list forbids, else with one code for each way to die: see the table of
+    exit codes.
     """
     destination = Destination(output)
     board, requests = parse_devices(devices)
+    guard = Guard(
+        classes=parse_policies(policies),
+        allow=None if allow is None else listfile.load(allow),
+        hide=allow_mode == "hide",
+        panic=on_forbidden == "panic",
+    )
+    if guard.needs_scan and no_scan:
+        raise UsageError("--policy and --allow-mode report need a scan; leave --no-scan out.")
     options = BootOptions(
         initrd=initrd,
         command_line=cmdline,
@@ -150,6 +193,7 @@ def command(
         unaccepted=unaccepted,
         board=board,
         devices=requests,
+        guard=guard,
         module_version=module_version,
         timeout=timeout,
     )
@@ -164,8 +208,10 @@ def command(
         writer = (
             None if trace is None else stack.enter_context(TraceWriter(trace, trace_header(plan)))
         )
+        if known is None and guard.needs_scan:
+            known = _scan(plan, progress)
         run = stack.enter_context(
-            BootRun(plan, symbols, reproduce=_reproduce(), echo=screen, sink=writer)
+            BootRun(plan, symbols, reproduce=_reproduce(), echo=screen, sink=writer, scan=known)
         )
         server = None
         if gdb is not None:
@@ -179,6 +225,8 @@ def command(
     if screen is not None and on_stdout:
         screen(b"\n")
     destination.write(BOOT_FORMATS[format_name](result, verbosity))
+    if outcome.is_clean and result.screams:
+        return ExitCode.FINDINGS
     return outcome.kind.exit_code
 
 

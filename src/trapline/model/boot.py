@@ -6,6 +6,8 @@ are seconds of the guest's virtual clock. Counts of traps are of the whole run.
 
 from typing import Final, Literal
 
+import msgspec
+
 from trapline.model.document import Document
 from trapline.model.scan import Frame, TrapClass
 from trapline.model.splat import Splat
@@ -105,18 +107,71 @@ class Hashes(Document, frozen=True, kw_only=True):
 
 
 class Refusals(Document, frozen=True, kw_only=True):
-    """What the guest asked for and nobody answered; address or index to count."""
+    """What the guest asked for and nobody answered; address or index to count.
+
+    `dma` are GPAs of pages that a device was sent to though the guest had not shared them.
+    """
 
     ports: dict[str, int]
     mmio: dict[str, int]
     msrs: dict[str, int]
+    dma: tuple[str, ...] = ()
+
+
+class BootDevice(Document, frozen=True, kw_only=True):
+    """A PCI function that was attached.
+
+    `allowed` is whether the allow list lets it in, None without a list; `hidden` whether the
+    guest was kept from seeing it. `drivers` are those that the kernel had bound when the run
+    ended: the PCI driver's name, then those of what it made (virtio_blk below virtio-pci).
+    """
+
+    slot: str
+    id: str
+    name: str
+    allowed: bool | None
+    hidden: bool
+    drivers: tuple[str, ...]
+
+
+class Scream(Document, frozen=True, kw_only=True, rename={"trap": "class"}):
+    """Accesses from one place that a policy forbids, or to a device that is not on the list.
+
+    `address` is the first access's: a port, a GPA, an MSR or a CPUID leaf. `device` is the slot
+    it belongs to, `driver` what the kernel had bound there, else whose code it is. Only the
+    first places come with their splat.
+    """
+
+    reason: Literal["forbidden", "not-allowed"]
+    trap: TrapClass
+    count: int
+    address: str
+    label: str
+    device: str | None
+    driver: str | None
+    scan_id: str | None
+    splat: Splat | None
+
+
+class BootPolicy(Document, frozen=True, kw_only=True):
+    """What was done about which class of access; classes that are not named trap.
+
+    `paravirtualised` counts the accesses that were made without a #VE, `missed` those that
+    took one all the same; their places are the sites of that class.
+    """
+
+    classes: dict[str, str] = msgspec.field(default_factory=dict)
+    paravirtualised: dict[str, int] = msgspec.field(default_factory=dict)
+    missed: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class BootResult(Document, frozen=True, kw_only=True, rename={"schema_": "schema"}):
     """Everything one boot showed.
 
     `traps` counts #VE by class; `tdcalls` and `tdvmcalls` count calls by name. `splat` is the
-    last state of a guest that died.
+    last state of a guest that died. `in_nmi` counts #VEs while NMIs were blocked, `nested` those
+    between a #VE and the TDVMCALL by which its handler serves it. `repeatable`: the same command
+    gives the same hashes; not so with devices, which live by the wall clock.
     """
 
     schema_: Literal["trapline/boot"] = SCHEMA
@@ -137,3 +192,9 @@ class BootResult(Document, frozen=True, kw_only=True, rename={"schema_": "schema
     console_bytes: int
     hashes: Hashes
     splat: Splat | None
+    devices: tuple[BootDevice, ...] = ()
+    policy: BootPolicy = BootPolicy()
+    screams: tuple[Scream, ...] = ()
+    in_nmi: int = 0
+    nested: int = 0
+    repeatable: bool = True

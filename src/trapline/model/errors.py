@@ -32,6 +32,7 @@ class ExitCode(IntEnum):
     GUEST_HANG = 24
     GUEST_EPT_VIOLATION = 25
     TIMEOUT = 26
+    FORBIDDEN_ACCESS = 27
     INTERNAL = 70
     INTERRUPTED = 130
 

@@ -9,9 +9,10 @@ from trapline.report.table import counted, paragraph, printable, table
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from trapline.model.boot import BootResult, TrapSite
+    from trapline.model.boot import BootDevice, BootResult, TrapSite
 
 _TOP: Final = 20
+_SPLATS: Final = 2
 _MIB: Final = 1 << 20
 
 
@@ -27,6 +28,9 @@ def _lines(result: "BootResult", verbosity: int) -> "Iterator[str]":
         _milestones(result),
         _classes(result),
         _calls(result),
+        _devices(result),
+        _policy(result),
+        _screams(result, verbosity),
         _sites(result, verbosity),
         _soundness(result),
         _refused(result),
@@ -96,6 +100,63 @@ def _calls(result: "BootResult") -> "Iterator[str]":
     yield from table(("TDVMCALL", "calls"), list(result.tdvmcalls.items()))
 
 
+def _devices(result: "BootResult") -> "Iterator[str]":
+    if not result.devices:
+        return
+    yield "Devices (QEMU's models)"
+    rows = [
+        (device.slot, device.id, device.name, _standing(device), " + ".join(device.drivers))
+        for device in result.devices
+    ]
+    yield from table(("slot", "id", "device", "on the list", "driver bound"), rows)
+
+
+def _standing(device: "BootDevice") -> str:
+    if device.allowed is None:
+        return "-"
+    return "yes" if device.allowed else "no, hidden" if device.hidden else "no"
+
+
+def _policy(result: "BootResult") -> "Iterator[str]":
+    policy = result.policy
+    if not policy.classes:
+        return
+    yield "Policy"
+    rows = []
+    for name, mode in policy.classes.items():
+        done, missed = policy.paravirtualised.get(name, 0), policy.missed.get(name, 0)
+        rows.append((name, mode, done, missed) if mode == "paravirt" else (name, mode, "", ""))
+    yield from table(("class", "mode", "without #VE", "#VE all the same"), rows)
+    missed_sites = [site for site in result.sites if policy.classes.get(site.trap) == "paravirt"]
+    if missed_sites:
+        yield ""
+        yield "A conversion would have missed these"
+        yield from table(
+            ("traps", "class", "place", "why"),
+            [
+                (site.count, site.trap, site.label, site.reason or "the form, or the host refuses the call")
+                for site in missed_sites[:_TOP]
+            ],
+        )
+
+
+def _screams(result: "BootResult", verbosity: int) -> "Iterator[str]":
+    screams = result.screams
+    if not screams:
+        return
+    total = sum(scream.count for scream in screams)
+    yield f"{counted(total, 'scream')} from {counted(len(screams), 'place')}"
+    rows = [
+        (scream.count, scream.trap, scream.address, scream.label, scream.driver or "")
+        for scream in (screams if verbosity else screams[:_TOP])
+    ]
+    yield from table(("times", "class", "address", "place", "driver"), rows)
+    splats = [scream.splat for scream in screams if scream.splat is not None]
+    for splat in splats if verbosity else splats[:_SPLATS]:
+        yield ""
+        yield from render_splat(splat)
+
+
 def _sites(result: "BootResult", verbosity: int) -> "Iterator[str]":
     sites = result.sites if verbosity else result.sites[:_TOP]
     yield f"Where it trapped: {len(sites)} of {counted(len(result.sites), 'place')}"
@@ -160,6 +221,8 @@ def _refused(result: "BootResult") -> "Iterator[str]":
         ("MMIO where no device is", refused.mmio),
         ("MSRs that the host does not have", refused.msrs),
     )
+    if refused.dma:
+        yield from paragraph(f"DMA to private GPA {', '.join(refused.dma)} was refused.")
     if any(counts for _, counts in named):
         yield "Asked for and not there (address x times)"
     for name, counts in named:
@@ -172,7 +235,10 @@ def _list(counts: "Iterable[tuple[str, int]]") -> str:
 
 
 def _hashes(result: "BootResult") -> "Iterator[str]":
-    yield "Hashes (the same for every run of this command)"
+    if result.repeatable:
+        yield "Hashes (the same for every run of this command)"
+    else:
+        yield "Hashes (of this run: with devices, the wall clock has its say)"
     yield f"  trace    {result.hashes.trace}"
     yield f"  console  {result.hashes.console}"
     yield f"  memory   {result.hashes.ram}"

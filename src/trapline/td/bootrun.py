@@ -17,6 +17,7 @@ from trapline.model.boot import (
 )
 from trapline.td.accounting import SiteIndex, account, soundness, trap_class
 from trapline.td.gdb.target import TdTarget
+from trapline.td.guard import BootGuard
 from trapline.td.machine import Machine, MachineConfig
 from trapline.td.milestones import BREAKPOINTS, Milestones
 from trapline.td.outcome import OutcomeKind
@@ -47,7 +48,8 @@ class BootRun:
     """One run of one plan; use as a context manager, which frees the guest's memory.
 
     `vmlinux` is the source of symbols and stays the caller's. `reproduce` is the command line
-    that does the same again. `echo` gets console output, `sink` each trap.
+    that does the same again. `echo` gets console output, `sink` each trap. `scan` is of the same
+    kernel; policies other than "trap" need it before the run.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class BootRun:
         reproduce: str,
         echo: "Echo | None" = None,
         sink: "Sink | None" = None,
+        scan: "ScanResult | None" = None,
     ) -> None:
         self._plan = plan
         self._vmlinux = vmlinux
@@ -96,6 +99,9 @@ class BootRun:
         else:
             self.symbols.place_decompressor(image.start, image.end - image.start)
             self.milestones.note("decompressor entered", "loader")
+        self.guard = BootGuard(
+            options.guard, self.machine, self.symbols, SiteIndex(scan), self._take_splat
+        )
         self._kernel_seen = False
         self._user_seen = False
 
@@ -139,6 +145,8 @@ class BootRun:
         """Describe the run; `scan` is of the same kernel."""
         machine, recorder = self.machine, self.machine.recorder
         self.symbols.refresh()
+        if machine.devices is not None:
+            machine.devices.inspect()
         index = SiteIndex(scan)
         sites = account(recorder.sites.items(), self.symbols, index)
         traps: dict[str, int] = {}
@@ -170,12 +178,21 @@ class BootRun:
                 ports=_hex(machine.ports.unclaimed),
                 mmio=_hex(machine.mmio.unclaimed),
                 msrs=_hex(machine.host.services.msrs.refused),
+                dma=()
+                if machine.devices is None
+                else tuple(f"{gpa:#x}" for gpa in machine.devices.refused_pages),
             ),
             console_bytes=machine.console.written,
             hashes=Hashes(
                 trace=recorder.digest, console=machine.console.digest, ram=machine.ram_digest()
             ),
             splat=self._splat,
+            devices=self.guard.devices(self.symbols.pci_devices()),
+            policy=self.guard.policy,
+            screams=self.guard.screams,
+            in_nmi=recorder.in_nmi,
+            nested=recorder.nested,
+            repeatable=machine.devices is None,
         )
 
     def _kernel(self) -> BootKernel:
@@ -222,6 +239,8 @@ class BootRun:
                 self._kernel_seen = True
                 self.milestones.note("first trap of the kernel proper", "trap")
                 self._watch_functions()
+                if self.guard.enforcer is not None:
+                    self.guard.enforcer.forget()
             # Modules are looked up while they are there: init code is freed, and some are
             # unloaded again.
             self.symbols.locate(place.rip)
@@ -246,11 +265,15 @@ class BootRun:
         return lambda: self.milestones.note(name, f"breakpoint at {symbol}")
 
     def _on_dying(self, machine: Machine) -> None:
+        del machine
+        self._splat = self._take_splat(self._banner())
+
+    def _take_splat(self, banner: str) -> "Splat":
         self.symbols.refresh()
-        self._splat = take_splat(
-            machine.engine,
+        return take_splat(
+            self.machine.engine,
             self.symbols.runtime,
-            banner=self._banner(),
+            banner=banner,
             injected=(),
             traps=self.recent_traps(SPLAT_TRAPS),
             reproduce=self._reproduce,

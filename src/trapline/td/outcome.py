@@ -20,6 +20,7 @@ class OutcomeKind(StrEnum):
     EPT_VIOLATION = "ept-violation"
     TD_DEAD = "td-dead"
     DEVICES_DIED = "devices-died"
+    FORBIDDEN = "forbidden"
     TIMEOUT = "timeout"
     INTERRUPTED = "interrupted"
 
@@ -41,6 +42,7 @@ _EXIT_CODES = {
     OutcomeKind.EPT_VIOLATION: ExitCode.GUEST_EPT_VIOLATION,
     OutcomeKind.TD_DEAD: ExitCode.GUEST_TRIPLE_FAULT,
     OutcomeKind.DEVICES_DIED: ExitCode.BAD_MACHINE,
+    OutcomeKind.FORBIDDEN: ExitCode.FORBIDDEN_ACCESS,
     OutcomeKind.TIMEOUT: ExitCode.TIMEOUT,
     OutcomeKind.INTERRUPTED: ExitCode.INTERRUPTED,
 }

@@ -89,6 +89,9 @@ class TrapRecorder:
         self._tdcalls: dict[int, int] = {}
         self._tdvmcalls: dict[int, int] = {}
         self.sites_dropped = 0
+        self.in_nmi = 0  # #VEs while NMIs were blocked
+        self.nested = 0  # #VEs between a #VE and the TDVMCALL by which its handler serves it
+        self._is_open = False
 
     @property
     def ve(self) -> dict[int, int]:
@@ -131,6 +134,9 @@ class TrapRecorder:
         """Note a #VE, or the #DF in its place."""
         reason = int(info[0])
         self._ve[reason] = self._ve.get(reason, 0) + 1
+        self.nested += self._is_open
+        self.in_nmi += self._engine.nmi_blocked
+        self._is_open = True
         self._note(_VE, rip, reason, reason, info[1:5])
         if double_fault and self._on_double_fault is not None:
             self._on_double_fault()
@@ -144,6 +150,7 @@ class TrapRecorder:
 
     def on_tdvmcall(self, rip: int, registers: list[int]) -> None:
         """Note a TDVMCALL."""
+        self._is_open = False
         leaf = registers[_R11]
         calls = self._tdvmcalls
         if leaf in calls:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from trapline.kernel.binary import VMLINUX, Binary
 from trapline.kernel.btf import Btf
+from trapline.kernel.guestdevices import DeviceReader, PciDevice
 from trapline.kernel.guestmodules import LoadedModule, ModuleReader, module_spans
 from trapline.kernel.orc import OrcTable
 from trapline.kernel.runtime import (
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _KERNEL_HALF: Final = 1 << 63
 _BANNER: Final = "linux_banner"
+_PCI_BUSES: Final = "pci_root_buses"
 _BANNER_SIZE: Final = 64
 # Looking at guest memory takes milliseconds, and a guest can trap at any number of addresses.
 _MAX_REFRESHES: Final = 1000
@@ -69,6 +71,8 @@ class GuestSymbols:
         self._files = {module.name: module for module in modules}
         self._orc = None if vmlinux is None else OrcTable.of_vmlinux(vmlinux.elf, release)
         self._reader: ModuleReader | None = None
+        self._devices: DeviceReader | None = None
+        self._btf: Btf | None = None
         self._loaded: dict[str, LoadedModule] = {}
         self._binaries: dict[str, Binary] = {}
         self._refreshes = 0
@@ -132,6 +136,28 @@ class GuestSymbols:
         """Return the vmlinux or an opened module that a `Location` names."""
         return self._vmlinux if name == VMLINUX else self._binaries.get(name)
 
+    def pci_devices(self) -> tuple[PciDevice, ...]:
+        """Return the PCI functions that the kernel knows now, with their drivers."""
+        self.refresh()
+        slide = self.runtime.slide
+        if self._vmlinux is None or slide is None:
+            return ()
+        if self._devices is None:
+            head, types = self._vmlinux.address_of(_PCI_BUSES), self._types()
+            if head is None or types is None:
+                return ()
+            self._devices = DeviceReader(self._engine.read, types, head + slide)
+        return self._devices.read()
+
+    def _types(self) -> Btf | None:
+        if self._btf is None and self._vmlinux is not None:
+            data = self._vmlinux.elf.contents(".BTF")
+            try:
+                self._btf = Btf.parse(data) if data else None
+            except TraplineError:
+                return None
+        return self._btf
+
     def refresh(self) -> None:
         """Find the kernel if it was not found yet, and the modules that are loaded now."""
         if self._vmlinux is None:
@@ -156,12 +182,8 @@ class GuestSymbols:
     def _find_modules(self, vmlinux: Binary, slide: int) -> None:
         if self._reader is None:
             head = vmlinux.address_of("modules")
-            data = vmlinux.elf.contents(".BTF")
-            if head is None or not data:
-                return
-            try:
-                types = Btf.parse(data)
-            except TraplineError:
+            types = self._types()
+            if head is None or types is None:
                 return  # its modules stay nameless; the kernel itself needs no types
             self._reader = ModuleReader(self._engine.read, types, head + slide)
         for module in self._reader.read():

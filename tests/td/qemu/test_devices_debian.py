@@ -154,3 +154,21 @@ def test_block_network_and_console(debian_kernel, tmp_path):
     assert "logged out" in guest.lines
     assert guest.refused == []
     assert hashlib.sha256(image.read_bytes()).hexdigest() == whole
+
+
+def test_legacy_devices_are_refused_by_the_drivers_of_a_td(debian_kernel, tmp_path):
+    """Half of the e-mail's ids: virtio without VERSION_1 cannot promise to keep to the DMA API."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+    guest = Guest(
+        debian_kernel,
+        'for why in $(busybox dmesg | busybox grep -o "VIRTIO_F_VERSION_1"); do say "$why"; done\n',
+        [f"blk-legacy,file={image}", "net-legacy", "console-legacy"],
+        ("virtio_blk", "virtio_net"),
+        symbols=True,
+    )
+    assert guest.lines.count("VIRTIO_F_VERSION_1") == 3
+    # The transport is bound all the same, and has touched the host.
+    assert [device.drivers for device in guest.result.devices] == [("virtio-pci",)] * 3
+    assert [device.id for device in guest.result.devices] == ["1af4:1001", "1af4:1000", "1af4:1003"]
+    assert not guest.result.repeatable

@@ -136,6 +136,10 @@ class TdxModule:
     def listener(self, listener: TrapListener | None) -> None:
         self._ve.listener = listener
 
+    def divert(self, call: "Callable[[VeInfo], bool] | None") -> None:
+        """Have `call` asked before each #VE; True means that it carried the instruction out."""
+        self._ve.divert = call
+
     # The exit handler.
 
     def on_exit(self, exit_: Exit) -> None:

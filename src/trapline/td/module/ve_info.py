@@ -17,6 +17,8 @@ from trapline.rules.rows import Outcome
 from trapline.td.engine import Reg
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from trapline.rules.tables import RuleSet
     from trapline.td.engine import Engine
     from trapline.td.module.vmm_interface import TrapListener, VeInfo
@@ -44,13 +46,18 @@ class VeSnapshot(NamedTuple):
 
 
 class VeState:
-    """VE_INFO and PEND_NMI of the one VCPU, and the delivery of the module's exceptions."""
+    """VE_INFO and PEND_NMI of the one VCPU, and the delivery of the module's exceptions.
+
+    `divert` is asked before each #VE, at the instruction; True means that it carried the
+    instruction out.
+    """
 
     def __init__(self, engine: "Engine", rules: "RuleSet", listener: "TrapListener | None") -> None:
         self.info: VeInfo | None = None  # None: VALID is 0
         self.nmi_pending = False
         self._nmi_window = False  # NMI-window exiting is on
         self.listener = listener
+        self.divert: Callable[[VeInfo], bool] | None = None
         self._engine = engine
         self._second_vector, self._second_error = _second_ve(rules)
 
@@ -58,6 +65,11 @@ class VeState:
 
     def inject(self, info: "VeInfo") -> None:
         """#VE by the module, or what the rules say when VE_INFO is still valid."""
+        if self.divert is not None and self.divert(info):
+            return
+        self._raise(info)
+
+    def _raise(self, info: "VeInfo") -> None:
         engine = self._engine
         second = self.info is not None
         if self.listener is not None:
@@ -75,9 +87,11 @@ class VeState:
         It is not while VE_INFO is valid, during event delivery, or with CR0.PE clear.
         """
         engine = self._engine
+        if self.divert is not None and self.divert(info):
+            return True
         if self.info is not None or engine.vectoring is not None or not engine.cr(0) & 1:
             return False
-        self.inject(info)
+        self._raise(info)
         return True
 
     def general_protection(self) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from trapline.td.devices.lapic import LocalApic
     from trapline.td.module.sept import Sept
     from trapline.td.qemu.catalogue import Request
-    from trapline.td.qemu.pci import Function
+    from trapline.td.qemu.pci import Function, Space
 
 # How long after the last access an idle guest waits for a device in real time.
 BUSY_SECONDS: Final = 0.05
@@ -120,6 +120,14 @@ class QemuBoard:
     def functions(self) -> "tuple[Function, ...]":
         """The PCI functions that were asked for: all but QEMU's own chipset."""
         return tuple(f for f in self.backend.functions if f.id not in CHIPSET)
+
+    def function_at(self, space: "Space", address: int) -> "Function | None":
+        """Return the function whose BAR holds a port or an MMIO address."""
+        for function in self.functions:
+            for bar in function.bars:
+                if bar.space == space and 0 <= address - bar.address < bar.size:
+                    return function
+        return None
 
     def touch(self) -> None:
         """Note that the guest talked to a device, which may answer soon."""
