@@ -76,6 +76,29 @@ def test_spills_and_other_loads_are_not_the_access(result):
     assert briefly(wide) == ("mmio", "instruction", "read", 8, "readq")
 
 
+def test_the_frame_of_unoptimised_code_is_not_a_device(tmp_path):
+    sites = scan(files(tiny_kernel.build_vmlinux(tmp_path, None, "-O0")), load()).sites
+    # Out of line, each accessor loads its arguments from the frame, and its result.
+    copies = [site for site in sites if site.function in {"readl", "writel", "readq", "writeb"}]
+    assert {site.function for site in copies} == {"readl", "writel", "readq", "writeb"}
+    assert not [site for site in copies if "%rbp" in site.instruction]
+    per_copy = Counter((site.function, site.object) for site in copies)
+    assert set(per_copy.values()) == {1}
+
+
+def test_names_from_a_hostile_file_do_not_reach_a_terminal(tmp_path):
+    demo = tiny_kernel.SOURCES["drivers/demo/demo.c"]
+    vmlinux = tiny_kernel.build_vmlinux(tmp_path, {"drivers/demo/demo.c": demo})
+    raw = vmlinux.read_bytes()
+    assert raw.count(b"demo_poll") >= 2  # symbol table and DWARF
+    vmlinux.write_bytes(raw.replace(b"demo_poll", b"\x1b]0;x\x07\n!!").replace(b"kick", b"\x1b[2J"))
+    sites = scan(files(vmlinux), load(), workers=1).sites
+    names = {frame.function for site in sites for frame in site.inlined}
+    names |= {site.function for site in sites}
+    assert any("x1b" in name for name in names)
+    assert all(name.isprintable() for name in names)
+
+
 def test_calls_of_accessors_and_opcodes(result):
     assert [briefly(site) for site in of(result, "demo_config")] == [
         ("mmio", "call", "write", 1, "iowrite8"),

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from trapline.kernel.names import decode_name
 from trapline.model.errors import BadImageError
 
 _MAX_LEB: Final = 10  # bytes of a 64-bit number
@@ -60,7 +61,7 @@ class Cursor:
         if not nul:
             raise self.bad()
         self.position += len(text) + 1
-        return text.decode("utf-8", "replace")
+        return decode_name(text)
 
     def _leb(self) -> tuple[int, int]:
         value = 0

@@ -17,6 +17,7 @@ from symbolic._lowlevel import ffi
 from symbolic.debuginfo import Archive
 from symbolic.exceptions import SymbolicError
 
+from trapline.kernel.names import decode_name
 from trapline.kernel.sourcepath import SourceTree
 from trapline.model.errors import BadImageError
 from trapline.model.scan import Frame
@@ -247,7 +248,7 @@ class SymCache:
                 break
         if position + length > self._string_end:
             raise self._bad()
-        return self._blob[position : position + length].decode("utf-8", "replace")
+        return decode_name(self._blob[position : position + length])
 
     def _string_offsets(self, name: str) -> list[int]:
         """Find where the table of strings may hold `name`; callers match these to functions."""
