@@ -142,11 +142,17 @@ class BootRun:
     # The result.
 
     def result(self, outcome: "Outcome", scan: "ScanResult | None") -> BootResult:
-        """Describe the run; `scan` is of the same kernel."""
+        """Describe the run, and free the guest's memory; `scan` is of the same kernel.
+
+        Symbols with their inline chains take as much memory as the guest: they come after it.
+        """
         machine, recorder = self.machine, self.machine.recorder
-        self.symbols.refresh()
+        self.symbols.settle()
         if machine.devices is not None:
             machine.devices.inspect()
+        ram = machine.ram_digest()
+        devices = self.guard.devices(self.symbols.pci_devices())
+        machine.close()
         index = SiteIndex(scan)
         sites = account(recorder.sites.items(), self.symbols, index)
         traps: dict[str, int] = {}
@@ -183,11 +189,9 @@ class BootRun:
                 else tuple(f"{gpa:#x}" for gpa in machine.devices.refused_pages),
             ),
             console_bytes=machine.console.written,
-            hashes=Hashes(
-                trace=recorder.digest, console=machine.console.digest, ram=machine.ram_digest()
-            ),
+            hashes=Hashes(trace=recorder.digest, console=machine.console.digest, ram=ram),
             splat=self._splat,
-            devices=self.guard.devices(self.symbols.pci_devices()),
+            devices=devices,
             policy=self.guard.policy,
             screams=self.guard.screams,
             in_nmi=recorder.in_nmi,
@@ -242,8 +246,9 @@ class BootRun:
                 if self.guard.enforcer is not None:
                     self.guard.enforcer.forget()
             # Modules are looked up while they are there: init code is freed, and some are
-            # unloaded again.
-            self.symbols.locate(place.rip)
+            # unloaded again. What is known already is left for later.
+            if not self.symbols.runtime.is_text(place.rip):
+                self.symbols.locate(place.rip)
         elif place.is_user and not self._user_seen:
             self._user_seen = True
             self.milestones.note("first trap in ring 3", "trap")

@@ -158,6 +158,11 @@ class GuestSymbols:
                 return None
         return self._btf
 
+    def settle(self) -> None:
+        """Look at guest memory for the last time; the engine may be closed afterwards."""
+        self.refresh()
+        self._refreshes = _MAX_REFRESHES
+
     def refresh(self) -> None:
         """Find the kernel if it was not found yet, and the modules that are loaded now."""
         if self._vmlinux is None:
