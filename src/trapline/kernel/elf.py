@@ -52,6 +52,7 @@ _SHDR: Final = struct.Struct("<IIQQQQIIQQ")
 _PHDR: Final = struct.Struct("<IIQQQQQQ")
 _CHDR: Final = struct.Struct("<IIQQ")
 _NT_GNU_BUILD_ID: Final = 3
+_LARGE: Final = 64 << 20  # bytes of a file whose pages are worth giving back
 # The largest Debian module (amdgpu) has some 300 sections; -ffunction-sections makes thousands.
 _MAX_SECTIONS: Final = 100_000
 _MAX_NAME: Final = 1024
@@ -163,8 +164,10 @@ class ElfFile:
         unmap(self.data, self._mapping)
 
     def read_once(self) -> AbstractContextManager[None]:
-        """Keep the file's pages out of memory while native code reads it from end to end."""
-        return nullcontext() if self._mapping is None else dropping_pages(self._mapping)
+        """Keep the pages of a large file out of memory while it is read from end to end."""
+        if self._mapping is None or len(self.data) < _LARGE:
+            return nullcontext()
+        return dropping_pages(self._mapping)
 
     @property
     def is_relocatable(self) -> bool:

@@ -129,7 +129,8 @@ class LinkedModule:
         if self.debug is not self.code:
             # Its DWARF refers to what is defined elsewhere in no way that matters here.
             relocator = _Relocator(self.debug, _match(self.code, self.debug, self.addresses))
-        return _write_image(self.debug, relocator)
+        with self.debug.read_once():
+            return _write_image(self.debug, relocator)
 
 
 class _Relocator:
