@@ -21,6 +21,7 @@ COMMANDS = {
     "filter": "filter",
     "rules": "rules",
     "boot": "boot",
+    "tradeoff": "tradeoff",
 }
 
 

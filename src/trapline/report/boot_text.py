@@ -134,7 +134,12 @@ def _policy(result: "BootResult") -> "Iterator[str]":
         yield from table(
             ("traps", "class", "place", "why"),
             [
-                (site.count, site.trap, site.label, site.reason or "the form, or the host refuses the call")
+                (
+                    site.count,
+                    site.trap,
+                    site.label,
+                    site.reason or "the form, or the host refuses the call",
+                )
                 for site in missed_sites[:_TOP]
             ],
         )

@@ -2,13 +2,14 @@
 
 from typing import TYPE_CHECKING, Final
 
-from trapline.report import boot_text, json_document, json_lines, sarif, text
+from trapline.report import boot_text, json_document, json_lines, sarif, text, tradeoff_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from trapline.model.boot import BootResult
     from trapline.model.scan import ScanResult
+    from trapline.model.tradeoff import TradeoffResult
 
 #: Name -> renderer of a result and a verbosity; only text knows more than one verbosity.
 SCAN_FORMATS: "Final[dict[str, Callable[[ScanResult, int], Iterator[bytes]]]]" = {
@@ -21,5 +22,11 @@ SCAN_FORMATS: "Final[dict[str, Callable[[ScanResult, int], Iterator[bytes]]]]" =
 #: The same for a boot.
 BOOT_FORMATS: "Final[dict[str, Callable[[BootResult, int], Iterator[bytes]]]]" = {
     "text": boot_text.render,
+    "json": lambda result, _: json_document.render(result),
+}
+
+#: The same for the designs side by side.
+TRADEOFF_FORMATS: "Final[dict[str, Callable[[TradeoffResult, int], Iterator[bytes]]]]" = {
+    "text": tradeoff_text.render,
     "json": lambda result, _: json_document.render(result),
 }

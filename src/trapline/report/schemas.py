@@ -13,6 +13,7 @@ from trapline.model.boot import BootResult
 from trapline.model.filter import FilterResult
 from trapline.model.rules import RulesCompared, RulesExplained, RulesShown
 from trapline.model.scan import ScanResult
+from trapline.model.tradeoff import TradeoffResult
 from trapline.report.json_lines import DriverLine, HeadLine, MappingLine, SiteLine
 
 if TYPE_CHECKING:
@@ -36,6 +37,14 @@ def _filter() -> Schema:
         "$schema": _DRAFT,
         "title": "trapline filter check --format json",
         **msgspec.json.schema(FilterResult),
+    }
+
+
+def _tradeoff() -> Schema:
+    return {
+        "$schema": _DRAFT,
+        "title": "trapline tradeoff --format json",
+        **msgspec.json.schema(TradeoffResult),
     }
 
 
@@ -87,6 +96,7 @@ SCHEMAS: "Final[dict[str, Callable[[], Schema]]]" = {
     "allow-list": listfile.schema,
     "boot": _boot,
     "filter": _filter,
+    "tradeoff": _tradeoff,
     "rules": _rules,
     "rules-diff": _rules_diff,
     "rules-explained": _rules_explained,

@@ -110,6 +110,11 @@ class BootGuard:
         )
 
     @property
+    def places(self) -> int:
+        """How many places made an access without a #VE."""
+        return 0 if self.enforcer is None else self.enforcer.places
+
+    @property
     def policy(self) -> BootPolicy:
         """What was done."""
         if self.enforcer is None:

@@ -124,6 +124,7 @@ class Enforcer:
         self._on_scream = on_scream
         self._unlisted = unlisted
         self._known: dict[tuple[int, str], bool] = {}
+        self._used: set[tuple[int, str]] = set()
         self._calls = ParavirtCalls(machine.engine, machine.host)
         machine.module.divert(self.look)
 
@@ -143,6 +144,7 @@ class Enforcer:
         rip = self._machine.engine.regs[Reg.RIP]
         if self._is_known(rip, trap) and self._calls.carry_out(info):
             counts = self.tally.paravirtualised
+            self._used.add((rip, trap))
             counts[trap] = counts.get(trap, 0) + 1
             return True
         self.tally.missed[trap] = self.tally.missed.get(trap, 0) + 1
@@ -157,6 +159,11 @@ class Enforcer:
             if known or len(self._known) < MAX_PLACES:
                 self._known[key] = known
         return known
+
+    @property
+    def places(self) -> int:
+        """How many places made an access without a #VE."""
+        return len(self._used)
 
     def forget(self) -> None:
         """Look all places up again: more of the guest is known now."""

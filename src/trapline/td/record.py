@@ -58,6 +58,8 @@ _TDVMCALL: Final = int(Kind.TDVMCALL)
 _REASON_TDCALL: Final = int(ExitReason.TDCALL)
 _R11: Final = int(Reg.R11)
 _R12: Final = int(Reg.R12)
+_RAX: Final = int(Reg.RAX)
+_CPUID: Final = int(ExitReason.CPUID)
 
 
 class TrapRecorder:
@@ -136,7 +138,8 @@ class TrapRecorder:
         self._ve[reason] = self._ve.get(reason, 0) + 1
         self.nested += self._is_open
         self.in_nmi += self._engine.nmi_blocked
-        self._is_open = True
+        # Linux asks the host for the hypervisor's CPUID leaves only (handle_cpuid, tdx.c).
+        self._is_open = reason != _CPUID or self._engine.regs[_RAX] >> 28 & 0xF == 4
         self._note(_VE, rip, reason, reason, info[1:5])
         if double_fault and self._on_double_fault is not None:
             self._on_double_fault()
