@@ -7,6 +7,7 @@ The header holds all that determines the run, so that it can be replayed and com
 line. A line never depends on the wall clock.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final, Self
 
@@ -49,13 +50,15 @@ def describe(trap: Trap) -> dict[str, str | int]:
 class TraceWriter:
     """Writes a trace beside its final name and renames it when it is whole.
 
-    Use as a context manager; on an error the unfinished file is removed. Raises OutputError
-    where the file cannot be written.
+    Use as a context manager; on an error the unfinished file is removed. What is there and is no
+    regular file (a pipe, a device) is written to directly. Raises OutputError where the file
+    cannot be written.
     """
 
     def __init__(self, path: Path, header: dict[str, str | int]) -> None:
         self._path = path
-        self._beside = path.with_name(f".{path.name}.partial")
+        self._is_special = path.exists() and not path.is_file()
+        self._beside = path if self._is_special else path.with_name(f".{path.name}.partial")
         self._encode = msgspec.json.Encoder().encode
         self._number = 0
         try:
@@ -70,13 +73,20 @@ class TraceWriter:
     def __exit__(self, kind: object, *rest: object) -> None:
         try:
             self._file.close()
+            if self._is_special:
+                return
             if kind is None:
                 self._beside.replace(self._path)
-            else:
-                self._beside.unlink(missing_ok=True)
+                return
         except OSError as error:
-            self._beside.unlink(missing_ok=True)
+            self._remove()
             raise self._failed(error) from None
+        self._remove()
+
+    def _remove(self) -> None:
+        if not self._is_special:
+            with suppress(OSError):
+                self._beside.unlink(missing_ok=True)
 
     def __call__(self, trap: Trap) -> None:
         """Write one trap."""
