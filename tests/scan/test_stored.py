@@ -1,0 +1,86 @@
+"""Scans that are kept: made once, and made again when what was kept is no good."""
+
+import pytest
+
+import tiny_kernel
+from trapline.devicefilter.listfile import load
+from trapline.kernel.locate import locate
+from trapline.model.errors import BadInputFileError
+from trapline.scan import stored
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    return locate(str(tiny_kernel.build_vmlinux(tmp_path_factory.mktemp("kernel"))))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "trapline" / "scans"
+
+
+@pytest.fixture
+def scans(monkeypatch):
+    """Count the scans that are really made."""
+    made = []
+    real = stored.scan
+
+    def counted(*arguments, **options):
+        made.append(arguments)
+        return real(*arguments, **options, workers=1)
+
+    monkeypatch.setattr(stored, "scan", counted)
+    return made
+
+
+def once(kernel, build_id="00ff", modules=()):
+    return stored.scan_once(kernel, modules, load(None), build_id)
+
+
+def test_the_second_time_it_comes_from_the_cache(kernel, cache, scans):
+    first = once(kernel)
+    assert first.sites
+    assert len(list(cache.iterdir())) == 1
+    assert once(kernel) == first
+    assert len(scans) == 1
+
+
+def test_another_build_is_scanned_again(kernel, cache, scans):
+    once(kernel)
+    once(kernel, "ff00")
+    assert len(scans) == 2
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_without_a_build_id_nothing_is_kept(kernel, cache, scans):
+    once(kernel, None)
+    once(kernel, None)
+    assert len(scans) == 2
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"\xff\xfe", b'{"schema": "trapline/boot"}'])
+def test_a_damaged_entry_is_replaced(kernel, cache, scans, damage):
+    first = once(kernel)
+    (entry,) = cache.iterdir()
+    entry.write_bytes(damage)
+    assert once(kernel) == first
+    assert len(scans) == 2
+    assert stored.read_scan(entry) == first
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(kernel, cache, scans):
+    cache.parent.mkdir()
+    cache.write_text("a file where the folder should be")
+    assert once(kernel).sites
+    assert len(scans) == 1
+
+
+def test_reading_something_else_is_one_sentence(tmp_path):
+    path = tmp_path / "scan.json"
+    with pytest.raises(BadInputFileError, match="cannot be read: No such file"):
+        stored.read_scan(path)
+    path.write_bytes(b"\xff")
+    with pytest.raises(BadInputFileError, match="is not the result of `trapline scan"):
+        stored.read_scan(path)
