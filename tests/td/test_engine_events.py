@@ -607,3 +607,13 @@ def test_a_fault_during_delivery_that_exits_has_the_right_error_code():
         guest.run()
         assert engine.fault == (13, 0x40 * 8 + 2)
         assert vectoring == [0x40]
+
+
+def test_a_guest_that_does_nothing_but_fault_is_stopped():
+    """The page fault's handler cannot be fetched: no instruction is ever executed."""
+    with BareGuest("mov ebx, ABSENT\n mov eax, [rbx]\nvec_14: hlt", ist={14: 1}) as guest:
+        guest.gate(14, ABSENT, ist=1)
+        guest.on[Exit.BOUNDARY] = guest.engine.stop
+        guest.run(cycles=1_000_000)
+        assert guest.exits[-1] == (Exit.BOUNDARY, ABSENT)
+        assert guest.engine.delivered_exceptions()[14] > 1000

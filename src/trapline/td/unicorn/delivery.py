@@ -24,10 +24,11 @@ from trapline.td.unicorn.layout import (
     Fields,
     HFlags,
     Library,
+    Request,
     Segs,
     Svm,
 )
-from trapline.td.unicorn.slots import IN_DELIVERY_FLAG, Delivery, Slot
+from trapline.td.unicorn.slots import EXCEPTION_BYTES, IN_DELIVERY_FLAG, Delivery, Slot
 
 _RAX, _RCX, _RDX, _RBX = Register.RAX, Register.RCX, Register.RDX, Register.RBX
 _RSI, _RDI = Register.RSI, Register.RDI
@@ -98,6 +99,8 @@ class InterruptHook:
         a.jump(Code.JE_REL32_64, "completed")
         a.mem(Code.DEC_RM64, _RBX, Slot.COUNT * 8)
         a.label("completed")
+        # An exception takes time, so that a guest that does nothing else is stopped as well.
+        a.mem_imm(Code.ADD_RM64_IMM32, _RBX, Slot.BYTES * 8, EXCEPTION_BYTES)
         self._assemble_error_code(a)
         a.store_imm(_RBX, Slot.IN_KIND * 8, Delivery.EXCEPTION, 8)
         a.store(_RBX, Slot.IN_VECTOR * 8, _RSI)
@@ -178,6 +181,11 @@ class InterruptHook:
         # Must not stay set: cpu_exec would move RIP on the next event.
         a.store_imm(_ENV, Env.EXCEPTION_IS_INT, 0, 4)
         a.store_imm(_ENV, Env.OLD_EXCEPTION, -1, 4)
+        # The limit has to be looked at here too: the handler's first block may never come.
+        a.load(_RAX, _RBX, Slot.BYTES * 8)
+        a.reg_mem(Code.CMP_R64_RM64, _RAX, _RBX, Slot.LIMIT * 8)
+        a.jump(Code.JB_REL32_64, "return")
+        a.mem_imm(Code.OR_RM32_IMM32, _CPU, Cpu.INTERRUPT_REQUEST, Request.HARD)
         a.jump(Code.JMP_REL32_64, "return")
 
     def _assemble_exit(self, a: Assembler) -> None:

@@ -158,7 +158,7 @@ class UnicornEngine(Snapshots):
 
     @property
     def cycles(self) -> int:
-        """Virtual TSC: executed code bytes / 4, plus what was added."""
+        """Virtual TSC: executed code bytes / 4, 100 for an exception, and what was added."""
         return self._base_cycles + self._slots[_BYTES] // _BYTES_PER_CYCLE
 
     @cycles.setter

@@ -46,6 +46,7 @@ class Delivery:
 
 IN_DELIVERY_FLAG = 1 << 16
 NEVER = (1 << 63) - 1
+EXCEPTION_BYTES = 400  # what an exception adds to Slot.BYTES: about 100 cycles
 COUNT_START = 1 << 62  # of Slot.COUNT, which exits also lower while nothing is counted
 
 LOG_ENTRIES = 8191  # translations remembered between two restores
