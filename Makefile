@@ -15,10 +15,11 @@ FLAVOURS ?= deb:linux-image-6.12-amd64|linux-image-amd64 deb:linux-image-6.12-rt
 
 .PHONY: demo test lint types docs bench flavours lock help clean
 
-## demo: scan the newest TDX-enabled Debian cloud kernel, then boot it as a TD (450 MB once)
+## demo: scan the newest TDX-enabled Debian cloud kernel, boot it, weigh the designs (450 MB once)
 demo: $(VENV)/.run
 	@$(RUN)/trapline scan '$(KERNEL)' || test $$? -eq 1
 	@$(RUN)/trapline boot '$(KERNEL)'
+	@$(RUN)/trapline tradeoff '$(KERNEL)'
 
 ## test: run the whole test suite, with coverage (downloads about 600 MB once)
 test: $(VENV)/.dev
