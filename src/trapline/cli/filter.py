@@ -1,6 +1,7 @@
 """`trapline filter`: allow lists, and what they mean for a kernel."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -14,17 +15,16 @@ from trapline.cli.options import (
     output_option,
 )
 from trapline.cli.progress import ProgressReport
-from trapline.devicefilter import listfile
+from trapline.devicefilter import export, listfile, live
 from trapline.devicefilter.check import check
+from trapline.kernel.binary import Binary
 from trapline.kernel.locate import locate
 from trapline.model.errors import ExitCode
-from trapline.report import filter_text, json_document
+from trapline.report import filter_text, json_document, live_text
 from trapline.report.output import Destination
 from trapline.scan.engine import scan
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from trapline.model.allow import AllowList
     from trapline.model.filter import FilterResult
 
@@ -40,7 +40,7 @@ def command() -> None:
 @allow_option
 @format_option(_FORMATS)
 @output_option
-def show(allow: "Path | None", format_name: str, output: "Path | None") -> int:
+def show(allow: Path | None, format_name: str, output: Path | None) -> int:
     """Print an allow list with what each id lets in.
 
     The JSON form is that of the list itself (schema trapline/allow-list).
@@ -59,10 +59,10 @@ def show(allow: "Path | None", format_name: str, output: "Path | None") -> int:
 @jobs_option
 def check_command(
     kernel: str,
-    modules: "Path | None",
-    allow: "Path | None",
+    modules: Path | None,
+    allow: Path | None,
     format_name: str,
-    output: "Path | None",
+    output: Path | None,
     jobs: int | None,
 ) -> int:
     """Say which drivers of KERNEL an allow list lets in, and which bind all the same.
@@ -79,6 +79,69 @@ def check_command(
         result = check(scan(files, allow_list, progress.advance, workers=jobs), allow_list)
     destination.write(_result(result, format_name))
     return ExitCode.FINDINGS if result.findings else ExitCode.CLEAN
+
+
+@command.command("export")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="FOLDER")
+@allow_option
+@click.option(
+    "--kernel",
+    metavar="KERNEL",
+    help="Also name the modules and initcalls of KERNEL that the list does not let in.",
+)
+@modules_option
+@jobs_option
+def export_command(
+    folder: Path, allow: Path | None, kernel: str | None, modules: Path | None, jobs: int | None
+) -> int:
+    """Write to FOLDER what enforces an allow list on a stock kernel.
+
+    A script that turns automatic probing off and binds listed devices only, with the initramfs
+    hook and the udev rules that run it, a configuration of modprobe, a kernel command line and
+    QEMU arguments. FOLDER must be empty or not exist.
+    """
+    allow_list = listfile.load(allow)
+    checked: FilterResult | None = None
+    blocked: tuple[str, ...] = ()
+    if kernel is not None:
+        with ProgressReport("scanned") as progress:
+            files = locate(kernel, modules, announce=progress.announce)
+            checked = check(scan(files, allow_list, progress.advance, workers=jobs), allow_list)
+        if files.vmlinux is not None:
+            with Binary.open_vmlinux(files.vmlinux) as vmlinux:
+                blocked = export.initcalls(vmlinux.symbols.names, checked.findings)
+    contents = export.files(allow_list, checked, blocked)
+    export.write(contents, folder)
+    for name in contents:
+        click.echo(str(folder / name))
+    return ExitCode.CLEAN
+
+
+@command.command("live")
+@allow_option
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    default="/",
+    metavar="FOLDER",
+    help="Where the machine's proc and sys are; default: this machine's.",
+)
+@format_option(_FORMATS)
+@output_option
+def live_command(allow: Path | None, root: Path, format_name: str, output: Path | None) -> int:
+    """Hold the machine this runs on against an allow list.
+
+    Says whether it is a TD, which drivers have devices that are not on the list, and which other
+    ways to the host it has: IO-APIC, HPET, ACPI tables, clock source, shared memory.
+
+    Exits with 1 when something is found against the list.
+    """
+    destination = Destination(output)
+    result = live.inspect(root, listfile.load(allow))
+    text = format_name == "text"
+    destination.write(live_text.render(result) if text else json_document.render(result))
+    found = any(item.standing == "finding" for item in result.checks)
+    return ExitCode.FINDINGS if found else ExitCode.CLEAN
 
 
 def _list(allow: "AllowList", format_name: str) -> Iterator[bytes]:

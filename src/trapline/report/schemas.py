@@ -11,6 +11,7 @@ import msgspec
 from trapline.devicefilter import listfile
 from trapline.model.boot import BootResult
 from trapline.model.filter import FilterResult
+from trapline.model.live import LiveResult
 from trapline.model.rules import RulesCompared, RulesExplained, RulesShown
 from trapline.model.scan import ScanResult
 from trapline.model.tradeoff import TradeoffResult
@@ -45,6 +46,14 @@ def _tradeoff() -> Schema:
         "$schema": _DRAFT,
         "title": "trapline tradeoff --format json",
         **msgspec.json.schema(TradeoffResult),
+    }
+
+
+def _live() -> Schema:
+    return {
+        "$schema": _DRAFT,
+        "title": "trapline filter live --format json",
+        **msgspec.json.schema(LiveResult),
     }
 
 
@@ -96,6 +105,7 @@ SCHEMAS: "Final[dict[str, Callable[[], Schema]]]" = {
     "allow-list": listfile.schema,
     "boot": _boot,
     "filter": _filter,
+    "filter-live": _live,
     "tradeoff": _tradeoff,
     "rules": _rules,
     "rules-diff": _rules_diff,
