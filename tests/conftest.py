@@ -41,6 +41,13 @@ def debian_kernel(request):
 
 
 @pytest.fixture(scope="session")
+def debian_kernel_name(debian_kernel):
+    """What that kernel is called on a command line."""
+    assert debian_kernel.vmlinuz is not None
+    return DEBIAN_KERNEL
+
+
+@pytest.fixture(scope="session")
 def debian_scan(debian_kernel, tmp_path_factory):
     """The scan of that kernel with the built-in list; one for all processes of a test run."""
     folder = tmp_path_factory.getbasetemp()

@@ -6,7 +6,6 @@ import json
 import msgspec
 import pytest
 
-from conftest import DEBIAN_KERNEL
 from trapline.cli.main import run
 from trapline.model.boot import BootResult
 from trapline.model.errors import ExitCode
@@ -18,7 +17,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("boot")]
 class Boot:
     """One run of `trapline boot`: exit code, document, console and trace."""
 
-    def __init__(self, folder, capfd, *arguments, kernel=DEBIAN_KERNEL):
+    def __init__(self, folder, capfd, kernel, *arguments):
         output, trace = folder / "result.json", folder / "trace.jsonl"
         command = ["boot", str(kernel), "--format", "json", "-o", str(output)]
         self.code = run([*command, "--trace", str(trace), *map(str, arguments)])
@@ -34,15 +33,14 @@ class Boot:
 
 
 @pytest.fixture(scope="module")
-def boots(debian_kernel, tmp_path_factory):
+def boots(debian_kernel_name, tmp_path_factory):
     """Run the command, each set of arguments once; `capfd` is per test, so none is used here."""
-    assert debian_kernel.vmlinuz is not None
     known = {}
 
-    def boot(*arguments, kernel=DEBIAN_KERNEL, capfd=None, again=False):
+    def boot(*arguments, kernel=debian_kernel_name, capfd=None, again=False):
         key = (*arguments, str(kernel), again)
         if key not in known:
-            known[key] = Boot(tmp_path_factory.mktemp("boot"), capfd, *arguments, kernel=kernel)
+            known[key] = Boot(tmp_path_factory.mktemp("boot"), capfd, kernel, *arguments)
         return known[key]
 
     return boot
