@@ -183,3 +183,11 @@ def test_counts_follow_the_states(sept):
 def test_public_state_numbers_are_the_modules():
     # sept_state_lookup.c: FREE 0, BLOCKED 1, PENDING 2, PENDING_BLOCKED 3, MAPPED 4.
     assert [state.public for state in SeptState] == [0, 2, 4, 1, 3]
+
+
+def test_pages_of_a_range_that_are_not_shared_are_named(sept):
+    sept.share(PAGE_SIZE, 3 * PAGE_SIZE)
+    assert sept.not_shared(PAGE_SIZE, 3 * PAGE_SIZE) == []
+    assert sept.not_shared(0, 6 * PAGE_SIZE) == [0, 4 * PAGE_SIZE, 5 * PAGE_SIZE]
+    sept.unshare(2 * PAGE_SIZE, PAGE_SIZE)
+    assert sept.not_shared(PAGE_SIZE, 3 * PAGE_SIZE) == [2 * PAGE_SIZE]

@@ -10,7 +10,6 @@ from trapline.td.devices.bus import Bus
 from trapline.td.devices.lapic import LocalApic
 from trapline.td.loader import acpi, layout
 from trapline.td.loader.acpi import Board
-from trapline.td.module.sept import SharedState
 from trapline.td.qemu import board as board_module
 from trapline.td.qemu import catalogue, process
 from trapline.td.qemu.board import QemuBoard
@@ -29,8 +28,8 @@ class Sept:
     def __init__(self):
         self.shared = set()
 
-    def shared_state(self, gpa):
-        return SharedState.MAPPED if gpa in self.shared else SharedState.ABSENT
+    def not_shared(self, gpa, size):
+        return [page for page in range(gpa, gpa + size, PAGE) if page not in self.shared]
 
 
 class Rig:

@@ -137,6 +137,18 @@ class Sept:
         page = gpa >> PAGE_SHIFT
         return SharedState(self._shared[page]) if page < len(self._shared) else SharedState.MMIO
 
+    def not_shared(self, gpa: int, size: int) -> list[int]:
+        """GPAs of the pages of a range of RAM that are not mapped in the shared half."""
+        first = gpa >> PAGE_SHIFT
+        states = self._shared[first : first + (size >> PAGE_SHIFT)]
+        if states.count(SharedState.MAPPED) == len(states):
+            return []  # by far the most frequent answer
+        return [
+            (first + index) << PAGE_SHIFT
+            for index, state in enumerate(states)
+            if state != SharedState.MAPPED
+        ]
+
     def level(self, gpa: int) -> int:
         """Level of the leaf that maps `gpa` privately: LEVEL_4K or LEVEL_2M."""
         region = gpa >> LARGE_SHIFT

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Self
 from trapline.td import memoryfile
 from trapline.td.devices.ioapic import IoApic
 from trapline.td.loader import layout
-from trapline.td.module.sept import PAGE_SIZE, SharedState
+from trapline.td.module.sept import PAGE_SIZE
 from trapline.td.qemu import catalogue
 from trapline.td.qemu.backend import CHIPSET, QemuBackend
 from trapline.td.qemu.process import QemuProcess
@@ -180,9 +180,8 @@ class QemuBoard:
         if sept is None:
             return
         for start, end in memoryfile.populated(self._memory, self._size):
-            for gpa in range(start, end, PAGE_SIZE):
-                if sept.shared_state(gpa) != SharedState.MAPPED:
-                    self._refuse(gpa)
+            for gpa in sept.not_shared(start, end - start):
+                self._refuse(gpa)
 
     def _refuse(self, gpa: int) -> None:
         self.refused += 1
