@@ -1,0 +1,496 @@
+"""Compares a trapped run with the native one, and the lanes with each other.
+
+Nothing here knows what a kernel is likely to get wrong.
+"""
+
+from typing import Final, Literal, NamedTuple
+
+import iced_x86 as ix
+
+from trapline.explore.verify.cases import Case
+from trapline.explore.verify.operands import (
+    LANES,
+    M64,
+    Lanes,
+    Request,
+    decode,
+    lanes,
+    memory_kinds,
+    pattern,
+)
+from trapline.explore.verify.stage import Outcome, Setup, Stage
+from trapline.explore.verify.window import KERNEL_BASE, OPERAND_AT, PAGE, USER_BASE
+from trapline.explore.verify.world import Access, World, documented_inputs
+from trapline.model.verify import Kind
+from trapline.td.engine import Reg
+
+Verdict = Literal[
+    "same",  # the trapped run ends as the native one
+    "same-fault",  # both end in the same exception
+    "no-trap",  # the instruction did not trap: the TDX module or the CPU did it
+    "refused",  # the handler refused, and nothing else happened
+    "not-comparable",  # refused too, but the engine cannot execute it natively
+    "different",  # there are mismatches
+    "unreachable",  # no register state makes it reach the operand
+]
+
+_UNDEFINED: Final = "6"
+_BMI: Final = frozenset((ix.CpuidFeature.BMI1, ix.CpuidFeature.BMI2))
+_LOW_HALF: Final = 1 << 47
+_FLAG_NAMES: Final = {
+    0: "CF", 2: "PF", 4: "AF", 6: "ZF", 7: "SF", 8: "TF", 9: "IF", 10: "DF", 11: "OF", 14: "NT",
+    16: "RF", 18: "AC", 21: "ID",
+}  # fmt: skip
+_STACK_SIZE: Final = 0x3400
+_PORT: Final = 0x8182_8384_8586_8788
+_MSR: Final = 0xF1F2_F3F4_95A6_B7C8
+_CPUID: Final = (0x91A1_B1C1, 0xA2B2_C2D2, 0xB3C3_D3E3, 0xC4D4_E4F4)
+
+
+class Mismatch(NamedTuple):
+    """One thing that differs, in words; `detail` tells apart what has the same kind."""
+
+    kind: Kind
+    detail: str
+    expected: str
+    got: str
+
+
+class Judgement(NamedTuple):
+    """What came of one case."""
+
+    verdict: Verdict
+    mismatches: tuple[Mismatch, ...] = ()
+    handled: bool = False  # the handler went on behind the instruction
+    compared: bool = False  # and all of the state was compared
+    executed: bool = False  # the engine has executed it natively
+    may_refuse: bool = False  # a handler need not take this upon itself
+    refused: bool = False  # the handler refused, whatever else happened
+    injected: bool = False  # the #VE was made by hand
+
+
+class Judge:
+    """Runs cases on a stage."""
+
+    def __init__(self, stage: Stage, executed: frozenset[int] = frozenset()) -> None:
+        self._stage = stage
+        #: Forms of which it is known that the engine executes them.
+        self.executed = executed
+
+    def judge(self, case: Case) -> Judgement:
+        """Run one case and compare."""
+        return _Trial(self._stage, case, self.executed).judge()
+
+
+class _Trial:
+    """One case."""
+
+    def __init__(self, stage: Stage, case: Case, executed: frozenset[int]) -> None:
+        self._executed = executed
+        self._stage = stage
+        self._case = case
+        self._pattern = pattern(case.seed)
+        strict = decode(case.code, stage.end)
+        self._valid = not strict.is_invalid
+        self._instruction = decode(case.code, stage.end, strict=False)
+        self._lanes: Lanes
+
+    def judge(self) -> Judgement:
+        case, stage = self._case, self._stage
+        request = Request(
+            stack=stage.stack_top,
+            user=case.user,
+            crossing=case.crossing,
+            interrupts=case.interrupts,
+            access_rights=case.user,
+            pinned=case.pinned,
+            base=USER_BASE if case.ring3 else KERNEL_BASE,
+            ring3=case.ring3,
+        )
+        found = lanes(self._instruction, request, stage.segments, case.seed)
+        if found is None:
+            return Judgement("unreachable")
+        self._lanes = found
+        if not self._valid:
+            return Judgement("not-comparable")  # a processor raises #UD, without a trap
+        native = stage.native(self._setup(0))
+        if native.ending == "dead" or self._is_unknown(native):
+            return self._judge_incomparable()._replace(may_refuse=True)
+        return self._compare_runs(native)._replace(
+            executed=native.ending == "done",
+            may_refuse=native.ending != "done" or self._may_refuse(),
+        )
+
+    def _compare_runs(self, native: Outcome) -> Judgement:
+        if self._case.rewritten:
+            return self._judge_rewritten(native)
+        trapped = self._stage.trapped(self._setup(0))
+        verdict = self._verdict(native, trapped)
+        if verdict is not None:
+            return verdict
+        return self._judge_handled(native, trapped)
+
+    def _may_refuse(self) -> bool:
+        """Whether a refusal is as good as an emulation, or better."""
+        if self._case.trap != "mmio":
+            return False
+        offset = self._lanes.gla % PAGE
+        size = ix.MemorySizeExt.size(self._instruction.memory_size)
+        return (
+            bool(self._case.rewritten)
+            or self._case.ring3
+            or self._lanes.gla < _LOW_HALF
+            or offset + size > PAGE
+        )
+
+    # Building.
+
+    def _setup(self, lane: int, *, spoil: bool = False, code: bytes = b"") -> Setup:
+        world = World(self._pattern)
+        world.port, world.msr, world.cpuid = _PORT, _MSR, _CPUID
+        return Setup(
+            code or self._case.code,
+            self._lanes.regs[lane],
+            self._lanes.rflags[lane],
+            _STACKS[lane],
+            world,
+            spoil,
+        )
+
+    def _is_unknown(self, native: Outcome) -> bool:
+        """Whether the engine does not know an instruction that processors do.
+
+        It executes the vector forms of an instruction as its SSE form.
+        """
+        info = self._instruction.op_code()
+        if info.encoding != ix.EncodingKind.LEGACY:
+            return not _BMI.intersection(self._instruction.cpuid_features())
+        return native.ending == "fault" and native.detail == _UNDEFINED
+
+    # Verdicts.
+
+    def _verdict(self, native: Outcome, trapped: Outcome) -> Judgement | None:
+        """Judge by how the runs ended; None if both went on behind the instruction."""
+        if native.ending == trapped.ending == "fault" and native.detail == trapped.detail:
+            return Judgement("same-fault")
+        if trapped.ending in {"dead", "hang"}:
+            kind: Kind = "crash" if trapped.ending == "dead" else "hang"
+            return _different(Mismatch(kind, trapped.detail, _ending(native), trapped.detail))
+        if not trapped.traps:
+            return Judgement("no-trap")
+        if trapped.ending == "refused":
+            return self._judge_refusal(trapped)
+        if trapped.ending == "fault":
+            if native.ending == "fault" and native.detail == trapped.detail:
+                return Judgement("same-fault")
+            return _different(Mismatch("wrong-exception", "", _ending(native), _ending(trapped)))
+        if native.ending == "fault":
+            return _different(
+                Mismatch("not-refused", "", _ending(native), "the handler goes on behind it"),
+                handled=True,
+            )
+        return None
+
+    def _judge_refusal(self, trapped: Outcome) -> Judgement:
+        """Judge a refusal, which must leave no trace at the host."""
+        mismatches = []
+        if trapped.accesses:
+            mismatches.append(
+                Mismatch("wrong-access", "refused", "no access", _accesses(trapped.accesses))
+            )
+        if trapped.memory != self._pattern and self._case.trap == "mmio":
+            mismatches.append(_memory_mismatch(self._pattern, trapped.memory))
+        verdict: Verdict = "different" if mismatches else "refused"
+        return Judgement(verdict, tuple(mismatches), refused=True)
+
+    def _judge_incomparable(self) -> Judgement:
+        """Make it trap by hand, for the engine cannot decode it, and expect a refusal."""
+        if (
+            not memory_kinds(self._instruction)
+            or self._case.rewritten
+            # A prefix that the engine does not take: the form as such is compared.
+            or self._instruction.code in self._executed
+        ):
+            return Judgement("not-comparable")
+        used = ix.InstructionInfoFactory().info(self._instruction).used_memory()
+        is_write = any(memory.access == ix.OpAccess.WRITE for memory in used)
+        setup = self._setup(0)._replace(inject=self._lanes.gla, inject_write=is_write)
+        trapped = self._stage.trapped(setup)
+        if trapped.ending == "refused":
+            judgement = self._judge_refusal(trapped)._replace(injected=True)
+            clean = not judgement.mismatches
+            return judgement._replace(verdict="not-comparable") if clean else judgement
+        got = _ending(trapped)
+        if trapped.ending == "done":
+            got = f"emulated as {_accesses(trapped.accesses) or 'nothing'}"
+        return _different(
+            Mismatch("not-refused", "", "refused: it is no form that can be emulated", got),
+            handled=True,
+        )._replace(injected=True)
+
+    def _judge_rewritten(self, native: Outcome) -> Judgement:
+        """Either instruction may take effect, whole; or the handler refuses."""
+        trapped = self._stage.trapped(self._setup(0)._replace(rewritten=self._case.rewritten))
+        if trapped.ending == "refused":
+            return self._judge_refusal(trapped)
+        if trapped.ending in {"dead", "hang"}:
+            return _different(Mismatch("crash", trapped.detail, "refused", trapped.detail))
+        # What the handler makes of the new instruction when it was there from the start is for
+        # that instruction's own cases to judge.
+        other = self._setup(0, code=self._case.rewritten)
+        effects = (
+            native,
+            self._stage.native(other),
+            self._stage.trapped(other._replace(world=self._setup(0).world)),
+        )
+        if any(_same(each, trapped) for each in effects):
+            return Judgement("same", handled=True)
+        return _different(
+            Mismatch(
+                "not-refused",
+                "",
+                "the effect of the old or of the new instruction, or a refusal",
+                f"neither; {_accesses(trapped.accesses) or 'no access'}",
+            ),
+            handled=True,
+        )
+
+    def _judge_handled(self, native: Outcome, trapped: Outcome) -> Judgement:
+        case = self._case
+        found: list[Mismatch] = []
+        if self._lanes.gla < _LOW_HALF and case.trap == "mmio":
+            found.append(
+                Mismatch(
+                    "not-refused", "", "refused: the address is the user's",
+                    _accesses(trapped.accesses),
+                )
+            )  # fmt: skip
+        found += self._compare(0, native, trapped)
+        # Zeros are what an instruction that traps by itself is most likely to be tried with.
+        for lane in (1,) if case.trap == "mmio" else (1, 2):
+            found += self._try_lane(lane, trapped, found)
+        if not found:
+            return Judgement("same", handled=True, compared=True)
+        return Judgement("different", tuple(found), handled=True, compared=True)
+
+    def _try_lane(self, lane: int, first: Outcome, found: list[Mismatch]) -> list[Mismatch]:
+        """Run it from another state, on a host that returns garbage where it may."""
+        native = self._stage.native(self._setup(lane))
+        trapped = self._stage.trapped(self._setup(lane, spoil=True))
+        known = {mismatch[:2] for mismatch in found}
+        of_lane = self._compare(lane, native, trapped)
+        leaks = _leaks(first, trapped)
+        answers = self._answers(first, trapped)
+        if not leaks and not answers and {each[:2] for each in of_lane} <= known:
+            return []
+        honest = self._stage.trapped(self._setup(lane))
+        in_honest = self._compare(lane, native, honest)
+        new = [*in_honest, *_leaks(first, honest), *self._answers(first, honest)]
+        known |= {mismatch[:2] for mismatch in in_honest}
+        new += [_from_host(each) for each in of_lane if each[:2] not in known]
+        known = {mismatch[:2] for mismatch in found}
+        return [each for each in new if each[:2] not in known]
+
+    # Comparing.
+
+    def _compare(self, lane: int, native: Outcome, trapped: Outcome) -> list[Mismatch]:
+        """Compare two runs that both went on behind the instruction."""
+        if trapped.ending != "done" or native.ending != "done":
+            if (trapped.ending, trapped.detail) == (native.ending, native.detail):
+                return []
+            return [Mismatch("wrong-exception", "", _ending(native), _ending(trapped))]
+        found = []
+        before = self._lanes.regs[lane]
+        expected = native.regs
+        if self._case.trap == "cpuid":
+            expected = self._free_answer(lane, trapped)
+        if expected != trapped.regs:
+            found.append(_register_mismatch(before, expected, trapped.regs))
+        if native.rflags != trapped.rflags:
+            found += _flag_mismatches(native.rflags, trapped.rflags)
+        if native.memory != trapped.memory and self._case.trap == "mmio":
+            found.append(_memory_mismatch(native.memory, trapped.memory))
+        if native.stack != trapped.stack:
+            found.append(
+                Mismatch("wrong-memory", "stack", "the stack above RSP as it was", "it changed")
+            )
+        wanted = self._wanted_accesses(native)
+        if wanted is not None and wanted != trapped.accesses:
+            found.append(
+                Mismatch("wrong-access", "", _accesses(wanted), _accesses(trapped.accesses))
+            )
+        return found
+
+    def _free_answer(self, lane: int, trapped: Outcome) -> tuple[int, ...]:
+        """Return what CPUID may leave: any answer of 32 bits, the rest as it was."""
+        expected = list(self._lanes.regs[lane])
+        asked = bool(trapped.accesses)
+        order = (Reg.RAX, Reg.RBX, Reg.RCX, Reg.RDX)
+        for number, value in zip(order, _CPUID, strict=True):
+            expected[number] = value if asked else trapped.regs[number] & 0xFFFFFFFF
+        return tuple(expected)
+
+    def _answers(self, first: Outcome, second: Outcome) -> list[Mismatch]:
+        """Compare answers to CPUID: they follow from EAX and ECX, the same in all lanes."""
+        order = (Reg.RAX, Reg.RBX, Reg.RCX, Reg.RDX)
+        one, two = (
+            [outcome.regs[number] & 0xFFFFFFFF for number in order] for outcome in (first, second)
+        )
+        if self._case.trap != "cpuid" or one == two:
+            return []
+        names = ("EAX", "EBX", "ECX", "EDX")
+        texts = [
+            ", ".join(f"{name}={value:#x}" for name, value in zip(names, values, strict=True))
+            for values in (one, two)
+        ]
+        expected = "the same answer whatever RAX[63:32] and the other registers hold"
+        return [Mismatch("wrong-register", "answer", expected, f"{texts[0]}; or {texts[1]}")]
+
+    def _wanted_accesses(self, native: Outcome) -> tuple[Access, ...] | None:
+        """Return what the device must see; None where native execution does not say."""
+        if self._case.trap == "cpuid":
+            return None
+        if self._case.trap != "mmio":
+            return native.accesses
+        used = ix.InstructionInfoFactory().info(self._instruction).used_memory()
+        window = (USER_BASE if self._lanes.gla < _LOW_HALF else KERNEL_BASE) + OPERAND_AT
+        wanted = []
+        for memory in used:
+            size = ix.MemorySizeExt.size(memory.memory_size)
+            if len(used) != 1 or memory.access not in {ix.OpAccess.READ, ix.OpAccess.WRITE}:
+                return None
+            offset = self._lanes.gla - window
+            is_write = memory.access == ix.OpAccess.WRITE
+            value = 0
+            if is_write:
+                value = int.from_bytes(native.memory[offset : offset + size], "little")
+            wanted.append(Access("mmio", is_write, offset, size, value))
+        if (
+            self._case.crossing
+            and wanted
+            and wanted[0].address // PAGE != (wanted[0].address + wanted[0].size - 1) // PAGE
+        ):
+            return None
+        return tuple(wanted)
+
+
+def _stack(lane: int) -> bytes:
+    """Fill the stack, above RSP and where it is dead; the lanes share no byte."""
+    if lane == 2:
+        return bytes(_STACK_SIZE)
+    return bytes((number * 7 + 3 ^ lane * 0xFF) & 0xFF for number in range(256)) * (
+        _STACK_SIZE // 256
+    )
+
+
+_STACKS: Final = tuple(_stack(lane) for lane in range(LANES))
+
+
+def _different(mismatch: Mismatch, *, handled: bool = False) -> Judgement:
+    return Judgement("different", (mismatch,), handled)
+
+
+def _same(native: Outcome, trapped: Outcome) -> bool:
+    return (native.ending, native.detail, native.regs, native.memory) == (
+        trapped.ending, trapped.detail, trapped.regs, trapped.memory,
+    )  # fmt: skip
+
+
+def _ending(outcome: Outcome) -> str:
+    if outcome.ending == "fault":
+        return f"exception {outcome.detail}"
+    if outcome.ending == "refused":
+        return f"refused ({outcome.detail})"
+    return {"done": "no exception"}.get(outcome.ending, outcome.detail)
+
+
+def _from_host(mismatch: Mismatch) -> Mismatch:
+    """Say that a mismatch needs a host that fills unused output bits."""
+    return mismatch._replace(kind="from-host")
+
+
+# What differs, in words.
+
+
+def _register_mismatch(
+    before: tuple[int, ...], expected: tuple[int, ...], got: tuple[int, ...]
+) -> Mismatch:
+    wrong = [number for number in range(16) if expected[number] != got[number]]
+    stale = all((got[n] ^ before[n]) & (got[n] ^ expected[n]) == 0 for n in wrong)
+    changed = all(expected[n] != before[n] for n in wrong)
+    kind: Kind = "stale-bits" if stale and changed else "wrong-register"
+    return Mismatch(
+        kind,
+        "",
+        ", ".join(f"{Reg(n).name}={expected[n]:#x}" for n in wrong),
+        ", ".join(f"{Reg(n).name}={got[n]:#x}" for n in wrong),
+    )
+
+
+def _flag_mismatches(expected: int, got: int) -> list[Mismatch]:
+    """One for each flag, so that two causes do not become one."""
+    found = []
+    for bit in range(22):
+        if (expected ^ got) >> bit & 1:
+            name = _FLAG_NAMES.get(bit, f"RFLAGS bit {bit}")
+            found.append(
+                Mismatch("wrong-flags", name, f"{name}={expected >> bit & 1}",
+                         f"{name}={got >> bit & 1}")
+            )  # fmt: skip
+    return found
+
+
+def _memory_mismatch(expected: bytes, got: bytes) -> Mismatch:
+    wrong = [at for at, (one, two) in enumerate(zip(expected, got, strict=True)) if one != two]
+    start, end = wrong[0], min(wrong[-1] + 1, wrong[0] + 16)
+    more = "" if wrong[-1] < end else " ..."
+    return Mismatch(
+        "wrong-memory",
+        "",
+        f"[{start:#x}] {expected[start:end].hex(' ')}{more}",
+        f"[{start:#x}] {got[start:end].hex(' ')}{more}",
+    )
+
+
+def _accesses(accesses: tuple[Access, ...]) -> str:
+    texts = [_access(access) for access in accesses[:4]]
+    return ", ".join(texts) + (", ..." if len(accesses) > 4 else "")
+
+
+def _access(access: Access) -> str:
+    if access.what in {"mmio", "port"}:
+        what = f"{'write' if access.is_write else 'read'} of {access.size} at {access.address:#x}"
+        return f"{what}: {access.value:#x}" if access.is_write else what
+    if access.what == "wrmsr":
+        return f"wrmsr {access.address:#x}: {access.value:#x}"
+    if access.what == "hlt":
+        return f"hlt with interrupts {'blocked' if access.value else 'on'}"
+    return f"{access.what} {access.address:#x}"
+
+
+def _leaks(first: Outcome, second: Outcome) -> list[Mismatch]:
+    """Find what the host gets that does not follow from the operands.
+
+    Both lanes have the same operands, so registers of the call may not differ; and those that
+    carry no input of the call must be zero.
+    """
+    found: dict[str, Mismatch] = {}
+    for one, two in zip(first.calls, second.calls, strict=False):
+        inputs = documented_inputs(one)
+        for number in range(16):
+            name = Reg(number).name
+            if number == Reg.RCX or name in found:
+                continue
+            differs = (one[number] ^ two[number]) & M64
+            if differs:
+                found[name] = Mismatch(
+                    "leak-to-host",
+                    name,
+                    f"{name} the same whatever is in other registers",
+                    f"{name}={one[number]:#x} and {two[number]:#x}, of the same operands",
+                )
+            elif number not in inputs and number != Reg.RAX and one[number]:
+                found[name] = Mismatch(
+                    "leak-to-host", name, f"{name}=0", f"{name}={one[number]:#x}"
+                )
+    return list(found.values())
