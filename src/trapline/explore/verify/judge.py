@@ -152,6 +152,7 @@ class _Trial:
             code or self._case.code,
             self._lanes.regs[lane],
             self._lanes.rflags[lane],
+            self._pattern,
             _STACKS[lane],
             world,
             spoil,
