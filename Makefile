@@ -13,7 +13,7 @@ WORKERS ?= $(shell nproc)
 # The other flavours of the same kernel; the debug package of the first unpacks to 7 GB.
 FLAVOURS ?= deb:linux-image-6.12-amd64|linux-image-amd64 deb:linux-image-6.12-rt-amd64|linux-image-rt-amd64
 
-.PHONY: demo test lint types docs bench flavours lock help clean
+.PHONY: demo test lint types docs bench flavours devices lock help clean
 
 ## demo: scan the newest TDX-enabled Debian cloud kernel, boot it, weigh the designs (450 MB once)
 demo: $(VENV)/.run
@@ -52,6 +52,10 @@ flavours: $(VENV)/.run
 	  $(RUN)/trapline scan "$$each" --format json -o /dev/null || test $$? -eq 1; \
 	  $(RUN)/trapline boot "$$each"; \
 	done
+
+## devices: test the drivers that only the full flavour has: 9p, e1000, rtl8139 (1.1 GB download)
+devices: $(VENV)/.dev
+	@TRAPLINE_FULL_KERNEL='$(firstword $(FLAVOURS))' $(RUN)/pytest tests/td/qemu -m kernel
 
 ## lock: resolve pyproject.toml into requirements/*.txt again
 lock:

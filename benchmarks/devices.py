@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Measure QEMU's devices in a TD: disk throughput, one MMIO access, what QEMU adds to the start.
 
     benchmarks/devices.py [KERNEL]
@@ -13,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from trapline.kernel.files import KernelFiles
 from trapline.kernel.locate import locate
 from trapline.td import memoryfile
 from trapline.td.bootplan import BootOptions, make_plan, parse_devices
@@ -45,24 +45,25 @@ say "read ends"
 class Stopwatch:
     """Looks at the console for the marks that the guest sets: wall and processor seconds."""
 
-    def __init__(self):
-        self.marks = {}
+    def __init__(self) -> None:
+        self.marks: dict[bytes, tuple[float, float]] = {}
         self.text = b""
 
-    def __call__(self, data):
+    def __call__(self, data: bytes) -> None:
+        """Take console output."""
         now = (time.perf_counter(), time.process_time())
         self.text += data
         for mark in (b"read begins", b"read ends"):
             if mark in self.text:
                 self.marks.setdefault(mark, now)
 
-    def seconds(self):
+    def seconds(self) -> list[float]:
         """Return how long the read took, by both clocks."""
         pairs = zip(self.marks[b"read begins"], self.marks[b"read ends"], strict=True)
         return [end - start for start, end in pairs]
 
 
-def boot(files, image):
+def boot(files: KernelFiles, image: Path) -> tuple[list[float], list[float]]:
     """Boot a guest that reads the disk once; returns seconds of both clocks, and MMIO in us."""
     board, requests = parse_devices([f"blk,file={image}"])
     options = BootOptions(
@@ -73,24 +74,24 @@ def boot(files, image):
         devices=requests,
     )
     watch = Stopwatch()
-    trips = []
+    trips: list[float] = []
     with BootRun(make_plan(files, options), None, reproduce="", echo=watch) as run:
         services = run.machine.host.services
         serve = services.call
 
-        def timed(registers):
+        def timed(registers: list[int]) -> None:
             leaf = registers[Reg.R11]
             start = time.perf_counter()
             serve(registers)
             if leaf == TdVmCall.REQUEST_MMIO:
                 trips.append((time.perf_counter() - start) * 1e6)
 
-        services.call = timed
+        services.call = timed  # type: ignore[method-assign]
         run.run()
     return watch.seconds(), trips
 
 
-def direct_round_trips():
+def direct_round_trips() -> list[float]:
     """Read a device register through the buses, without a guest; microseconds each."""
     memory = memoryfile.create(MEMORY)
     apic = LocalApic(lambda: 0, 2_000_000_000, lambda: None)
@@ -102,7 +103,7 @@ def direct_round_trips():
         mmio = Bus("MMIO", 1 << 39)
         (function,) = board.functions
         address = next(bar.address for bar in function.bars if bar.index == 4)
-        board.attach(Bus("port", 1 << 16), mmio, None)
+        board.attach(Bus("port", 1 << 16), mmio)
         for _ in range(ROUNDS):
             start = time.perf_counter()
             mmio.read(address, 4)
@@ -111,7 +112,7 @@ def direct_round_trips():
     return trips
 
 
-def starts():
+def starts() -> list[float]:
     """Start and end QEMU; seconds each until its devices are configured."""
     taken = []
     for _ in range(STARTS):
@@ -132,7 +133,7 @@ def starts():
     return taken
 
 
-def main():
+def main() -> int:
     """Measure everything; returns the exit code."""
     name = sys.argv[1] if len(sys.argv) > 1 else KERNEL
     start = statistics.median(starts())

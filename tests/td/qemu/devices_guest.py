@@ -10,7 +10,7 @@ from trapline.td.loader.initramfs import workload
 class Guest:
     """One run of a kernel with devices; `lines` are what /init said."""
 
-    def __init__(self, files, commands, devices, insmod, *, symbols=False, **options):
+    def __init__(self, files, commands, devices, insmod, *, symbols=False, scan=None, **options):
         board, requests = parse_devices(devices)
         plan = make_plan(
             files,
@@ -30,13 +30,11 @@ class Guest:
             if vmlinux is not None:
                 stack.enter_context(vmlinux)
             run = stack.enter_context(
-                BootRun(plan, vmlinux, reproduce="", echo=self.console.extend)
+                BootRun(plan, vmlinux, reproduce="", echo=self.console.extend, scan=scan)
             )
             self.outcome = run.run()
-            board = run.machine.devices
-            board.inspect()
-            self.refused = board.refused_pages
-            self.result = run.result(self.outcome, None)
+            self.result = run.result(self.outcome, scan)
+        self.refused = list(self.result.refused.dma)
         text = self.console.decode(errors="replace")
         self.lines = [
             line.removeprefix("init: ").rstrip()

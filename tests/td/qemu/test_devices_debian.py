@@ -11,8 +11,11 @@ import threading
 import pytest
 from devices_guest import Guest
 
+from trapline.devicefilter import listfile
 from trapline.td.outcome import OutcomeKind
+from trapline.td.policy import Guard
 from trapline.td.qemu import process
+from trapline.td.qemu.board import QemuBoard
 
 pytestmark = [
     pytest.mark.kernel,
@@ -172,3 +175,111 @@ def test_legacy_devices_are_refused_by_the_drivers_of_a_td(debian_kernel, tmp_pa
     assert [device.drivers for device in guest.result.devices] == [("virtio-pci",)] * 3
     assert [device.id for device in guest.result.devices] == ["1af4:1001", "1af4:1000", "1af4:1003"]
     assert not guest.result.repeatable
+
+
+def test_the_allow_list_hides_or_reports(debian_kernel, debian_scan, tmp_path):
+    image = tmp_path / "disk.img"
+    image.write_bytes(b"sector" * 1000)
+    allow = listfile.parse(
+        b'schema = "trapline/allow-list"\nversion = 1\ntitle = "disks"\n'
+        b'[[allow]]\nid = "1af4:1042"\nname = "a disk"\n',
+        "test",
+    )
+    commands = (
+        'say "slots $(busybox ls /sys/bus/pci/devices | busybox tr "\\n" " ")"\n'
+        'say "disk $(busybox head -c 6 /dev/vda)"\n'
+    )
+    seen = {}
+    for hide in (True, False):
+        seen[hide] = Guest(
+            debian_kernel,
+            commands,
+            [f"blk,file={image}", "net"],
+            ("virtio_blk",),
+            symbols=True,
+            scan=debian_scan,
+            guard=Guard(allow=allow, hide=hide),
+        )
+    hidden, reported = seen[True], seen[False]
+    assert "disk sector" in hidden.lines
+    assert "slots 0000:00:00.0 0000:00:01.0 0000:00:02.0" in hidden.lines
+    assert hidden.result.screams == ()
+    assert [(d.allowed, d.hidden) for d in hidden.result.devices] == [(True, False), (False, True)]
+    assert "disk sector" in reported.lines
+    assert "slots 0000:00:00.0 0000:00:01.0 0000:00:02.0 0000:00:03.0" in reported.lines
+    assert [(d.allowed, d.hidden) for d in reported.result.devices] == [
+        (True, False),
+        (False, False),
+    ]
+    assert reported.result.screams
+    assert {scream.reason for scream in reported.result.screams} == {"not-allowed"}
+    assert {scream.device for scream in reported.result.screams} == {"0000:00:03.0"}
+    first = reported.result.screams[0]
+    assert first.driver == "virtio-pci"
+    assert first.scan_id
+    labels = [place.label.partition("+")[0] for place in first.splat.trace]
+    assert "virtio_pci_probe" in labels
+
+
+def test_a_forbidden_access_can_end_the_run(debian_kernel, debian_scan, tmp_path):
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+    guest = Guest(
+        debian_kernel,
+        "",
+        [f"blk,file={image}"],
+        ("virtio_blk",),
+        symbols=True,
+        scan=debian_scan,
+        guard=Guard(classes={"mmio": "forbid"}, panic=True),
+    )
+    assert guest.outcome.kind == OutcomeKind.FORBIDDEN
+    assert guest.outcome.kind.exit_code == 27
+    assert sum(scream.count for scream in guest.result.screams) == 1
+    assert "is forbidden (device 0000:00:02.0 1af4:1042" in guest.result.screams[0].splat.banner
+
+
+def test_nearly_all_traps_of_virtio_devices_were_foreseen(debian_kernel, debian_scan, tmp_path):
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+    guest = Guest(
+        debian_kernel,
+        'say "$(busybox sha256sum /dev/vda)"\necho hello > /dev/hvc0\n'
+        "busybox ifconfig eth0 10.0.2.15 up\n",
+        [
+            f"blk,file={image}",
+            "net",
+            "console",
+            f"9p,share={tmp_path}",
+            f"blk-legacy,file={image}",
+            "net-legacy",
+            "console-legacy",
+            f"9p-legacy,share={tmp_path}",
+        ],
+        ("virtio_blk", "virtio_net"),
+        symbols=True,
+        scan=debian_scan,
+    )
+    assert guest.outcome.kind == OutcomeKind.POWERED_OFF, guest.console
+    sound = guest.result.soundness
+    assert sound.scanned
+    assert sound.traps > 10_000
+    assert sound.traps_found >= 0.99 * sound.traps
+    assert all(site.reason for site in guest.result.unaccounted)
+
+
+def test_a_qemu_that_dies_ends_the_run_and_is_named(debian_kernel, tmp_path, monkeypatch):
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+    attach = QemuBoard.attach
+
+    def attach_and_kill(board, *arguments):
+        attach(board, *arguments)
+        board._process._process.kill()
+        board._process._process.wait()
+
+    monkeypatch.setattr(QemuBoard, "attach", attach_and_kill)
+    guest = Guest(debian_kernel, "", [f"blk,file={image}"], ("virtio_blk",))
+    assert guest.outcome.kind == OutcomeKind.DEVICES_DIED
+    assert "died during the run" in guest.outcome.detail
+    assert guest.outcome.kind.exit_code == 19

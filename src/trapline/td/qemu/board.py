@@ -98,8 +98,8 @@ class QemuBoard:
             self._process.close()
             raise
 
-    def attach(self, ports: "Bus", mmio: "Bus", sept: "Sept") -> None:
-        """Put the devices on the buses; `sept` says which pages are shared."""
+    def attach(self, ports: "Bus", mmio: "Bus", sept: "Sept | None" = None) -> None:
+        """Put the devices on the buses; `sept` says which pages are shared, None: all."""
         self._sept = sept
         # What QEMU itself wrote to its memory before there was a guest.
         memoryfile.discard(self._memory, 0, self._size)
