@@ -21,6 +21,7 @@ COMMANDS = {
     "filter": "filter",
     "rules": "rules",
     "boot": "boot",
+    "verify": "verify",
     "tradeoff": "tradeoff",
 }
 

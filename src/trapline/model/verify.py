@@ -78,6 +78,7 @@ class Refused(Document, frozen=True, kw_only=True, rename={"trap": "class"}):
     form: str
     instruction: str
     bytes: str
+    cases: int
     occurs: int | None
 
 

@@ -2,7 +2,16 @@
 
 from typing import TYPE_CHECKING, Final
 
-from trapline.report import boot_text, json_document, json_lines, sarif, text, tradeoff_text
+from trapline.report import (
+    boot_text,
+    json_document,
+    json_lines,
+    sarif,
+    text,
+    tradeoff_text,
+    verify_lines,
+    verify_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -10,6 +19,7 @@ if TYPE_CHECKING:
     from trapline.model.boot import BootResult
     from trapline.model.scan import ScanResult
     from trapline.model.tradeoff import TradeoffResult
+    from trapline.model.verify import VerifyResult
 
 #: Name -> renderer of a result and a verbosity; only text knows more than one verbosity.
 SCAN_FORMATS: "Final[dict[str, Callable[[ScanResult, int], Iterator[bytes]]]]" = {
@@ -29,4 +39,11 @@ BOOT_FORMATS: "Final[dict[str, Callable[[BootResult, int], Iterator[bytes]]]]" =
 TRADEOFF_FORMATS: "Final[dict[str, Callable[[TradeoffResult, int], Iterator[bytes]]]]" = {
     "text": tradeoff_text.render,
     "json": lambda result, _: json_document.render(result),
+}
+
+#: The same for a verification.
+VERIFY_FORMATS: "Final[dict[str, Callable[[VerifyResult, int], Iterator[bytes]]]]" = {
+    "text": verify_text.render,
+    "json": lambda result, _: json_document.render(result),
+    "jsonl": lambda result, _: verify_lines.render(result),
 }

@@ -15,7 +15,9 @@ from trapline.model.live import LiveResult
 from trapline.model.rules import RulesCompared, RulesExplained, RulesShown
 from trapline.model.scan import ScanResult
 from trapline.model.tradeoff import TradeoffResult
+from trapline.model.verify import VerifyResult
 from trapline.report.json_lines import DriverLine, HeadLine, MappingLine, SiteLine
+from trapline.report.verify_lines import FindingLine, RefusedLine, VerifyHead
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,6 +102,25 @@ def _scan_lines() -> Schema:
     }
 
 
+def _verify() -> Schema:
+    return {
+        "$schema": _DRAFT,
+        "title": "trapline verify --format json",
+        **msgspec.json.schema(VerifyResult),
+    }
+
+
+def _verify_lines() -> Schema:
+    lines = (VerifyHead, FindingLine, RefusedLine)
+    any_of, components = msgspec.json.schema_components(lines, ref_template="#/$defs/{name}")
+    return {
+        "$schema": _DRAFT,
+        "title": "one line of trapline verify --format jsonl",
+        "anyOf": list(any_of),
+        "$defs": components,
+    }
+
+
 #: Name -> what builds the schema.
 SCHEMAS: "Final[dict[str, Callable[[], Schema]]]" = {
     "allow-list": listfile.schema,
@@ -112,6 +133,8 @@ SCHEMAS: "Final[dict[str, Callable[[], Schema]]]" = {
     "rules-explained": _rules_explained,
     "scan": _scan,
     "scan-lines": _scan_lines,
+    "verify": _verify,
+    "verify-lines": _verify_lines,
 }
 
 

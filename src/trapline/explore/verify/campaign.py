@@ -156,7 +156,7 @@ def result(
         verdicts[each.case.trap][each.judgement.verdict] += 1
     refused = _refused_forms(tried, occurrences)
     findings = [_finding(cause, occurrences) for cause in find_causes(tried)]
-    findings += [_refused_finding(form) for form in refused if form.occurs]
+    findings += _refused_findings(refused)
     findings.sort(
         key=lambda finding: (
             SEVERITY.index(finding.kind), CLASSES.index(finding.trap), finding.cause,
@@ -195,28 +195,38 @@ def _refused_forms(tried: Sequence[Tried], occurrences: Occurrences | None) -> t
                 form=example.name,
                 instruction=_text(example.case),
                 bytes=example.case.code.hex(),
+                cases=len(refused),
                 occurs=None if occurrences is None else occurrences.count(trap, (form,), ()),
             )
         )
     return tuple(sorted(found, key=lambda each: (each.trap, -(each.occurs or 0), each.form)))
 
 
-def _refused_finding(form: Refused) -> Finding:
-    """Report a form that the kernel itself uses on what its handler must emulate."""
-    return Finding(
-        id=_identity(form.trap, "refused", form.form),
-        trap=form.trap,
-        kind="refused",
-        cause="the kernel has sites of this form, and its handler refuses it",
-        forms=(form.form,),
-        instruction=form.instruction,
-        bytes=form.bytes,
-        circumstances="",
-        expected="emulated, or not used on what traps",
-        got="refused",
-        cases=1,
-        occurs=form.occurs,
-    )
+def _refused_findings(refused: Sequence[Refused]) -> list[Finding]:
+    """Report the forms that the kernel itself uses on what its handler must emulate."""
+    found = []
+    for trap in CLASSES:
+        forms = [form for form in refused if form.trap == trap and form.occurs]
+        if not forms:
+            continue
+        names = tuple(sorted(form.form for form in forms))
+        found.append(
+            Finding(
+                id=_identity(trap, "refused", *names),
+                trap=trap,
+                kind="refused",
+                cause="forms that the kernel has sites of",
+                forms=names,
+                instruction=forms[0].instruction,
+                bytes=forms[0].bytes,
+                circumstances="",
+                expected="emulated, or not used on what traps",
+                got="refused",
+                cases=sum(form.cases for form in forms),
+                occurs=sum(form.occurs or 0 for form in forms),
+            )
+        )
+    return found
 
 
 def _finding(cause: Cause, occurrences: Occurrences | None) -> Finding:
@@ -258,7 +268,7 @@ def _circumstances(case: Case) -> str:
     if case.ring3:
         words.append("in ring 3")
     if case.user:
-        words.append("user address")
+        words.append("user address, RFLAGS.AC=0" if case.smap else "user address")
     if case.crossing:
         words.append("page-crossing operand")
     if case.rewritten:

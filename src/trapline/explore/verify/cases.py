@@ -41,9 +41,9 @@ _DX: Final = Field(Reg.RDX, 0xFFFF)
 class Case(NamedTuple):
     """One instruction and its circumstances; small enough to be sent to other processes.
 
-    `ring3` runs it in user mode; `user` gives it an address in the user half; `crossing` an
-    operand across two pages. `rewritten` is what stands in its place when the handler looks.
-    `pinned` are values of register fields.
+    `ring3` runs it in user mode. `user` gives it an address in the user half, with `smap` one
+    that SMAP forbids; `crossing` an operand across two pages. `rewritten` is what stands in its
+    place when the handler looks. `pinned` are values of register fields.
     """
 
     trap: EmulatedClass
@@ -51,6 +51,7 @@ class Case(NamedTuple):
     seed: int
     ring3: bool = False
     user: bool = False
+    smap: bool = False
     crossing: bool = False
     interrupts: bool | None = None
     rewritten: bytes = b""
@@ -138,6 +139,7 @@ def _mmio(form: Form, seed: int) -> Iterator[Case]:
     for number, code in enumerate(codes[:: max(len(codes) // 24, 1)]):
         yield Case("mmio", code, seed + number, crossing=True)
         yield Case("mmio", code, seed + number, user=True)
+        yield Case("mmio", code, seed + number, user=True, smap=True)
 
 
 def _encodings(form: Form) -> Iterator[bytes]:

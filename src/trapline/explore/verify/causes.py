@@ -16,9 +16,11 @@ from trapline.explore.verify.judge import Judgement, Mismatch
 from trapline.model.verify import EmulatedClass, Kind
 
 SOMETIMES: Final = "some operands"
-# A fault may not show where the wrong value happens to be the right one: the share of passing
-# to failing cases up to which a feature still counts as the cause.
-COINCIDENCE: Final = 0.25
+# A fault does not show where the wrong value happens to be the right one: the share of passing
+# to failing cases up to which a feature counts as the cause, tried in this order.
+COINCIDENCES: Final = (0.05, 0.25, 0.5)
+# What explains less than this share of the failures is left to chance.
+LEAST_SHARE: Final = 0.1
 
 
 class Tried(NamedTuple):
@@ -56,13 +58,27 @@ def find_causes(tried: Sequence[Tried]) -> tuple[Cause, ...]:
     for each in tried:
         if each.judgement.handled or each.judgement.mismatches:
             by_form[each.case.trap, each.form].append(each)
-    groups: dict[tuple[EmulatedClass, Kind, str, tuple[str, ...]], list[_Failure]] = defaultdict(
-        list
-    )
+    symptoms: dict[tuple[EmulatedClass, Kind, str], dict[tuple[str, ...], list[_Failure]]]
+    symptoms = defaultdict(lambda: defaultdict(list))
     for (trap, _), cases in by_form.items():
         for (kind, detail, shared), failures in _of_form(cases):
-            groups[trap, kind, detail, shared].extend(failures)
-    return tuple(_cause(*key, failures) for key, failures in groups.items())
+            symptoms[trap, kind, detail][shared].extend(failures)
+    return tuple(
+        _cause(*symptom, shared, failures)
+        for symptom, groups in symptoms.items()
+        for shared, failures in _merged(groups).items()
+    )
+
+
+def _merged(groups: dict[tuple[str, ...], list[_Failure]]) -> dict[tuple[str, ...], list[_Failure]]:
+    """Count what was told more exactly of one form than of another to the more general cause."""
+    merged: dict[tuple[str, ...], list[_Failure]] = {}
+    for shared in sorted(groups, key=lambda words: (SOMETIMES in words, len(words), words)):
+        for failure in groups[shared]:
+            words = failure.features if SOMETIMES in shared else frozenset(shared)
+            general = next((known for known in merged if known and words.issuperset(known)), shared)
+            merged.setdefault(general, []).append(failure)
+    return merged
 
 
 def _of_form(
@@ -91,20 +107,26 @@ def _explain(
 ) -> Iterable[tuple[tuple[str, ...], list[_Failure]]]:
     """Cover the failures by as few features as tell them from the passing cases."""
     left = failures
-    for size in range(3):
-        while left:
-            best = _best(left, passing, size)
-            if best is None:
-                break
-            chosen = frozenset(best)
-            yield best, [failure for failure in left if chosen <= failure.features]
-            left = [failure for failure in left if not chosen <= failure.features]
+    least = max(len(failures) * LEAST_SHARE, 1)
+    for coincidence in COINCIDENCES:
+        for size in range(3):
+            while len(left) >= least:
+                best = _best(left, passing, size, coincidence, least)
+                if best is None:
+                    break
+                chosen = frozenset(best)
+                yield best, [failure for failure in left if chosen <= failure.features]
+                left = [failure for failure in left if not chosen <= failure.features]
     if left:
         yield (SOMETIMES,), left
 
 
 def _best(
-    failures: list[_Failure], passing: list[frozenset[str]], size: int
+    failures: list[_Failure],
+    passing: list[frozenset[str]],
+    size: int,
+    coincidence: float,
+    least: float,
 ) -> tuple[str, ...] | None:
     """Return the features that most failures and hardly a passing case have."""
     counts: dict[tuple[str, ...], int] = defaultdict(int)
@@ -112,8 +134,10 @@ def _best(
         for words in combinations(sorted(failure.features), size):
             counts[words] += 1
     for words, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        if count < least:
+            break
         chosen = frozenset(words)
-        if sum(chosen <= other for other in passing) <= count * COINCIDENCE:
+        if sum(chosen <= other for other in passing) <= count * coincidence:
             return words
     return None
 
@@ -124,7 +148,7 @@ def _cause(
     example = min(
         failures,
         key=lambda failure: (
-            len(failure.tried.case.code), failure.tried.case.code, failure.tried.case[2:],
+            failure.tried.case.ring3, len(failure.tried.case.code), failure.tried.case[1:],
         ),
     )  # fmt: skip
     forms = {failure.tried.form: failure.tried.name for failure in failures}

@@ -5,7 +5,7 @@ from typing import Final
 import iced_x86 as ix
 
 from trapline.explore.verify.cases import Case
-from trapline.explore.verify.operands import decode, field_of, memory_kinds
+from trapline.explore.verify.operands import address_size, decode, field_of, memory_kinds, pattern
 from trapline.explore.verify.window import END
 from trapline.td.engine import Reg
 
@@ -17,9 +17,12 @@ _PREFIX_NAMES: Final = {
     0x66: "prefix 66", 0x67: "prefix 67", 0xF0: "LOCK prefix", 0xF2: "prefix F2",
     0xF3: "prefix F3",
 }  # fmt: skip
+_SEGMENT_PREFIXES: Final = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65))
+
 RING0: Final = "in ring 0"
 RING3: Final = "in ring 3"
 USER: Final = "an address of the user"
+NEGATIVE: Final = "negative values in memory"
 CROSSING: Final = "an operand that crosses a page"
 INTERRUPTS_ON: Final = "interrupts on"
 INTERRUPTS_OFF: Final = "interrupts off"
@@ -34,6 +37,7 @@ CIRCUMSTANCES: Final = frozenset(
         RING0,
         RING3,
         USER,
+        NEGATIVE,
         CROSSING,
         INTERRUPTS_ON,
         INTERRUPTS_OFF,
@@ -59,8 +63,11 @@ def of_case(case: Case) -> frozenset[str]:
     """Return what can be said of a case."""
     found = set(of_code(case.code))
     found.add(RING3 if case.ring3 else RING0)
-    if case.user:
+    instruction = decode(case.code, END, strict=False)
+    if case.user or (case.trap == "mmio" and address_size(instruction) == 4):
         found.add(USER)
+    if case.trap == "mmio" and _reads(instruction) and pattern(case.seed)[0] >> 7:
+        found.add(NEGATIVE)
     if case.crossing:
         found.add(CROSSING)
     if case.rewritten:
@@ -71,6 +78,11 @@ def of_case(case: Case) -> frozenset[str]:
         if case.trap == "cpuid" and field.number == Reg.RAX:
             found.add(_LEAVES[value >> 28])
     return frozenset(found)
+
+
+def _reads(instruction: ix.Instruction) -> bool:
+    used = ix.InstructionInfoFactory().info(instruction).used_memory()
+    return any(memory.access != ix.OpAccess.WRITE for memory in used)
 
 
 def _changes(case: Case) -> set[str]:
@@ -99,7 +111,9 @@ def _prefixes(code: bytes) -> set[str]:
         at += 1
     found = {_PREFIX_NAMES[prefix] for prefix in seen}
     if len(seen) != len(set(seen)):
-        found.add("a repeated prefix")
+        found.add("a prefix given twice")
+    if len([prefix for prefix in seen if prefix in _SEGMENT_PREFIXES]) > 1:
+        found.add("more than one segment prefix")
     if at < len(code) and code[at] & 0xF0 == 0x40:
         found.add("a REX prefix")
         if at + 1 < len(code) and (code[at + 1] & 0xF0 == 0x40 or code[at + 1] in _PREFIX_NAMES):

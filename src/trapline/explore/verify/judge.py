@@ -30,7 +30,8 @@ Verdict = Literal[
     "no-trap",  # the instruction did not trap: the TDX module or the CPU did it
     "refused",  # the handler refused, and nothing else happened
     "not-comparable",  # refused too, but the engine cannot execute it natively
-    "different",  # there are mismatches
+    "flags",  # only flags differ
+    "different",  # there are other mismatches
     "unreachable",  # no register state makes it reach the operand
 ]
 
@@ -102,10 +103,9 @@ class _Trial:
             user=case.user,
             crossing=case.crossing,
             interrupts=case.interrupts,
-            access_rights=case.user,
+            access_rights=case.user and not case.smap,
             pinned=case.pinned,
             base=USER_BASE if case.ring3 else KERNEL_BASE,
-            ring3=case.ring3,
         )
         found = lanes(self._instruction, request, stage.segments, case.seed)
         if found is None:
@@ -269,13 +269,18 @@ class _Trial:
         found += self._compare(0, native, trapped)
         # Zeros are what an instruction that traps by itself is most likely to be tried with.
         for lane in (1,) if case.trap == "mmio" else (1, 2):
-            found += self._try_lane(lane, trapped, found)
+            found = self._try_lane(lane, trapped, found)
         if not found:
             return Judgement("same", handled=True, compared=True)
-        return Judgement("different", tuple(found), handled=True, compared=True)
+        only_flags = all(mismatch.kind == "wrong-flags" for mismatch in found)
+        verdict: Verdict = "flags" if only_flags else "different"
+        return Judgement(verdict, tuple(found), handled=True, compared=True)
 
     def _try_lane(self, lane: int, first: Outcome, found: list[Mismatch]) -> list[Mismatch]:
-        """Run it from another state, on a host that returns garbage where it may."""
+        """Run it from another state, on a host that returns garbage where it may.
+
+        Returns `found` with what is new.
+        """
         native = self._stage.native(self._setup(lane))
         trapped = self._stage.trapped(self._setup(lane, spoil=True))
         known = {mismatch[:2] for mismatch in found}
@@ -283,14 +288,13 @@ class _Trial:
         leaks = _leaks(first, trapped)
         answers = self._answers(first, trapped)
         if not leaks and not answers and {each[:2] for each in of_lane} <= known:
-            return []
+            return found
         honest = self._stage.trapped(self._setup(lane))
         in_honest = self._compare(lane, native, honest)
         new = [*in_honest, *_leaks(first, honest), *self._answers(first, honest)]
         known |= {mismatch[:2] for mismatch in in_honest}
         new += [_from_host(each) for each in of_lane if each[:2] not in known]
-        known = {mismatch[:2] for mismatch in found}
-        return [each for each in new if each[:2] not in known]
+        return _merge(found, new)
 
     # Comparing.
 
@@ -316,7 +320,11 @@ class _Trial:
                 Mismatch("wrong-memory", "stack", "the stack above RSP as it was", "it changed")
             )
         wanted = self._wanted_accesses(native)
-        if wanted is not None and wanted != trapped.accesses:
+        got = trapped.accesses
+        if native.memory != trapped.memory and wanted is not None:
+            # The wrong value is reported as wrong memory.
+            wanted, got = (tuple(each._replace(value=0) for each in side) for side in (wanted, got))
+        if wanted is not None and wanted != got:
             found.append(
                 Mismatch("wrong-access", "", _accesses(wanted), _accesses(trapped.accesses))
             )
@@ -408,6 +416,19 @@ def _ending(outcome: Outcome) -> str:
 def _from_host(mismatch: Mismatch) -> Mismatch:
     """Say that a mismatch needs a host that fills unused output bits."""
     return mismatch._replace(kind="from-host")
+
+
+def _merge(found: list[Mismatch], new: list[Mismatch]) -> list[Mismatch]:
+    """Add what is new. A register that is stale in one lane only was so by chance."""
+    kinds = {mismatch.kind for mismatch in (*found, *new)}
+    if "wrong-register" in kinds:
+        chosen: Kind = "wrong-register"
+        found, new = (
+            [each._replace(kind=chosen) if each.kind == "stale-bits" else each for each in part]
+            for part in (found, new)
+        )
+    known = {mismatch[:2] for mismatch in found}
+    return found + [each for each in new if each[:2] not in known]
 
 
 # What differs, in words.

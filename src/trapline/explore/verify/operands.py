@@ -89,9 +89,10 @@ class Lanes(NamedTuple):
 class Request(NamedTuple):
     """How a case wants its state.
 
-    `user` asks for an address in the user half, `crossing` for an operand on both operand
-    pages. `interrupts` fixes RFLAGS.IF; `pinned` are values of register fields. `stack` is the
-    address behind the stack's last byte.
+    `user` asks for an address in the user half, `crossing` for an operand on both operand pages.
+    `access_rights` sets RFLAGS.AC, without which SMAP stops it; `interrupts` fixes RFLAGS.IF.
+    `pinned` are values of register fields. `stack` is the address behind the stack's last byte.
+    `base` is where the pages are.
     """
 
     stack: int
@@ -101,7 +102,6 @@ class Request(NamedTuple):
     access_rights: bool = False
     pinned: tuple[tuple[Field, int], ...] = ()
     base: int = KERNEL_BASE
-    ring3: bool = False
 
 
 def field_of(register: "RegisterValue") -> Field | None:
@@ -192,7 +192,7 @@ def _near(address: int, target: int) -> bool:
 
 def _target(instruction: ix.Instruction, request: Request) -> int:
     """Choose where the operand is; misaligned, so that no mistake of alignment hides."""
-    narrow = instruction.memory_size and _address_size(instruction) == 4
+    narrow = instruction.memory_size and address_size(instruction) == 4
     base = USER_BASE if request.user or narrow else request.base
     size = ix.MemorySizeExt.size(instruction.memory_size)
     if request.crossing:
@@ -200,7 +200,8 @@ def _target(instruction: ix.Instruction, request: Request) -> int:
     return base + OPERAND_AT + _FIRST
 
 
-def _address_size(instruction: ix.Instruction) -> int:
+def address_size(instruction: ix.Instruction) -> int:
+    """Return 4 where addresses are cut to 32 bits, and so are in the user half; else 8."""
     kinds = memory_kinds(instruction)
     if any(_STRING_POINTERS.get(kind, (0, M64))[1] == _M32 for kind in kinds):
         return 4
@@ -348,7 +349,9 @@ def _flags(instruction: ix.Instruction, request: Request, *, is_string: bool) ->
     values = [value & ~read | first & read for value in (first, first ^ free ^ _IF, 2 | _IF)]
     if request.interrupts is not None:
         values = [value | _IF if request.interrupts else value & ~_IF for value in values]
-    return tuple(value | (_AC if request.access_rights else 0) for value in values)
+    narrow = memory_kinds(instruction) and address_size(instruction) == 4
+    access_rights = _AC if request.access_rights or narrow else 0
+    return tuple(value | access_rights for value in values)
 
 
 def _pattern(sign: int) -> bytes:

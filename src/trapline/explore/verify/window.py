@@ -69,7 +69,7 @@ class Window:
         self._operand: list[tuple[int, int, int]] = []  # entry, page number, flags
         if any(engine.ram[_HOLE.start : _HOLE.stop]):
             raise BadMachineError("the hole below 1 MiB is in use in this guest.")
-        self._map(USER_BASE, USER if user else 0)
+        self._map(USER_BASE, USER)
         if not user:
             self._map(KERNEL_BASE, 0)
         indices = [*self._writes, *(index for index, _, _ in self._operand)]

@@ -1,0 +1,98 @@
+"""Planted faults in a #VE handler are found; the sound twin is clean."""
+
+import msgspec
+import pytest
+from verify_guests import source, verified
+
+from trapline.explore.verify.campaign import Options, run
+from trapline.model.errors import BadMachineError
+from trapline.model.verify import VerifyResult
+from trapline.report import verify_lines, verify_text
+from trapline.report.json_document import render as render_json
+
+# Fault -> kind and cause of the finding, and a form that must be among its forms.
+PLANTED = {
+    "FAULT_ZERO_EXTEND": ("stale-bits", "any operand", "MOVZX r32, r/m8"),
+    "FAULT_HIGH_BYTE": ("wrong-memory", "register AH, CH, DH or BH", "MOV r/m8, r8"),
+    "FAULT_STALE_DATA": ("leak-to-host", "R15: any operand", "MOV r/m8, r8"),
+    "FAULT_EXTRA_REGISTER": ("leak-to-host", "RBX: any operand", "MOV r64, r/m64"),
+    "FAULT_MOVS": ("wrong-memory", "any operand", "MOVSB"),
+    "FAULT_FLAGS": ("wrong-flags", "CF: any operand", "MOV r/m8, imm8"),
+    "FAULT_SIGN": ("wrong-register", "negative values in memory", "MOVSX r64, r/m8"),
+    "FAULT_NO_RECHECK": (
+        "not-refused", "an instruction that changes under the handler", None,
+    ),
+    "FAULT_USER_ADDRESS": ("not-refused", "an address of the user", None),
+    "FAULT_TRUST": ("from-host", "any operand", "MOVZX r32, r/m8"),
+    "FAULT_WIDTH": ("wrong-access", "any operand", "MOV r16, r/m16"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sound():
+    return verified(limit=1200)
+
+
+def test_a_sound_handler_has_no_finding(sound):
+    assert sound.findings == ()
+    assert sound.verdicts["mmio"]["same"] > 500
+    assert "different" not in sound.verdicts["mmio"]
+
+
+def test_what_it_does_not_emulate_is_refused_and_not_a_finding(sound):
+    refused = {form.form for form in sound.refused}
+    assert {"MOVSB", "XCHG r/m8, r8", "OUT DX, AL", "CPUID", "HLT"} <= refused
+    assert "MOV r/m8, r8" not in refused
+
+
+def test_what_the_engine_cannot_execute_is_injected(sound):
+    assert sound.injected > 1000
+    names = {form.form for form in sound.refused}
+    assert any(name.startswith("VMOVUPS zmm") for name in names)
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_a_planted_fault_is_found(fault):
+    kind, cause, form = PLANTED[fault]
+    result = verified(fault)
+    found = [finding for finding in result.findings if finding.kind == kind]
+    assert any(finding.cause.startswith(cause) for finding in found), result.findings
+    assert form is None or any(form in finding.forms for finding in found)
+    for finding in found:
+        assert finding.trap == "mmio"
+        assert finding.expected != finding.got
+
+
+def test_the_number_of_workers_does_not_matter():
+    one, two = (verified("FAULT_ZERO_EXTEND", limit=200, workers=count) for count in (1, 2))
+    assert one == two
+
+
+def test_reports_show_every_finding():
+    result = verified("FAULT_HIGH_BYTE")
+    text = b"".join(verify_text.render(result)).decode("ascii")
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "injected events" in text.replace("\n", " ")
+    for finding in result.findings:
+        assert finding.bytes in text
+    lines = [msgspec.json.decode(line) for line in verify_lines.render(result)]
+    assert lines[0]["schema"] == "trapline/verify"
+    assert [line["kind"] for line in lines if line.get("type") == "finding"] == [
+        finding.kind for finding in result.findings
+    ]
+    assert {line["class"] for line in lines[1:]} <= {"mmio", "pio", "cpuid", "msr", "hlt"}
+    document = b"".join(render_json(result))
+    assert msgspec.json.decode(document, type=VerifyResult) == result
+
+
+def test_verbose_text_lists_refused_forms(sound):
+    short = b"".join(verify_text.render(sound))
+    long = b"".join(verify_text.render(sound, 1)).decode("ascii")
+    assert b"XCHG r/m8, r8" not in short
+    assert "XCHG r/m8, r8" in long
+    assert all(len(line) <= 80 for line in long.splitlines())
+
+
+def test_a_guest_that_never_gets_there_is_one_sentence():
+    with pytest.raises(BadMachineError, match="does not reach init's first instruction"):
+        run(source(), Options(workers=1, limit=1, ring3=True))
