@@ -5,7 +5,8 @@ import pytest
 from trapline.explore.verify import features
 from trapline.explore.verify.cases import Case, first_round, ring3_round, second_round
 from trapline.explore.verify.causes import Tried, find_causes
-from trapline.explore.verify.judge import Judgement, Mismatch
+from trapline.explore.verify.differences import Mismatch
+from trapline.explore.verify.judge import Judgement
 from trapline.explore.verify.operands import (
     LANES,
     Request,

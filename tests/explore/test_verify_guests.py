@@ -5,6 +5,8 @@ import pytest
 from verify_guests import source, verified
 
 from trapline.explore.verify.campaign import Options, run
+from trapline.explore.verify.cases import first_round
+from trapline.explore.verify.workers import Workers
 from trapline.model.errors import BadMachineError
 from trapline.model.verify import VerifyResult
 from trapline.report import verify_lines, verify_text
@@ -96,3 +98,14 @@ def test_verbose_text_lists_refused_forms(sound):
 def test_a_guest_that_never_gets_there_is_one_sentence():
     with pytest.raises(BadMachineError, match="does not reach init's first instruction"):
         run(source(), Options(workers=1, limit=1, ring3=True))
+
+
+def test_a_worker_that_dies_is_one_sentence():
+    _, probes = first_round()
+    with Workers(source(), 1, ring3=False) as workers:
+        workers.run(probes[:64])
+        (process,) = workers._processes
+        process.kill()
+        process.join()
+        with pytest.raises(BadMachineError, match="ended with status -9"):
+            workers.run(probes[:64])

@@ -11,8 +11,9 @@ from trapline import __version__
 from trapline.explore.target import TargetSource
 from trapline.explore.verify.cases import Case, first_round, ring3_round, second_round
 from trapline.explore.verify.causes import Cause, Tried, find_causes
+from trapline.explore.verify.differences import Mismatch
 from trapline.explore.verify.forms import CLASSES, Form, name_of
-from trapline.explore.verify.judge import Judgement, Mismatch
+from trapline.explore.verify.judge import Judgement
 from trapline.explore.verify.occurs import Occurrences
 from trapline.explore.verify.operands import decode
 from trapline.explore.verify.window import END, USER_END

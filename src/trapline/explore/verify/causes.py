@@ -12,7 +12,8 @@ from typing import Final, NamedTuple
 
 from trapline.explore.verify import features
 from trapline.explore.verify.cases import Case
-from trapline.explore.verify.judge import Judgement, Mismatch
+from trapline.explore.verify.differences import Mismatch
+from trapline.explore.verify.judge import Judgement
 from trapline.model.verify import EmulatedClass, Kind
 
 SOMETIMES: Final = "some operands"

@@ -3,14 +3,24 @@
 Nothing here knows what a kernel is likely to get wrong.
 """
 
-from typing import Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import iced_x86 as ix
 
 from trapline.explore.verify.cases import Case
+from trapline.explore.verify.differences import (
+    Mismatch,
+    accesses_text,
+    ending_text,
+    find_leaks,
+    flag_mismatches,
+    from_host,
+    memory_mismatch,
+    merge,
+    register_mismatch,
+)
 from trapline.explore.verify.operands import (
     LANES,
-    M64,
     Lanes,
     Request,
     decode,
@@ -20,9 +30,11 @@ from trapline.explore.verify.operands import (
 )
 from trapline.explore.verify.stage import Outcome, Setup, Stage
 from trapline.explore.verify.window import KERNEL_BASE, OPERAND_AT, PAGE, USER_BASE
-from trapline.explore.verify.world import Access, World, documented_inputs
-from trapline.model.verify import Kind
+from trapline.explore.verify.world import Access, World
 from trapline.td.engine import Reg
+
+if TYPE_CHECKING:
+    from trapline.model.verify import Kind
 
 Verdict = Literal[
     "same",  # the trapped run ends as the native one
@@ -38,23 +50,10 @@ Verdict = Literal[
 _UNDEFINED: Final = "6"
 _BMI: Final = frozenset((ix.CpuidFeature.BMI1, ix.CpuidFeature.BMI2))
 _LOW_HALF: Final = 1 << 47
-_FLAG_NAMES: Final = {
-    0: "CF", 2: "PF", 4: "AF", 6: "ZF", 7: "SF", 8: "TF", 9: "IF", 10: "DF", 11: "OF", 14: "NT",
-    16: "RF", 18: "AC", 21: "ID",
-}  # fmt: skip
 _STACK_SIZE: Final = 0x3400
 _PORT: Final = 0x8182_8384_8586_8788
 _MSR: Final = 0xF1F2_F3F4_95A6_B7C8
 _CPUID: Final = (0x91A1_B1C1, 0xA2B2_C2D2, 0xB3C3_D3E3, 0xC4D4_E4F4)
-
-
-class Mismatch(NamedTuple):
-    """One thing that differs, in words; `detail` tells apart what has the same kind."""
-
-    kind: Kind
-    detail: str
-    expected: str
-    got: str
 
 
 class Judgement(NamedTuple):
@@ -176,7 +175,7 @@ class _Trial:
             return Judgement("same-fault")
         if trapped.ending in {"dead", "hang"}:
             kind: Kind = "crash" if trapped.ending == "dead" else "hang"
-            return _different(Mismatch(kind, trapped.detail, _ending(native), trapped.detail))
+            return _different(Mismatch(kind, trapped.detail, ending_text(native), trapped.detail))
         if not trapped.traps:
             return Judgement("no-trap")
         if trapped.ending == "refused":
@@ -184,10 +183,12 @@ class _Trial:
         if trapped.ending == "fault":
             if native.ending == "fault" and native.detail == trapped.detail:
                 return Judgement("same-fault")
-            return _different(Mismatch("wrong-exception", "", _ending(native), _ending(trapped)))
+            return _different(
+                Mismatch("wrong-exception", "", ending_text(native), ending_text(trapped))
+            )
         if native.ending == "fault":
             return _different(
-                Mismatch("not-refused", "", _ending(native), "the handler goes on behind it"),
+                Mismatch("not-refused", "", ending_text(native), "the handler goes on behind it"),
                 handled=True,
             )
         return None
@@ -197,10 +198,10 @@ class _Trial:
         mismatches = []
         if trapped.accesses:
             mismatches.append(
-                Mismatch("wrong-access", "refused", "no access", _accesses(trapped.accesses))
+                Mismatch("wrong-access", "refused", "no access", accesses_text(trapped.accesses))
             )
         if trapped.memory != self._pattern and self._case.trap == "mmio":
-            mismatches.append(_memory_mismatch(self._pattern, trapped.memory))
+            mismatches.append(memory_mismatch(self._pattern, trapped.memory))
         verdict: Verdict = "different" if mismatches else "refused"
         return Judgement(verdict, tuple(mismatches), refused=True)
 
@@ -221,9 +222,9 @@ class _Trial:
             judgement = self._judge_refusal(trapped)._replace(injected=True)
             clean = not judgement.mismatches
             return judgement._replace(verdict="not-comparable") if clean else judgement
-        got = _ending(trapped)
+        got = ending_text(trapped)
         if trapped.ending == "done":
-            got = f"emulated as {_accesses(trapped.accesses) or 'nothing'}"
+            got = f"emulated as {accesses_text(trapped.accesses) or 'nothing'}"
         return _different(
             Mismatch("not-refused", "", "refused: it is no form that can be emulated", got),
             handled=True,
@@ -251,7 +252,7 @@ class _Trial:
                 "not-refused",
                 "",
                 "the effect of the old or of the new instruction, or a refusal",
-                f"neither; {_accesses(trapped.accesses) or 'no access'}",
+                f"neither; {accesses_text(trapped.accesses) or 'no access'}",
             ),
             handled=True,
         )
@@ -263,7 +264,7 @@ class _Trial:
             found.append(
                 Mismatch(
                     "not-refused", "", "refused: the address is the user's",
-                    _accesses(trapped.accesses),
+                    accesses_text(trapped.accesses),
                 )
             )  # fmt: skip
         found += self._compare(0, native, trapped)
@@ -285,16 +286,16 @@ class _Trial:
         trapped = self._stage.trapped(self._setup(lane, spoil=True))
         known = {mismatch[:2] for mismatch in found}
         of_lane = self._compare(lane, native, trapped)
-        leaks = _leaks(first, trapped)
+        leaks = find_leaks(first, trapped)
         answers = self._answers(first, trapped)
         if not leaks and not answers and {each[:2] for each in of_lane} <= known:
             return found
         honest = self._stage.trapped(self._setup(lane))
         in_honest = self._compare(lane, native, honest)
-        new = [*in_honest, *_leaks(first, honest), *self._answers(first, honest)]
+        new = [*in_honest, *find_leaks(first, honest), *self._answers(first, honest)]
         known |= {mismatch[:2] for mismatch in in_honest}
-        new += [_from_host(each) for each in of_lane if each[:2] not in known]
-        return _merge(found, new)
+        new += [from_host(each) for each in of_lane if each[:2] not in known]
+        return merge(found, new)
 
     # Comparing.
 
@@ -303,18 +304,18 @@ class _Trial:
         if trapped.ending != "done" or native.ending != "done":
             if (trapped.ending, trapped.detail) == (native.ending, native.detail):
                 return []
-            return [Mismatch("wrong-exception", "", _ending(native), _ending(trapped))]
+            return [Mismatch("wrong-exception", "", ending_text(native), ending_text(trapped))]
         found = []
         before = self._lanes.regs[lane]
         expected = native.regs
         if self._case.trap == "cpuid":
             expected = self._free_answer(lane, trapped)
         if expected != trapped.regs:
-            found.append(_register_mismatch(before, expected, trapped.regs))
+            found.append(register_mismatch(before, expected, trapped.regs))
         if native.rflags != trapped.rflags:
-            found += _flag_mismatches(native.rflags, trapped.rflags)
+            found += flag_mismatches(native.rflags, trapped.rflags)
         if native.memory != trapped.memory and self._case.trap == "mmio":
-            found.append(_memory_mismatch(native.memory, trapped.memory))
+            found.append(memory_mismatch(native.memory, trapped.memory))
         if native.stack != trapped.stack:
             found.append(
                 Mismatch("wrong-memory", "stack", "the stack above RSP as it was", "it changed")
@@ -326,7 +327,7 @@ class _Trial:
             wanted, got = (tuple(each._replace(value=0) for each in side) for side in (wanted, got))
         if wanted is not None and wanted != got:
             found.append(
-                Mismatch("wrong-access", "", _accesses(wanted), _accesses(trapped.accesses))
+                Mismatch("wrong-access", "", accesses_text(wanted), accesses_text(trapped.accesses))
             )
         return found
 
@@ -403,116 +404,3 @@ def _same(native: Outcome, trapped: Outcome) -> bool:
     return (native.ending, native.detail, native.regs, native.memory) == (
         trapped.ending, trapped.detail, trapped.regs, trapped.memory,
     )  # fmt: skip
-
-
-def _ending(outcome: Outcome) -> str:
-    if outcome.ending == "fault":
-        return f"exception {outcome.detail}"
-    if outcome.ending == "refused":
-        return f"refused ({outcome.detail})"
-    return {"done": "no exception"}.get(outcome.ending, outcome.detail)
-
-
-def _from_host(mismatch: Mismatch) -> Mismatch:
-    """Say that a mismatch needs a host that fills unused output bits."""
-    return mismatch._replace(kind="from-host")
-
-
-def _merge(found: list[Mismatch], new: list[Mismatch]) -> list[Mismatch]:
-    """Add what is new. A register that is stale in one lane only was so by chance."""
-    kinds = {mismatch.kind for mismatch in (*found, *new)}
-    if "wrong-register" in kinds:
-        chosen: Kind = "wrong-register"
-        found, new = (
-            [each._replace(kind=chosen) if each.kind == "stale-bits" else each for each in part]
-            for part in (found, new)
-        )
-    known = {mismatch[:2] for mismatch in found}
-    return found + [each for each in new if each[:2] not in known]
-
-
-# What differs, in words.
-
-
-def _register_mismatch(
-    before: tuple[int, ...], expected: tuple[int, ...], got: tuple[int, ...]
-) -> Mismatch:
-    wrong = [number for number in range(16) if expected[number] != got[number]]
-    stale = all((got[n] ^ before[n]) & (got[n] ^ expected[n]) == 0 for n in wrong)
-    changed = all(expected[n] != before[n] for n in wrong)
-    kind: Kind = "stale-bits" if stale and changed else "wrong-register"
-    return Mismatch(
-        kind,
-        "",
-        ", ".join(f"{Reg(n).name}={expected[n]:#x}" for n in wrong),
-        ", ".join(f"{Reg(n).name}={got[n]:#x}" for n in wrong),
-    )
-
-
-def _flag_mismatches(expected: int, got: int) -> list[Mismatch]:
-    """One for each flag, so that two causes do not become one."""
-    found = []
-    for bit in range(22):
-        if (expected ^ got) >> bit & 1:
-            name = _FLAG_NAMES.get(bit, f"RFLAGS bit {bit}")
-            found.append(
-                Mismatch("wrong-flags", name, f"{name}={expected >> bit & 1}",
-                         f"{name}={got >> bit & 1}")
-            )  # fmt: skip
-    return found
-
-
-def _memory_mismatch(expected: bytes, got: bytes) -> Mismatch:
-    wrong = [at for at, (one, two) in enumerate(zip(expected, got, strict=True)) if one != two]
-    start, end = wrong[0], min(wrong[-1] + 1, wrong[0] + 16)
-    more = "" if wrong[-1] < end else " ..."
-    return Mismatch(
-        "wrong-memory",
-        "",
-        f"[{start:#x}] {expected[start:end].hex(' ')}{more}",
-        f"[{start:#x}] {got[start:end].hex(' ')}{more}",
-    )
-
-
-def _accesses(accesses: tuple[Access, ...]) -> str:
-    texts = [_access(access) for access in accesses[:4]]
-    return ", ".join(texts) + (", ..." if len(accesses) > 4 else "")
-
-
-def _access(access: Access) -> str:
-    if access.what in {"mmio", "port"}:
-        what = f"{'write' if access.is_write else 'read'} of {access.size} at {access.address:#x}"
-        return f"{what}: {access.value:#x}" if access.is_write else what
-    if access.what == "wrmsr":
-        return f"wrmsr {access.address:#x}: {access.value:#x}"
-    if access.what == "hlt":
-        return f"hlt with interrupts {'blocked' if access.value else 'on'}"
-    return f"{access.what} {access.address:#x}"
-
-
-def _leaks(first: Outcome, second: Outcome) -> list[Mismatch]:
-    """Find what the host gets that does not follow from the operands.
-
-    Both lanes have the same operands, so registers of the call may not differ; and those that
-    carry no input of the call must be zero.
-    """
-    found: dict[str, Mismatch] = {}
-    for one, two in zip(first.calls, second.calls, strict=False):
-        inputs = documented_inputs(one)
-        for number in range(16):
-            name = Reg(number).name
-            if number == Reg.RCX or name in found:
-                continue
-            differs = (one[number] ^ two[number]) & M64
-            if differs:
-                found[name] = Mismatch(
-                    "leak-to-host",
-                    name,
-                    f"{name} the same whatever is in other registers",
-                    f"{name}={one[number]:#x} and {two[number]:#x}, of the same operands",
-                )
-            elif number not in inputs and number != Reg.RAX and one[number]:
-                found[name] = Mismatch(
-                    "leak-to-host", name, f"{name}=0", f"{name}={one[number]:#x}"
-                )
-    return list(found.values())
