@@ -18,7 +18,7 @@ from trapline.td.unicorn.layout import (
     HFlags,
     Svm,
 )
-from trapline.td.unicorn.slots import Delivery, Slot
+from trapline.td.unicorn.slots import Delivery, Slot, Walk
 from trapline.td.unicorn.state import IA32_TSC, is_core_msr
 
 _CODE, _INFO = Slot.CODE, Slot.INFO
@@ -160,8 +160,11 @@ class Exits(Emulation):
     def _exit_ept(self) -> Exit:
         slots = self._slots
         gpa, gla, information = self._control.fault_gpa, slots[Slot.GLA], slots[Slot.INFO]
-        target = self.translate(gla)
-        is_walk = target is None or (target ^ gpa) >> 12 != 0
+        walk = slots[Slot.WALK]
+        if walk == Walk.UNKNOWN:
+            target = self.translate(gla)
+            walk = Walk.PAGE if target is not None and (target ^ gpa) >> 12 == 0 else Walk.TABLE
+        is_walk = walk == Walk.TABLE
         self._ept = EptViolation(
             gpa=gpa,
             gla=gla,

@@ -32,7 +32,16 @@ class Slot:
     GROW_AT: Final = 23  # flush the TLB, which lets it grow, at this many
     DELIVERED: Final = 24  # 32 counters: exceptions delivered without Python, by vector
     RESUME: Final = 56  # the next block is here and has been counted already
-    END: Final = 57
+    WALK: Final = 57  # what the last TLB fill that failed was after: Walk
+    END: Final = 58
+
+
+class Walk:
+    """Slot.WALK."""
+
+    UNKNOWN: Final = 0
+    TABLE: Final = 1
+    PAGE: Final = 2
 
 
 class Delivery:

@@ -38,7 +38,7 @@ from trapline.td.unicorn.layout import (
     HFlags,
     Library,
 )
-from trapline.td.unicorn.slots import Slot
+from trapline.td.unicorn.slots import Slot, Walk
 
 if TYPE_CHECKING:
     from trapline.td.unicorn.nested import NestedTables
@@ -116,6 +116,7 @@ def assemble_tlb_fill(
     a.store(_RBX, Slot.GLA * 8, _RSI)
     a.move(_ECX, _ECX)  # clears the upper half
     a.store(_RBX, Slot.ACCESS * 8, _RCX)
+    a.store_imm(_RBX, Slot.WALK * 8, Walk.UNKNOWN, 8)
     a.load(_R10, _RBX, Slot.FILLS * 8)
     a.mem(Code.INC_RM64, _RBX, Slot.FILLS * 8)
     a.reg_mem(Code.CMP_R64_RM64, _R10, _RBX, Slot.GROW_AT * 8)
@@ -165,6 +166,11 @@ def _assemble_install(a: Assembler, library: Library) -> None:
 
 def _assemble_fallback(a: Assembler, library: Library, log: "WriteLog") -> None:
     """Let the core fill; what it then writes is not listed."""
+    a.label("no table")
+    a.store_imm(_RBX, Slot.WALK * 8, Walk.TABLE, 8)
+    a.jump(Code.JMP_REL32_64, "slow")
+    a.label("no page")
+    a.store_imm(_RBX, Slot.WALK * 8, Walk.PAGE, 8)
     a.label("slow")
     for register in reversed(_SAVED):
         a.pop(register)
@@ -214,7 +220,7 @@ def _assemble_mode_check(a: Assembler, fields: Fields) -> None:
 def _assemble_level(a: Assembler, shift: int) -> None:
     """Read one entry: RAX = table's GPA before, entry after; R14 = the entry's host address."""
     a.jump(Code.CALL_REL32_64, "resolve")
-    a.jump(Code.JE_REL32_64, "slow")
+    a.jump(Code.JE_REL32_64, "no table")
     a.move(_R10, _RSI)
     a.reg_imm(Code.SHR_RM64_IMM8, _R10, shift - 3)
     a.reg_imm(Code.AND_RM32_IMM32, _R10D, 0xFF8)
@@ -319,7 +325,7 @@ def _assemble_leaf(a: Assembler) -> None:
     a.reg_reg(Code.AND_R64_RM64, _R10, _RSI)
     a.reg_reg(Code.OR_R64_RM64, _RAX, _R10)
     a.jump(Code.CALL_REL32_64, "resolve")
-    a.jump(Code.JE_REL32_64, "slow")
+    a.jump(Code.JE_REL32_64, "no page")
 
 
 def _assemble_code_rules(a: Assembler, library: Library, fields: Fields, code_map: CodeMap) -> None:
