@@ -158,6 +158,9 @@ reloaded:
         push 0x400000
         iretq
 
+        .ifdef PADDED
+        .space 100, 0x90
+        .endif
         function entry_SYSCALL_64
         swapgs
         mov gs:[8], rsp
@@ -175,6 +178,9 @@ reloaded:
         .size entry_SYSCALL_64, . - entry_SYSCALL_64
 
         function do_syscall_64
+        .ifdef PADDED
+        nop
+        .endif
         mov byte ptr [rip + busy], 1
         .ifdef TORN_COUNTER
         mov rcx, [rip + counter]

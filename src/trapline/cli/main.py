@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # when they are called: `trapline --help` must not load a CPU emulator.
 COMMANDS = {
     "scan": "scan",
+    "explore": "explore",
     "schema": "schema",
     "filter": "filter",
     "rules": "rules",

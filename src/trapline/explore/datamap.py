@@ -60,6 +60,8 @@ class DataMap:
         if rule.static is not None:
             return tuple(self._objects[False].named(rule.static))
         piece = self._base(rule)
+        if rule.array:
+            return self._elements(piece, rule)
         if piece is not None and rule.member is not None and rule.type is not None:
             piece = self._member(piece, rule.type, rule.member)
         if piece is not None and rule.follow is not None:
@@ -148,6 +150,17 @@ class DataMap:
                 return None
             value = value + base & (1 << 64) - 1
         return Piece(value, self._size(name))
+
+    def _elements(self, piece: Piece | None, rule: NoiseRule) -> tuple[Piece, ...]:
+        """Find a member of each structure in an array."""
+        assert rule.type is not None
+        assert rule.member is not None
+        size = self._types.size(rule.type) if self._types is not None else None
+        if piece is None or not size:
+            return ()
+        starts = range(piece.gla, piece.gla + piece.size - size + 1, size)
+        found = (self._member(Piece(start, size), rule.type, rule.member) for start in starts)
+        return tuple(member for member in found if member is not None)
 
     def _member(self, piece: Piece, type_name: str, member: str) -> Piece | None:
         types = self._types

@@ -77,6 +77,11 @@ def conditions(machine: Machine) -> Conditions:
     )
 
 
+def is_hosts(event: str) -> bool:
+    """Whether the host may cause the event whenever it likes."""
+    return event in (NMI, "int80") or event.startswith("irq:")
+
+
 def decide(event: str, here: Conditions) -> Decision:
     """Say whether the event may come here, and by which rule."""
     ve_valid, nmi_blocked, interrupt_flag, shadow = here
@@ -130,12 +135,10 @@ def _post(machine: Machine, vector: int) -> None:
 def _synthetic_wrmsr(machine: Machine) -> None:
     """Inject a #VE that says WRMSR, of no length.
 
-    Linux hands ECX and EDX:EAX to the host, which ignores them (`host`), and goes on at the
+    Linux hands RCX, RDX and RAX to the host, which ignores them (`host`), and goes on at the
     same instruction.
     """
-    regs = machine.engine.regs
-    value = (regs[Reg.RDX] & _MASK32) << 32 | regs[Reg.RAX] & _MASK32
-    _expect(machine, ExpectedWrmsr(regs[Reg.RCX] & _MASK32, value))
+    _expect(machine, ExpectedWrmsr(machine.engine.regs[Reg.RCX] & _MASK32))
     machine.module.inject_ve(VeInfo(ExitReason.WRMSR))
 
 

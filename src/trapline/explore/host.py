@@ -5,6 +5,7 @@ accepts the WRMSR that the guest makes of a synthetic WRMSR #VE, and answers a s
 #VE with what is in memory, as if the page had been a device that behaves like memory.
 """
 
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from trapline.td.engine import Reg
@@ -13,13 +14,17 @@ from trapline.td.vmm.ghci import Status, TdVmCall
 from trapline.td.vmm.services import Services
 
 _WRITE: Final = 1
+_MASK32: Final = (1 << 32) - 1
 
 
 class ExpectedWrmsr(NamedTuple):
-    """The call that Linux makes of a WRMSR #VE: ECX, and EDX:EAX."""
+    """The call that Linux makes of a WRMSR #VE.
+
+    R12 is RCX, and R13 is RAX with RDX in its upper half: whole registers (write_msr(),
+    arch/x86/coco/tdx/tdx.c), of which only ECX is looked at here.
+    """
 
     msr: int
-    value: int
 
 
 class ExpectedMmio(NamedTuple):
@@ -33,6 +38,7 @@ class ExploredServices(Services):
     """GHCI services that answer the next expected call themselves."""
 
     expected: ExpectedWrmsr | ExpectedMmio | None = None
+    announce: Callable[[int, int], None]
 
     def call(self, registers: list[int]) -> None:
         """Serve one TDVMCALL."""
@@ -46,7 +52,7 @@ class ExploredServices(Services):
     def _answers(self, expected: ExpectedWrmsr | ExpectedMmio, registers: list[int]) -> bool:
         leaf, first, second = registers[Reg.R11], registers[Reg.R12], registers[Reg.R13]
         if isinstance(expected, ExpectedWrmsr):
-            return leaf == TdVmCall.WRMSR and (first, second) == expected
+            return leaf == TdVmCall.WRMSR and first & _MASK32 == expected.msr
         if leaf != TdVmCall.REQUEST_MMIO or registers[Reg.R14] != expected.gpa:
             return False
         size = first & 15
@@ -54,9 +60,9 @@ class ExploredServices(Services):
         if at + size > len(self._ram):
             return False
         if second == _WRITE:
-            self._ram[at : at + size] = (registers[Reg.R15] & (1 << 8 * size) - 1).to_bytes(
-                size, "little"
-            )
+            data = (registers[Reg.R15] & (1 << 8 * size) - 1).to_bytes(size, "little")
+            self._ram[at : at + size] = data
+            self.announce(at, size)
         else:
             registers[Reg.R11] = int.from_bytes(self._ram[at : at + size], "little")
         return True
@@ -73,5 +79,6 @@ def take_over(machine: Machine) -> ExploredServices:
         shared_bit=machine.engine.shared_bit,
         events=machine.host,
     )
+    services.announce = machine.engine.code_changed
     machine.host.services = services
     return services

@@ -4,7 +4,7 @@ A run: back to the window's start, on to the boundary, the event, on to the comp
 a verdict. Runs do not depend on each other: the same run always gives the same result.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final, NamedTuple
@@ -15,7 +15,7 @@ from trapline.explore.events import Decision
 from trapline.explore.oracle import Watch
 from trapline.explore.scenario import Inject
 from trapline.explore.window import LiveWindow, ReferenceEnd, Step
-from trapline.model.errors import TraplineError, UsageError
+from trapline.model.errors import NotReproducibleError, UsageError
 from trapline.model.explore import CLEAN, Result, Verdict
 from trapline.model.splat import Splat
 from trapline.td.engine import Reg
@@ -25,6 +25,7 @@ from trapline.td.trace import describe
 
 DEFAULT_BUDGET: Final = 3_000_000  # instructions from the event on
 _LAST: Final = 16
+_SLOW: Final = 64  # instructions before the end that are stepped through to see the last ones
 _TRAPS: Final = 8
 _MAX_DIFFERS: Final = 12
 _UNDECIDED: Final = Decision(False, "")
@@ -47,10 +48,6 @@ class _Judged(NamedTuple):
 
 class NotApplicableError(UsageError):
     """The event makes no sense before this instruction."""
-
-
-class NotReproducibleError(TraplineError):
-    """The reference run does not repeat: the guest depends on something that is not modelled."""
 
 
 def decide_at(event: str, step: Step) -> Decision:
@@ -82,8 +79,7 @@ class Injector:
         window, watch = self._window, self._watch
         window.rewind()
         watch.reset()
-        start = self._engine.instructions
-        watch.stop_at(start + len(window.steps) + self._budget)
+        watch.stop_at(self._engine.instructions + len(window.steps) + self._budget)
         self._engine.run(watch.on_exit)
         if watch.ending is None or watch.ending.verdict is not None:
             why = "it never ends" if watch.ending is None else watch.ending.detail
@@ -91,33 +87,32 @@ class Injector:
                 f"scenario {window.scenario.name}: the window's reference run fails ({why}); "
                 "choose another start."
             )
-        return window.here(self._engine.instructions - start)
+        return window.here()
 
     def _reference(self) -> None:
         traced = self._window.end
         end = self.reference()
-        if (end.rip, end.rsp, end.cpl, end.retired) != (
-            traced.rip,
-            traced.rsp,
-            traced.cpl,
-            traced.retired,
-        ):
+        if end[:3] != traced[:3]:
             raise NotReproducibleError(
-                f"scenario {self._window.scenario.name}: the window takes {end.retired} "
-                f"instructions in one go and {traced.retired} step by step; choose another start."
+                f"scenario {self._window.scenario.name}: the window ends elsewhere in one go than "
+                "step by step; choose another start."
             )
         self._window.finish_reference(end)
         self._usual = self._watch.counts.copy()
         self._vectors: dict[str, int] = {}
+        self._before: tuple[int, Counter[int]] = 0, Counter()
 
     def results(self, inject: Inject, boundary: int) -> Iterator[Result]:
         """Run all that one [[inject]] asks for at one boundary."""
+        self._window.count(wanted=bool(inject.then))
         try:
             first = self.run(Run(inject.event, boundary), inject)
         except NotApplicableError:
             return
         if not inject.then:
             yield first
+        if first.verdict not in CLEAN:
+            return  # no handling to nest into
         for nested in inject.then:
             for distance in range(boundary % inject.stride, first.instructions, inject.stride):
                 with suppress(NotApplicableError):
@@ -126,6 +121,7 @@ class Injector:
     def run(self, run: Run, inject: Inject | None = None) -> Result:
         """Do one run and judge it."""
         window, watch = self._window, self._watch
+        window.count(wanted=run.nested is not None or (inject is not None and bool(inject.then)))
         decision = decide_at(run.event, window.steps[run.boundary])
         start = self._begin(run)
         if run.nested is not None and watch.ending is None:
@@ -162,26 +158,23 @@ class Injector:
 
     def _begin(self, run: Run) -> int:
         """Go to the boundary and inject; return how many instructions had retired there."""
-        engine, watch = self._engine, self._watch
-        self._window.rewind()
-        watch.reset()
-        step = self._window.steps[run.boundary]
-        self._advance(step)
-        start = engine.instructions
+        self._go_to(run.boundary)
+        start = self._engine.instructions
         self._inject(run.event)
         return start
 
-    def _advance(self, step: Step) -> None:
-        engine = self._engine
-        if step.retired:
-            self._watch.stop_at(engine.instructions + step.retired)
-            engine.run(self._watch.on_exit)
-        for _ in range(step.extra):
-            engine.step(self._watch.on_exit)
-        if engine.regs[Reg.RIP] != step.rip:
+    def _go_to(self, boundary: int) -> None:
+        """Go to a boundary, and count what is delivered on the way."""
+        window, watch, engine = self._window, self._watch, self._engine
+        number, counts = self._before
+        watch.reset(counts if number <= boundary else None)
+        window.go_to(boundary, watch.on_exit)
+        self._before = boundary, watch.counts.copy()
+        expected = window.steps[boundary].rip
+        if engine.regs[Reg.RIP] != expected:
             raise NotReproducibleError(
-                f"scenario {self._window.scenario.name}: boundary {step.retired} is at "
-                f"{int(engine.regs[Reg.RIP]):#x} and was at {step.rip:#x}: the window does not "
+                f"scenario {window.scenario.name}: boundary {boundary} is at "
+                f"{int(engine.regs[Reg.RIP]):#x} and was at {expected:#x}: the window does not "
                 "repeat."
             )
 
@@ -245,11 +238,12 @@ class Injector:
         return self._watch.counts[vector] - self._usual[vector]
 
     def _clean(self, run: Run, start: int, handled: tuple[str, ...]) -> _Judged:
-        at = self._watch.first_after(self._vector(run.event), start)
-        if at is None:
+        first = self._watch.first_after(self._vector(run.event), start)
+        if first is None:
             return _Judged("held", "It is still held at the compare point.", handled)
-        if at > start:
-            return _Judged("held", f"It was delivered {at - start:,} instructions later.", handled)
+        at, rip = first
+        if at > start or rip != self._window.steps[run.boundary].rip:
+            return _Judged("held", f"It was delivered at {self._label(rip)}.", handled)
         if handled:
             return _Judged("handled", f"As it should, it changed {', '.join(handled)}.", handled)
         return _Judged("same", "")
@@ -262,19 +256,19 @@ class Injector:
         """Repeat a run, slowly at its end; return its last state and instructions."""
         watch, engine = self._watch, self._engine
         start = self._begin(run)
+        watch.ends_at_oops = judged.verdict == "oops"
         if run.nested is not None and watch.ending is None:
             self._nest(run, start, _UNDECIDED)
-        slow = start + max(executed - _LAST, run.nested_at or 0)
+        slow = start + max(executed - _SLOW, run.nested_at or 0)
         if watch.ending is None and engine.instructions < slow:
             self._go_on(slow)
         last: deque[str] = deque(maxlen=_LAST)
-        watch.stop_at(start + self._budget + _LAST)
-        for _ in range(4 * _LAST):
-            if watch.ending is not None or engine.instructions >= start + max(executed, 1):
-                break
+        watch.stop_at(start + self._budget + _SLOW)
+        while watch.ending is None and engine.instructions < start + max(executed, 1):
             last.append(self._instruction())
             engine.step(watch.on_exit)
-        last.append(self._instruction())
+        if not last or last[-1] != self._instruction():
+            last.append(self._instruction())
         splat = take_splat(
             engine,
             self._window.target.symbols,
@@ -288,8 +282,10 @@ class Injector:
     def _instruction(self) -> str:
         rip = int(self._engine.regs[Reg.RIP])
         is_user = self._engine.cpl == 3
-        label = self._window.target.symbols.locate(rip, is_user=is_user).label
-        return f"{label}: {self._window.text(rip)}"
+        return f"{self._label(rip, is_user=is_user)}: {self._window.text(rip)}"
+
+    def _label(self, rip: int, *, is_user: bool = False) -> str:
+        return self._window.target.symbols.locate(rip, is_user=is_user).label
 
     def _announce(self, run: Run) -> Iterator[str]:
         boundary = self._window.boundaries[run.boundary]

@@ -7,7 +7,7 @@ later is not forgotten, and their attributes are copied.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from trapline.td.machine import Machine
 
@@ -24,22 +24,34 @@ _STATEFUL: Final = (
 )
 _PLAIN: Final = (int, str, bytes, float, bool, type(None), tuple, frozenset)
 
+_PAGE: Final = 4096
+
 Restore = Callable[[], None]
+
+
+class Checkpoint(NamedTuple):
+    """A machine's state some way behind the moment at which it was frozen."""
+
+    engine: "Snapshot"
+    module: "ModuleState"
+    parts: list[Restore]
+    pages: dict[int, bytes]
 
 
 class FrozenMachine:
     """A machine's state at one moment; `restore` may be called any number of times.
 
-    Making one freezes guest memory: earlier ones can no longer be restored.
+    Making one freezes guest memory: earlier ones can no longer be restored. From then on, who
+    writes guest memory without the guest must tell the engine (`Engine.code_changed`).
     """
 
     def __init__(self, machine: Machine) -> None:
         self._engine = machine.engine
         self._module = machine.module
-        self._snapshot: Snapshot = machine.engine.freeze()
+        self._snapshot: Snapshot = machine.engine.freeze(announced=True)
         self._module_state: ModuleState = machine.module.save()
-        parts = [*_parts(machine), machine]
-        self._restores = [restore for part in parts for restore in _keep(part)]
+        self._parts = [*_parts(machine), machine]
+        self._restores = self._keep_parts()
 
     def restore(self) -> None:
         """Bring the machine back."""
@@ -47,6 +59,33 @@ class FrozenMachine:
         self._module.restore(self._module_state)
         for restore in self._restores:
             restore()
+
+    def checkpoint(self, pages: Iterable[int], before: Checkpoint | None) -> Checkpoint:
+        """Keep the state that the machine is in now; `pages` are those written since the start.
+
+        `before` is an earlier checkpoint, if only guest code has run since.
+        """
+        ram = self._engine.ram
+        return Checkpoint(
+            self._engine.save(),
+            self._module.save() if before is None else before.module,
+            self._keep_parts() if before is None else before.parts,
+            {page: bytes(ram[page : page + _PAGE]) for page in pages},
+        )
+
+    def return_to(self, checkpoint: Checkpoint) -> None:
+        """Bring the machine to a checkpoint made since it was frozen."""
+        engine = self._engine
+        engine.restore(checkpoint.engine)
+        for page, content in checkpoint.pages.items():
+            engine.ram[page : page + _PAGE] = content
+            engine.code_changed(page, _PAGE)
+        self._module.restore(checkpoint.module)
+        for restore in checkpoint.parts:
+            restore()
+
+    def _keep_parts(self) -> list[Restore]:
+        return [restore for part in self._parts for restore in _keep(part)]
 
 
 def _parts(machine: Machine) -> list[Any]:

@@ -31,6 +31,8 @@ class NoiseRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     a variable nor the stack in use nor mapped by user mode. `bits` leaves all others of the
     little-endian number to be compared.
 
+    With `array`, the variable is an array of the structure, and the member of each is meant.
+
     `events` are those that the rule is for (all if empty). `effect` "handled" means that the
     difference is what the event is for, and is not nothing. `by` demands that the little-endian
     number grows by exactly that much for each event that was delivered.
@@ -45,6 +47,7 @@ class NoiseRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     type: Name | None = None
     member: Name | None = None
     follow: Annotated[int, msgspec.Meta(ge=1, le=_MAX_FOLLOWED)] | None = None
+    array: bool = False
     stack: bool = False
     events: tuple[EventName, ...] = ()
     effect: Literal["noise", "handled"] = "noise"
@@ -94,3 +97,5 @@ def _check(rule: NoiseRule, source: str) -> None:
         )
     if (rule.member is None) != (rule.type is None) or (rule.through and rule.member is None):
         raise BadInputFileError(f"{source}: {rule.label!r}: type and member go together.")
+    if rule.array and (rule.type is None or rule.follow is not None):
+        raise BadInputFileError(f"{source}: {rule.label!r}: an array is of a type, with a member.")

@@ -14,6 +14,7 @@ from trapline.model.explore import Verdict
 from trapline.td.engine import Exit, Reg
 from trapline.td.module.vmm_interface import TrapListener, VeInfo
 from trapline.td.outcome import OutcomeKind
+from trapline.td.vmm.ghci import TdVmCall
 
 _VECTOR_NMI: Final = 2
 _VECTOR_DF: Final = 8
@@ -22,6 +23,11 @@ _GATE_SIZE: Final = 16
 _IST_MASK: Final = 7
 _GS_BASE: Final = 0xC0000101
 _KERNEL_HALF: Final = 1 << 63
+# How long a kernel that has oopsed may take to panic.
+_AFTER_OOPS: Final = 300_000
+# MR.RTMR.EXTEND, MR.REPORT, MEM.PAGE.ACCEPT.
+_WRITING_TDCALLS: Final = frozenset({2, 4, 6})
+_WRITING_TDVMCALLS: Final = frozenset({TdVmCall.MAP_GPA, TdVmCall.GET_QUOTE})
 
 _OUTCOMES: Final[dict[OutcomeKind, Verdict]] = {
     OutcomeKind.FATAL_ERROR: "panic",
@@ -62,18 +68,33 @@ class Watch(TrapListener):
         self.listener: TrapListener | None = None  # told of all traps, too
         self.reset()
 
-    def reset(self) -> None:
-        """Forget the run before."""
+    def reset(self, counts: Counter[int] | None = None) -> None:
+        """Forget the run before; `counts` were delivered before this one begins."""
         self.ending: Ending | None = None
+        self.ends_at_oops = False  # rather than to see whether a panic follows
         self._oopsed: str | None = None
-        self.counts: Counter[int] = Counter()
-        self._deliveries: list[tuple[int, int]] = []
+        self.counts: Counter[int] = Counter() if counts is None else counts.copy()
+        self._deliveries: list[tuple[int, int, int]] = []
         self._ends_at: int | None = None
 
     def stop_at(self, instructions: int) -> None:
         """End the stretch at hand, without an ending, when so many have retired."""
         self._ends_at = instructions
-        self._engine.set_instruction_budget(instructions - self._engine.instructions)
+        self._arm()
+
+    def _arm(self) -> None:
+        """Ask for an exit when the stretch at hand ends.
+
+        Without counting, `Engine.instructions` is told from code bytes, which a time budget
+        goes by; but the host sets that, too.
+        """
+        if self._ends_at is None:
+            return
+        left = self._ends_at - self._engine.instructions
+        if self._window.counts:
+            self._engine.set_instruction_budget(left)
+        else:
+            self._engine.set_time_budget(left)
 
     def finish(self, verdict: Verdict | None, detail: str = "") -> None:
         """End the run."""
@@ -107,6 +128,8 @@ class Watch(TrapListener):
         if pending is not None and not self.note_delivery(pending):
             return
         self._window.serve(exit_)
+        if not self._window.counts:
+            self._arm()
         outcome = self._machine.host.outcome
         if outcome is not None and self.ending is None:
             self.finish(_OUTCOMES.get(outcome.kind, "hang"), outcome.detail)
@@ -120,7 +143,7 @@ class Watch(TrapListener):
         """Note that an event is about to be delivered; False when that ends the run."""
         engine = self._engine
         self.counts[vector] += 1
-        self._deliveries.append((vector, engine.instructions))
+        self._deliveries.append((vector, engine.instructions, int(engine.regs[Reg.RIP])))
         rsp = int(engine.regs[Reg.RSP])
         if engine.cpl == 0 and rsp < _KERNEL_HALF and not self._has_stack(vector):
             self.finish(
@@ -131,11 +154,11 @@ class Watch(TrapListener):
             return False
         return True
 
-    def first_after(self, vector: int, instructions: int) -> int | None:
-        """Return when a vector was first delivered from an instruction count on."""
-        for delivered, at in self._deliveries:
+    def first_after(self, vector: int, instructions: int) -> tuple[int, int] | None:
+        """Return when and where (RIP) a vector was first delivered from a count on."""
+        for delivered, at, rip in self._deliveries:
             if delivered == vector and at >= instructions:
-                return at
+                return at, rip
         return None
 
     def _has_stack(self, vector: int) -> bool:
@@ -156,9 +179,20 @@ class Watch(TrapListener):
         if rip in self._handlers:
             self._check_handler(self._handlers[rip])
         if rip in self._panic:
-            self.finish("panic", f"The kernel calls {self._panic[rip]}().")
+            self.finish("panic", f"{self._caller()} calls {self._panic[rip]}().")
         elif rip in self._oops and self._oopsed is None:
-            self._oopsed = f"The kernel calls {self._oops[rip]}()."
+            self._oopsed = f"{self._caller()} calls {self._oops[rip]}()."
+            if self.ends_at_oops:
+                self.finish("oops", self._oopsed)
+            elif self._ends_at is not None:
+                self.stop_at(min(self._ends_at, self._engine.instructions + _AFTER_OOPS))
+
+    def _caller(self) -> str:
+        """Name the function whose call has just been made."""
+        data = self._engine.read(int(self._engine.regs[Reg.RSP]), 8)
+        address = int.from_bytes(data, "little") if data else 0
+        location = self._window.target.symbols.locate(address, is_call=True)
+        return f"{location.function}()" if location.function else "The kernel"
 
     def _is_deliverable(self) -> bool:
         """Whether an event waits that comes before the instruction at hand."""
@@ -178,6 +212,9 @@ class Watch(TrapListener):
         elif rsp < _KERNEL_HALF:
             self.finish("privilege", f"{name}() runs on the user's stack, at {rsp:#x}.")
 
+    def _announce_all(self) -> None:
+        self._engine.code_changed(0, len(self._engine.ram))
+
     # vmm_interface.TrapListener
 
     def on_ve(self, rip: int, info: VeInfo, *, double_fault: bool) -> None:
@@ -190,11 +227,15 @@ class Watch(TrapListener):
             self.note_delivery(_VECTOR_VE)
 
     def on_tdcall(self, rip: int, leaf: int, status: int) -> None:
-        """Pass on."""
+        """Announce writes to guest memory by the module: any page may have changed."""
+        if leaf in _WRITING_TDCALLS:
+            self._announce_all()
         if self.listener is not None:
             self.listener.on_tdcall(rip, leaf, status)
 
     def on_tdvmcall(self, rip: int, registers: list[int]) -> None:
-        """Pass on."""
+        """Announce writes to guest memory by the host."""
+        if registers[Reg.R11] in _WRITING_TDVMCALLS:
+            self._announce_all()
         if self.listener is not None:
             self.listener.on_tdvmcall(rip, registers)

@@ -113,6 +113,11 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     name: str = ""
 
 
+def is_event(name: str) -> bool:
+    """Whether an event of that name can be injected."""
+    return _EVENT.fullmatch(name) is not None
+
+
 def shipped() -> tuple[str, ...]:
     """Name the scenarios that come with trapline, in alphabetical order."""
     folder = resources.files("trapline.explore") / "scenarios"
@@ -176,7 +181,7 @@ def _check(scenario: Scenario, source: str) -> None:
         )
     for inject in scenario.inject:
         for event in (inject.event, *inject.then):
-            if not _EVENT.fullmatch(event):
+            if not is_event(event):
                 raise BadInputFileError(
                     f"{source}: {event!r} is not an event; known are {', '.join(EVENTS)}."
                 )

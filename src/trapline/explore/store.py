@@ -9,7 +9,7 @@ runs of the last transaction, which `--resume` does again.
 
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
@@ -181,3 +181,17 @@ class Store:
             return msgspec.json.decode(blob, type=kind)
         except msgspec.DecodeError as error:
             raise BadInputFileError(f"{self._path}: a row is damaged ({error}).") from error
+
+
+def read_store(path: Path) -> tuple[tuple[Window, ...], tuple[Result, ...]]:
+    """Read windows and results of any campaign store, without writing to it.
+
+    Raises BadInputFileError.
+    """
+    try:
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+        with closing(connection):
+            store = Store(connection, str(path))
+            return store.windows(), store.results()
+    except (sqlite3.DatabaseError, OutputError) as error:
+        raise BadInputFileError(f"{path}: is not a campaign store ({error}).") from error

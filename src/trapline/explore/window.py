@@ -10,14 +10,14 @@ from trapline.explore.compare import MemoryOracle, registers
 from trapline.explore.datamap import DataMap
 from trapline.explore.dirty import DirtyPages
 from trapline.explore.events import Conditions, conditions, inject
-from trapline.explore.machinestate import FrozenMachine
+from trapline.explore.machinestate import Checkpoint, FrozenMachine
 from trapline.explore.scenario import EndSymbol
 from trapline.explore.target import Target
 from trapline.explore.triggers import Opening
 from trapline.isa.operands import normalise
 from trapline.model.errors import BadInputFileError
 from trapline.model.explore import Boundary
-from trapline.td.engine import Engine, Exit, Reg
+from trapline.td.engine import Engine, Exit, ExitHandler, Reg
 from trapline.td.machine import Machine
 
 _MAX_STEPS: Final = 200_000
@@ -25,14 +25,8 @@ _MAX_INSTRUCTION: Final = 15
 
 
 class Step(NamedTuple):
-    """The state before one instruction of the reference run.
+    """The state before one instruction of the reference run."""
 
-    `retired` instructions have retired since the start; `extra` tells apart the boundaries at
-    which as many have: a fault goes to its handler without retiring an instruction.
-    """
-
-    retired: int
-    extra: int
     rip: int
     cpl: int
     conditions: Conditions
@@ -44,7 +38,6 @@ class ReferenceEnd(NamedTuple):
     rip: int
     rsp: int
     cpl: int
-    retired: int
     registers: dict[str, int]
 
 
@@ -83,10 +76,12 @@ class LiveWindow:
         self.opening = opening
         self.scenario = opening.scenario
         self.engine: Engine = machine.engine
-        self.engine.exact_counts(wanted=True)
+        self.counts = False
         self._hold = TimerHold(machine)
         self._frozen = FrozenMachine(machine)
         self._dirty = DirtyPages(self.engine)
+        self._at: tuple[int, Checkpoint] | None = None
+        self._has_exited = False
         self.rewind()
         self.steps = self._trace()
         self.rewind()
@@ -100,6 +95,36 @@ class LiveWindow:
         if self.opening.post is not None:
             self._post(self.opening.post)
 
+    def count(self, *, wanted: bool) -> None:
+        """Count instructions from now on, or save the time that this takes."""
+        if wanted != self.counts:
+            self.counts = wanted
+            self.engine.exact_counts(wanted)
+
+    def go_to(self, boundary: int, serve: ExitHandler) -> None:
+        """Bring the guest before an instruction of the window, as the reference came there.
+
+        It is stepped there from the last boundary that was gone to, or from the start.
+        """
+        number, checkpoint = (0, None) if self._at is None else self._at
+        if checkpoint is None or number > boundary:
+            self.rewind()
+            number, checkpoint = 0, None
+        else:
+            self._frozen.return_to(checkpoint)
+        if number == boundary and checkpoint is not None:
+            return
+
+        def step_exit(exit_: Exit) -> None:
+            self._has_exited = True
+            serve(exit_)
+
+        self._has_exited = checkpoint is None
+        for _ in range(boundary - number):
+            self.engine.step(step_exit)
+        before = None if self._has_exited else checkpoint
+        self._at = boundary, self._frozen.checkpoint(self.pages_written(), before)
+
     def leave(self) -> None:
         """Go back, and on from there as if there had been no window."""
         self._frozen.restore()
@@ -107,7 +132,7 @@ class LiveWindow:
         self._dirty.close()
         self.engine.set_instruction_budget(None)
         self.engine.set_breakpoints(frozenset())
-        self.engine.exact_counts(wanted=False)
+        self.count(wanted=False)
 
     def _post(self, event: str) -> None:
         """Post the event that opens the window, and go to its handler's first instruction."""
@@ -145,11 +170,11 @@ class LiveWindow:
             regs[Reg.RIP] == end.rip and regs[Reg.RSP] == end.rsp and self.engine.cpl == end.cpl
         )
 
-    def here(self, count: int) -> ReferenceEnd:
+    def here(self) -> ReferenceEnd:
         """Describe where the machine is."""
         regs = self.engine.regs
         return ReferenceEnd(
-            int(regs[Reg.RIP]), int(regs[Reg.RSP]), self.engine.cpl, count, registers(self.engine)
+            int(regs[Reg.RIP]), int(regs[Reg.RSP]), self.engine.cpl, registers(self.engine)
         )
 
     # The trace.
@@ -159,24 +184,11 @@ class LiveWindow:
         closed = self._closing()
         steps: list[Step] = []
         texts: dict[int, str] = {}
-        start = engine.instructions
-        count, extra = -1, 0
         while not closed():
-            retired = engine.instructions - start
-            extra = extra + 1 if retired == count else 0
-            count = retired
             rip = int(engine.regs[Reg.RIP])
             if rip not in texts:
                 texts[rip] = self.text(rip)
-            steps.append(
-                Step(
-                    count,
-                    extra,
-                    rip,
-                    engine.cpl,
-                    conditions(self.machine),
-                )
-            )
+            steps.append(Step(rip, engine.cpl, conditions(self.machine)))
             if len(steps) > _MAX_STEPS or self.machine.host.outcome is not None:
                 raise self._endless(len(steps))
             engine.step(self.serve)
@@ -185,7 +197,7 @@ class LiveWindow:
                 f"scenario {self.scenario.name}: its window is empty; the end is where it starts."
             )
         self._texts = texts
-        self._end = self.here(engine.instructions - start)
+        self._end = self.here()
         return tuple(steps)
 
     def _closing(self) -> Callable[[], bool]:

@@ -33,6 +33,8 @@ class ExitCode(IntEnum):
     GUEST_EPT_VIOLATION = 25
     TIMEOUT = 26
     FORBIDDEN_ACCESS = 27
+    WORKERS_LOST = 28
+    NOT_REPRODUCIBLE = 29
     INTERNAL = 70
     INTERRUPTED = 130
 
@@ -107,3 +109,15 @@ class BadMachineError(TraplineError):
     """Memory size, initrd or device options that no TD can be built from."""
 
     exit_code = ExitCode.BAD_MACHINE
+
+
+class WorkersLostError(TraplineError):
+    """Worker processes keep dying, or a cluster went away; what is done is in the store."""
+
+    exit_code = ExitCode.WORKERS_LOST
+
+
+class NotReproducibleError(TraplineError):
+    """The same run of a guest came out differently: a verdict would say nothing."""
+
+    exit_code = ExitCode.NOT_REPRODUCIBLE

@@ -1,11 +1,14 @@
-"""The output formats of a scan and of a boot by name."""
+"""The output formats of each command's result by name."""
 
 from typing import TYPE_CHECKING, Final
 
 from trapline.report import (
     boot_text,
+    explore_lines,
+    explore_text,
     json_document,
     json_lines,
+    ktap,
     sarif,
     text,
     tradeoff_text,
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from trapline.model.boot import BootResult
+    from trapline.model.explore import ExploreResult
     from trapline.model.scan import ScanResult
     from trapline.model.tradeoff import TradeoffResult
     from trapline.model.verify import VerifyResult
@@ -33,6 +37,14 @@ SCAN_FORMATS: "Final[dict[str, Callable[[ScanResult, int], Iterator[bytes]]]]" =
 BOOT_FORMATS: "Final[dict[str, Callable[[BootResult, int], Iterator[bytes]]]]" = {
     "text": boot_text.render,
     "json": lambda result, _: json_document.render(result),
+}
+
+#: The same for a campaign.
+EXPLORE_FORMATS: "Final[dict[str, Callable[[ExploreResult, int], Iterator[bytes]]]]" = {
+    "text": explore_text.render,
+    "json": lambda result, _: json_document.render(result),
+    "jsonl": lambda result, _: explore_lines.render(result),
+    "ktap": lambda result, _: ktap.render(result),
 }
 
 #: The same for the designs side by side.

@@ -10,12 +10,14 @@ import msgspec
 
 from trapline.devicefilter import listfile
 from trapline.model.boot import BootResult
+from trapline.model.explore import ExploreResult
 from trapline.model.filter import FilterResult
 from trapline.model.live import LiveResult
 from trapline.model.rules import RulesCompared, RulesExplained, RulesShown
 from trapline.model.scan import ScanResult
 from trapline.model.tradeoff import TradeoffResult
 from trapline.model.verify import VerifyResult
+from trapline.report.explore_lines import ExploreHead, RunLine, WindowLine
 from trapline.report.json_lines import DriverLine, HeadLine, MappingLine, SiteLine
 from trapline.report.verify_lines import FindingLine, RefusedLine, VerifyHead
 
@@ -32,6 +34,25 @@ def _boot() -> Schema:
         "$schema": _DRAFT,
         "title": "trapline boot --format json",
         **msgspec.json.schema(BootResult),
+    }
+
+
+def _explore() -> Schema:
+    return {
+        "$schema": _DRAFT,
+        "title": "trapline explore --format json",
+        **msgspec.json.schema(ExploreResult),
+    }
+
+
+def _explore_lines() -> Schema:
+    lines = (ExploreHead, WindowLine, RunLine)
+    any_of, components = msgspec.json.schema_components(lines, ref_template="#/$defs/{name}")
+    return {
+        "$schema": _DRAFT,
+        "title": "one line of trapline explore --format jsonl",
+        "anyOf": list(any_of),
+        "$defs": components,
     }
 
 
@@ -125,6 +146,8 @@ def _verify_lines() -> Schema:
 SCHEMAS: "Final[dict[str, Callable[[], Schema]]]" = {
     "allow-list": listfile.schema,
     "boot": _boot,
+    "explore": _explore,
+    "explore-lines": _explore_lines,
     "filter": _filter,
     "filter-live": _live,
     "tradeoff": _tradeoff,

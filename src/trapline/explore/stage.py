@@ -1,0 +1,190 @@
+"""One process's share of a campaign: boots the kernel, opens windows one after the other, runs.
+
+Scenarios with the same addition to the command line share a boot, in the order in which their
+windows open; each window is left as if it had not been.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+import msgspec
+
+from trapline.explore import events
+from trapline.explore.host import take_over
+from trapline.explore.inject import DEFAULT_BUDGET, Injector, Run, decide_at
+from trapline.explore.scenario import Inject, Scenario
+from trapline.explore.target import Target, TargetSource
+from trapline.explore.triggers import Triggers
+from trapline.explore.window import LiveWindow
+from trapline.model.errors import BadInputFileError
+from trapline.model.explore import Forbidden, Result, Window
+
+if TYPE_CHECKING:
+    from trapline.td.machine import Machine
+
+_DIGEST_SIZE: Final = 16
+
+
+class Exactly(NamedTuple):
+    """One run that the user asks for, whatever the rules say of it."""
+
+    boundary: int
+    nested_at: int | None = None
+
+
+class StageConfig(NamedTuple):
+    """All that results depend on; the same in each process of a campaign.
+
+    `references` are what the user called the scenarios, for command lines that reproduce a run.
+    """
+
+    source: TargetSource
+    scenarios: tuple[Scenario, ...]
+    references: tuple[str, ...]
+    beyond_rules: bool = False
+    exactly: Exactly | None = None
+    budget: int = DEFAULT_BUDGET
+
+    @property
+    def digest(self) -> str:
+        """A name for what is run, without the kernel."""
+        parts = (
+            self.scenarios,
+            self.beyond_rules,
+            self.exactly,
+            self.budget,
+            self.source.memory,
+            self.source.command_line,
+            hashlib.blake2b(self.source.initrd, digest_size=_DIGEST_SIZE).hexdigest(),
+            self.source.noise,
+        )
+        data = msgspec.msgpack.encode(parts)
+        return hashlib.blake2b(data, digest_size=_DIGEST_SIZE).hexdigest()
+
+
+class Task(NamedTuple):
+    """What is run at once: all of one [[inject]] at one boundary."""
+
+    scenario: str
+    inject: int
+    boundary: int
+
+
+class Plan(NamedTuple):
+    """A window that is open, and the boundaries to be tried for each of its [[inject]]s."""
+
+    window: Window
+    boundaries: tuple[tuple[int, ...], ...]
+
+
+class Stage:
+    """Goes through the windows of all scenarios. Use as a context manager."""
+
+    def __init__(self, config: StageConfig) -> None:
+        self._config = config
+        self._target = Target(config.source)
+        self._machine: Machine | None = None
+        self._injector: Injector | None = None
+        self._window: LiveWindow | None = None
+        self.missing: list[str] = []  # scenarios whose window did not open
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._close()
+        self._target.binary.close()
+
+    def plans(self) -> Iterator[Plan]:
+        """Open one window after the other; `run` is for the last one given."""
+        for append in dict.fromkeys(scenario.append for scenario in self._config.scenarios):
+            group = [s for s in self._config.scenarios if s.append == append]
+            self._machine = self._target.machine(append)
+            take_over(self._machine)
+            triggers = Triggers(self._machine, self._target, group)
+            while (opening := triggers.next()) is not None:
+                self._window = LiveWindow(self._machine, self._target, opening)
+                self._injector = Injector(
+                    self._window, self._command(opening.scenario), budget=self._config.budget
+                )
+                yield self._plan(self._window)
+                self._injector.close()
+                self._window.leave()
+            self.missing += [scenario.name for scenario in triggers.missing]
+            self._close()
+
+    def run(self, task: Task) -> list[Result]:
+        """Run a task of the window that is open."""
+        assert self._injector is not None
+        assert self._window is not None
+        inject = self._window.scenario.inject[task.inject]
+        exactly = self._config.exactly
+        if exactly is not None:
+            nested = inject.then[0] if inject.then else None
+            run = Run(inject.event, exactly.boundary, nested, exactly.nested_at)
+            return [self._injector.run(run, inject)]
+        return list(self._injector.results(inject, task.boundary))
+
+    def _close(self) -> None:
+        if self._machine is not None:
+            self._machine.close()
+            self._machine = None
+
+    def _command(self, scenario: Scenario) -> str:
+        """Return the command line up to the scenario."""
+        names = [s.name for s in self._config.scenarios]
+        reference = self._config.references[names.index(scenario.name)]
+        return f"trapline explore {self._config.source.kernel} --scenario {reference}"
+
+    def _plan(self, window: LiveWindow) -> Plan:
+        forbidden: list[Forbidden] = []
+        boundaries = []
+        for inject in window.scenario.inject:
+            chosen: tuple[int, ...]
+            if self._config.exactly is not None:
+                chosen = (self._exact_boundary(window),)
+            elif self._config.beyond_rules:
+                chosen = tuple(range(len(window.steps)))
+            else:
+                chosen, refused = _allowed(window, inject)
+                forbidden += refused
+            boundaries.append(chosen)
+        document = Window(
+            scenario=window.scenario.name,
+            title=window.scenario.title,
+            instructions=len(window.steps),
+            boundaries=window.boundaries,
+            forbidden=tuple(forbidden),
+        )
+        return Plan(document, tuple(boundaries))
+
+    def _exact_boundary(self, window: LiveWindow) -> int:
+        assert self._config.exactly is not None
+        boundary = self._config.exactly.boundary
+        if boundary >= len(window.steps):
+            raise BadInputFileError(
+                f"scenario {window.scenario.name}: its window has {len(window.steps):,} "
+                f"instructions, numbered from 0; there is no {boundary}."
+            )
+        return boundary
+
+
+def _allowed(window: LiveWindow, inject: Inject) -> tuple[tuple[int, ...], Sequence[Forbidden]]:
+    """Return the boundaries at which the rules allow all events of an [[inject]]."""
+    nested = next((event for event in inject.then if not events.is_hosts(event)), None)
+    name = ",".join((inject.event, *inject.then))
+    refused: Counter[str] = Counter()
+    chosen = []
+    for number, step in enumerate(window.steps):
+        decision = decide_at(inject.event, step)
+        if decision.allowed and nested is not None:
+            decision = decide_at(nested, step)
+        if decision.allowed:
+            chosen.append(number)
+        else:
+            refused[decision.rule] += 1
+    return tuple(chosen), [
+        Forbidden(event=name, rule=rule, boundaries=count) for rule, count in refused.items()
+    ]

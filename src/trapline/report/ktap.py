@@ -1,0 +1,44 @@
+"""A campaign as KTAP, the kernel's test protocol: a test for each scenario, one for each run.
+
+Source: Documentation/dev-tools/ktap.rst. The plain `#` lines are diagnostics.
+"""
+
+from typing import TYPE_CHECKING
+
+from trapline.report.explore_text import announcement, is_finding
+from trapline.report.table import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from trapline.model.explore import ExploreResult, Result, Window
+
+
+def render(result: "ExploreResult") -> "Iterator[bytes]":
+    """Yield the lines, each with its newline."""
+    for line in _lines(result):
+        yield line.encode("ascii") + b"\n"
+
+
+def _lines(result: "ExploreResult") -> "Iterator[str]":
+    yield "KTAP version 1"
+    yield f"# {announcement(result)}"
+    yield f"1..{len(result.windows)}"
+    for number, window in enumerate(result.windows, 1):
+        runs = [one for one in result.results if one.scenario == window.scenario]
+        yield "  KTAP version 1"
+        yield f"  # Subtest: {window.scenario}"
+        yield f"  1..{len(runs)}"
+        for index, one in enumerate(runs, 1):
+            yield f"  {_line(index, one, window)}"
+        failed = any(map(is_finding, runs))
+        yield f"{'not ok' if failed else 'ok'} {number} {window.scenario}"
+
+
+def _line(index: int, one: "Result", window: "Window") -> str:
+    boundary = window.boundaries[one.boundary]
+    event = one.event if one.nested is None else f"{one.event}+{one.nested_at}:{one.nested}"
+    # A "#" would begin a directive.
+    name = f"{event}.{one.boundary}.{boundary.function}+{boundary.offset:x}".replace("#", "_")
+    outcome = "not ok" if is_finding(one) else "ok"
+    return printable(f"{outcome} {index} {name.replace(' ', '_')} {one.verdict}")

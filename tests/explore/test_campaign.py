@@ -1,0 +1,252 @@
+"""Campaigns on a guest of a hundred instructions: workers, stores, deaths."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from guests import NOISE, SYSCALL, build, source
+
+from trapline.explore import baseline, campaign, scenario
+from trapline.explore.campaign import Ledger, LocalWorkers
+from trapline.explore.stage import Exactly, Stage, StageConfig
+from trapline.explore.store import Store
+from trapline.model.errors import BadInputFileError, WorkersLostError
+
+BOTH = SYSCALL + '[[inject]]\nevent = "ve:wrmsr"\n'
+NESTED = BOTH + '[[inject]]\nevent = "nmi"\nthen = ["ve:wrmsr"]\nstride = 7\n'
+
+
+def silent(*_):
+    pass
+
+
+def parse(text, name="one"):
+    return scenario.parse(text.encode(), f"{name}.toml", name)
+
+
+def config(*flags, text=BOTH, beyond=True, exactly=None):
+    return StageConfig(
+        source(*flags), (parse(text),), ("one.toml",), beyond_rules=beyond, exactly=exactly
+    )
+
+
+def explore(config, *, workers=1, path=None, resume=False, limit=None, chunk=4, progress=None):
+    """Run a campaign; returns its result document."""
+    progress = progress or silent
+    with Store.open(path, campaign.identity(config, "id"), resume=resume) as store:
+        ledger = Ledger(store, config, progress, limit, chunk)
+        LocalWorkers(config, workers, ledger).run()
+        return campaign.result_of(store, config, "id")
+
+
+def test_a_campaign_injects_at_every_boundary():
+    result = explore(config())
+    (window,) = result.windows
+    assert result.injected == len(result.results) == 2 * window.instructions
+    assert result.counts["one"] == {"privilege": 5, "same": 2 * window.instructions - 5}
+    assert {r.boundary for r in result.results} == set(range(window.instructions))
+    assert not window.forbidden
+
+
+def test_two_workers_find_what_one_finds():
+    assert explore(config(text=NESTED), workers=2) == explore(config(text=NESTED), workers=1)
+
+
+def test_by_the_rules_no_ve_comes_where_nothing_traps():
+    result = explore(config(beyond=False))
+    (window,) = result.windows
+    assert {r.event for r in result.results} == {"nmi"}
+    (part,) = window.forbidden
+    assert (part.event, part.rule) == ("ve:wrmsr", "private-mapped")
+    assert part.boundaries == window.instructions
+
+
+def test_a_limit_spreads_the_boundaries_evenly():
+    result = explore(config(text=SYSCALL), limit=4)
+    count = result.windows[0].instructions
+    assert [r.boundary for r in result.results] == [i * count // 4 for i in range(4)]
+
+
+def test_progress_ends_with_all_done():
+    seen = []
+    explore(config(), progress=lambda done, total: seen.append((done, total)))
+    assert seen[0][0] == 0
+    assert seen[-1][0] == seen[-1][1] > 0
+    assert seen == sorted(seen)
+
+
+def test_a_run_is_reproduced_by_its_number():
+    worst = next(r for r in explore(config()).results if r.verdict == "privilege")
+    text = SYSCALL.replace("nmi", worst.event)
+    again = explore(config(text=text, beyond=False, exactly=Exactly(worst.boundary)))
+    assert again.results == (worst,)
+
+
+def test_a_boundary_that_is_not_there_is_refused():
+    with pytest.raises(BadInputFileError, match=r"numbered from 0; there is no 999\."):
+        explore(config(text=SYSCALL, exactly=Exactly(999)))
+
+
+def test_a_scenario_that_never_begins_is_told_at_the_end(tmp_path):
+    never = SYSCALL.replace("nth = 4", "nth = 4000")
+    settings = StageConfig(
+        source(), (parse(SYSCALL), parse(never, "two")), ("a", "b"), beyond_rules=True
+    )
+    path = tmp_path / "a.db"
+    with pytest.raises(BadInputFileError, match=r"the window of two did not open"):
+        explore(settings, path=path)
+    with Store.open(path, campaign.identity(settings, "id"), resume=True) as store:
+        assert len(store.results()) == store.windows()[0].instructions
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("syscall = 39", 'symbol = "no_such_function"', "no symbol 'no_such_function'"),
+        ("nth = 4\n", 'nth = 4\nwithin = "gone"\n', "no symbol 'gone'"),
+        ("nth = 4\n", 'nth = 4\n[end]\nat = { symbol = "gone" }\n', "no symbol 'gone'"),
+        ("nth = 4\n", 'nth = 4\n[end]\nat = { symbol = "entry_SYSCALL_64" }\n', "is empty"),
+        ("nth = 4\n", 'nth = 4\n[end]\nat = { symbol = "panic" }\n', "ends with the guest"),
+    ],
+)
+def test_a_scenario_that_this_kernel_cannot_have(old, new, says):
+    with pytest.raises(BadInputFileError, match=says):
+        explore(config(text=SYSCALL.replace(old, new)))
+
+
+def test_resume_repeats_nothing_and_loses_nothing(tmp_path):
+    path = tmp_path / "a.db"
+    whole = explore(config(text=NESTED))
+    part = explore(config(text=NESTED), path=path, limit=3)
+    assert len(part.results) < len(whole.results)
+    steps = []
+    again = explore(
+        config(text=NESTED), path=path, resume=True, progress=lambda d, t: steps.append((d, t))
+    )
+    assert again == whole
+    # Of three [[inject]]s, three boundaries each were done.
+    assert steps[-1][1] == 3 * whole.windows[0].instructions - 9
+
+
+def test_resume_after_kill_9(tmp_path):
+    """The parent dies between two transactions; its workers notice and go away."""
+    path = tmp_path / "a.db"
+    program = textwrap.dedent(f"""
+        import os, signal, sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import test_campaign as t
+        def die(done, total):
+            if done >= 12:
+                os.kill(os.getpid(), signal.SIGKILL)
+        if __name__ == "__main__":
+            t.explore(t.config(), path=t.Path({str(path)!r}), workers=2, progress=die)
+    """)
+    script = tmp_path / "killed.py"
+    script.write_text(program)
+    environment = {**os.environ, "PYTHONPATH": str(Path(build(())).parent)}
+    done = subprocess.run([sys.executable, script], check=False, env=environment)
+    assert done.returncode == -signal.SIGKILL
+    steps = []
+    result = explore(config(), path=path, resume=True, progress=lambda d, t: steps.append((d, t)))
+    assert result == explore(config())
+    assert 0 < steps[-1][1] <= len(result.results) - 12
+
+
+class _Dying(LocalWorkers):
+    """Kills a worker while it works, so many times."""
+
+    left = 1
+
+    def _answer(self, worker, message):
+        super()._answer(worker, message)
+        if worker.chunk is not None and self.left:
+            self.left -= 1
+            worker.process.kill()
+            worker.process.join()
+
+
+def run_dying(settings, deaths):
+    with Store.open(None, campaign.identity(settings, "id"), resume=False) as store:
+        ledger = Ledger(store, settings, silent, chunk=4)
+        workers = _Dying(settings, 2, ledger)
+        workers.left = deaths
+        workers.run()
+        return campaign.result_of(store, settings, "id")
+
+
+def test_a_dying_worker_is_replaced_and_its_chunk_done_again():
+    assert run_dying(config(), 2) == explore(config())
+
+
+def test_workers_that_always_die_end_the_campaign():
+    with pytest.raises(WorkersLostError, match=r"keep dying in scenario one \(exit code -9\)"):
+        run_dying(config(), 100)
+
+
+def test_ctrl_c_leaves_no_worker_behind(tmp_path):
+    started = []
+
+    class Watched(LocalWorkers):
+        def _answer(self, worker, message):
+            super()._answer(worker, message)
+            started.append(worker.process)
+            raise KeyboardInterrupt
+
+    settings = config()
+    with Store.open(tmp_path / "a.db", campaign.identity(settings, "id"), resume=False) as store:
+        ledger = Ledger(store, settings, silent)
+        with pytest.raises(KeyboardInterrupt):
+            Watched(settings, 2, ledger).run()
+    assert started
+    assert not any(process.is_alive() for process in started)
+
+
+def test_a_store_belongs_to_what_was_run(tmp_path):
+    path = tmp_path / "a.db"
+    explore(config(), path=path, limit=1)
+    with pytest.raises(BadInputFileError, match="belongs to another campaign, its options"):
+        explore(config(text=NESTED), path=path, resume=True)
+
+
+def test_a_baseline_shows_what_a_change_made_worse(tmp_path):
+    before, path = explore(config("VE_ON_IST")), tmp_path / "before.db"
+    explore(config("VE_ON_IST"), path=path)
+    now = explore(config())
+    old = baseline.verdicts(*baseline.load(path))
+    assert old == baseline.verdicts(before.windows, before.results)
+    worse = baseline.worse(old, baseline.verdicts(now.windows, now.results))
+    assert len(worse) == 5
+    assert worse[0] == ("one ve:wrmsr entry_SYSCALL_64+0x0 (swapgs): same, now privilege")
+    assert baseline.worse(old, old) == ()
+    # And what became better is nothing to report.
+    assert baseline.worse(baseline.verdicts(now.windows, now.results), old) == ()
+
+
+def test_a_baseline_survives_moved_code():
+    """The sound guest, with a function before it that moves everything."""
+    moved = explore(config("VE_ON_IST", "PADDED"))
+    old = explore(config("VE_ON_IST"))
+    before = baseline.verdicts(old.windows, old.results)
+    assert old.results != moved.results
+    assert baseline.worse(before, baseline.verdicts(moved.windows, moved.results)) == ()
+
+
+def test_what_is_no_baseline(tmp_path):
+    for content in (b"", b"{}", b"[" * 5000, b"SQLite format 3\0 and more"):
+        path = tmp_path / "bad"
+        path.write_bytes(content)
+        with pytest.raises(BadInputFileError, match="bad: is"):
+            baseline.load(path)
+    with pytest.raises(BadInputFileError, match="cannot be read"):
+        baseline.load(tmp_path / "gone")
+
+
+def test_a_stage_needs_the_rules_for_its_own_stacks():
+    assert 'symbol = "kstack"' in NOISE
+    with Stage(config()) as stage:
+        plan = next(stage.plans())
+    assert plan.window.boundaries[0].function == "entry_SYSCALL_64"
