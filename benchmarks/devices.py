@@ -39,6 +39,10 @@ echo 1024 > /sys/block/vda/queue/read_ahead_kb
 say "read begins"
 busybox dd if=/dev/vda of=/dev/null bs=1M 2>/dev/null
 say "read ends"
+# One request, and one MMIO access, for each page.
+echo 3 > /proc/sys/vm/drop_caches
+echo 0 > /sys/block/vda/queue/read_ahead_kb
+busybox dd if=/dev/vda of=/dev/null bs=4k count=2000 2>/dev/null
 """
 
 
@@ -64,7 +68,10 @@ class Stopwatch:
 
 
 def boot(files: KernelFiles, image: Path) -> tuple[list[float], list[float]]:
-    """Boot a guest that reads the disk once; returns seconds of both clocks, and MMIO in us."""
+    """Boot a guest that reads the disk once; returns seconds of both clocks, and MMIO in us.
+
+    An MMIO access is timed from its #VE, through the guest's handler, to QEMU's answer.
+    """
     board, requests = parse_devices([f"blk,file={image}"])
     options = BootOptions(
         init=workload(COMMANDS),
@@ -79,13 +86,19 @@ def boot(files: KernelFiles, image: Path) -> tuple[list[float], list[float]]:
         services = run.machine.host.services
         serve = services.call
 
+        trapped = 0.0
+
+        def on_trap() -> None:
+            nonlocal trapped
+            trapped = time.perf_counter()
+
         def timed(registers: list[int]) -> None:
             leaf = registers[Reg.R11]
-            start = time.perf_counter()
             serve(registers)
             if leaf == TdVmCall.REQUEST_MMIO:
-                trips.append((time.perf_counter() - start) * 1e6)
+                trips.append((time.perf_counter() - trapped) * 1e6)
 
+        run.machine.recorder.on_trap = on_trap
         services.call = timed  # type: ignore[method-assign]
         run.run()
     return watch.seconds(), trips
@@ -150,7 +163,7 @@ def main() -> int:
         ("QEMU start, median of 9", f"{start:.3f} s", f"<= {MOST_START} s", start <= MOST_START),
         ("register read through qtest, median", f"{direct:.0f} us", "", True),
         (
-            f"MMIO call of the guest served, median of {len(trips)}",
+            f"MMIO from #VE to answer, median of {len(trips)}",
             f"{host:.0f} us",
             f"<= {MOST_ROUND_TRIP} us",
             host <= MOST_ROUND_TRIP,
