@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from scan_documents import document, driver, site
 from trapline.devicefilter import export
+from trapline.devicefilter.check import check
 from trapline.devicefilter.listfile import load, parse
 from trapline.model.errors import OutputError
 from trapline.td.qemu import process
 
+NVME = "pci:v*d*sv*sd*bc01sc08i02*"
 BLK = "pci:v00001AF4d00001042sv00001AF4sd00001100bc01sc80i00"
 NET = "pci:v00001AF4d00001041sv00001AF4sd00001100bc02sc00i00"
 # Its class says bridge, its subsystem id holds the digits of a class.
@@ -132,6 +135,26 @@ def test_initcalls_are_found_by_module():
     assert export.initcalls(symbols, ["xenbus"]) == ("xenbus_late", "xenbus_probe_initcall")
     line = export.files(load(), None, ("a_init", "b_init"))["kernel-command-line"]
     assert line == "hpet=disable initcall_blacklist=a_init,b_init\n"
+
+
+def test_only_pci_drivers_are_kept_from_starting():
+    drivers = (
+        driver(name="nvme", bus="pci", module="vmlinux", builtin=True, aliases=(NVME,)),
+        driver(
+            name="acpi", bus="acpi", module="vmlinux", builtin=True, aliases=("acpi*:PNP0A03:*",)
+        ),
+        driver(name="e1000", bus="pci", aliases=("pci:v00008086d0000100Esv*sd*bc*sc*i*",)),
+    )
+    sites = (
+        site(id="a", driver="nvme", module="vmlinux"),
+        site(id="b", driver="acpi", module="vmlinux"),
+        site(id="c", driver="e1000", module="e1000"),
+    )
+    checked = check(document(drivers=drivers, sites=sites), one("1af4:1042"))
+    assert set(checked.findings) == {"nvme", "acpi"}
+    assert export.early(checked) == ("nvme",)
+    assert export.outside(checked) == ("e1000",)
+    assert "blacklist e1000\n" in export.files(load(), checked)["etc/modprobe.d/trapline.conf"]
 
 
 def test_nothing_is_overwritten(tmp_path):

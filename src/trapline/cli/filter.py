@@ -109,7 +109,7 @@ def export_command(
             checked = check(scan(files, allow_list, progress.advance, workers=jobs), allow_list)
         if files.vmlinux is not None:
             with Binary.open_vmlinux(files.vmlinux) as vmlinux:
-                blocked = export.initcalls(vmlinux.symbols.names, checked.findings)
+                blocked = export.initcalls(vmlinux.symbols.names, export.early(checked))
     contents = export.files(allow_list, checked, blocked)
     export.write(contents, folder)
     for name in contents:

@@ -235,6 +235,16 @@ def outside(checked: "FilterResult") -> tuple[str, ...]:
     )
 
 
+def early(checked: "FilterResult") -> tuple[str, ...]:
+    """Name the built-in PCI and virtio drivers that the list keeps out and that touch the host.
+
+    Others, such as ACPI or the serial console, a kernel may need to start at all; `filter check`
+    names them.
+    """
+    found = set(checked.findings)
+    return tuple(d.name for d in checked.drivers if d.name in found and d.bus in _BUSES)
+
+
 def initcalls(symbols: "Iterable[str]", modules: "Iterable[str]") -> tuple[str, ...]:
     """Name the initcalls of built-in modules, for `initcall_blacklist=`.
 
