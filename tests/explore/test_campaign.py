@@ -163,7 +163,7 @@ class _Dying(LocalWorkers):
 
     def _answer(self, worker, message):
         super()._answer(worker, message)
-        if worker.chunk is not None and self.left:
+        if worker.chunks and self.left:
             self.left -= 1
             worker.process.kill()
             worker.process.join()

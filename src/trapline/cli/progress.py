@@ -1,16 +1,38 @@
 """Progress of long work, on standard error: a bar on a terminal, plain lines elsewhere."""
 
 import sys
+import time
 from typing import TYPE_CHECKING, Self
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from rich.progress import Task
+
 _LINES = 4  # plain lines for the whole of the work
+_A_WHILE = 2.0  # seconds
+
+
+class RateColumn(ProgressColumn):
+    """How many objects are finished in a second."""
+
+    def render(self, task: "Task") -> Text:
+        """Give the rate, or nothing before there is one."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f}/s")
 
 
 class ProgressReport:
@@ -23,12 +45,15 @@ class ProgressReport:
         self._label = label
         self._bar: Progress | None = None
         self._shown = 0
+        self._start: float | None = None
         if sys.stderr.isatty():
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
+                RateColumn(),
                 TimeElapsedColumn(),
+                TimeRemainingColumn(),
                 console=Console(stderr=True),
                 transient=True,
             )
@@ -56,11 +81,21 @@ class ProgressReport:
         """Say that `done` of `total` objects are finished."""
         if self._bar is None:
             quarter = _LINES * done // total if total else 0
+            if self._start is None:
+                self._start = time.monotonic()
             if quarter > self._shown:
                 self._shown = quarter
-                self.announce(f"{self._label}: {done:,} of {total:,}")
+                self.announce(f"{self._label}: {done:,} of {total:,}{self._pace(done, total)}")
             return
         if not self._bar.tasks:
             self._bar.add_task(self._label, total=total)
             self._bar.start()
         self._bar.update(self._bar.tasks[0].id, completed=done, total=total)
+
+    def _pace(self, done: int, total: int) -> str:
+        """Say how fast it goes and how long it will take, once it has taken a while."""
+        seconds = 0.0 if self._start is None else time.monotonic() - self._start
+        if seconds < _A_WHILE or done == total:
+            return ""
+        left = seconds * (total - done) / done
+        return f" ({done / seconds:,.0f}/s, {left:,.0f} s left)"

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Final
 
 from trapline import __version__
 from trapline.explore.stage import Plan, StageConfig, Task
-from trapline.explore.store import Key, Store
+from trapline.explore.store import Key, Row, Store
 from trapline.explore.worker import Done, Failed, Finished, Message, Opened, work
 from trapline.model.errors import BadInputFileError, NotReproducibleError, WorkersLostError
-from trapline.model.explore import ExploreResult, Result
+from trapline.model.explore import ExploreResult
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
 # Tasks are handed out in chunks of this many at most; a chunk is one transaction.
 _CHUNK: Final = 32
+_AHEAD: Final = 2  # chunks that a worker has
 _MAX_DEATHS: Final = 3
 
 Progress = Callable[[int, int], None]
@@ -69,9 +70,9 @@ class Ledger:
         self._progress(self._finished, self._total)
         return [tuple(tasks[i : i + self._chunk]) for i in range(0, len(tasks), self._chunk)]
 
-    def done(self, tasks: Iterable[Task], results: Iterable[Result]) -> None:
+    def done(self, tasks: Iterable[Task], rows: Iterable[Row]) -> None:
         """Keep the results of a chunk."""
-        self._store.add(results)
+        self._store.add_rows(rows)
         self._finished += sum(1 for _ in tasks)
         self._progress(self._finished, self._total)
 
@@ -113,7 +114,7 @@ class _Worker:
         )
         self.process.start()
         theirs.close()
-        self.chunk: tuple[Task, ...] | None = None
+        self.chunks: deque[tuple[Task, ...]] = deque()  # sent, and not answered yet
         self.scenario = ""
 
     def stop(self) -> None:
@@ -176,11 +177,20 @@ class LocalWorkers:
             chunks = self._recorder.opened(message.plan)
             self._queues.setdefault(worker.scenario, deque()).extend(chunks)
         elif isinstance(message, Done):
-            worker.chunk = None
-            self._recorder.done(message.tasks, message.results)
+            worker.chunks.popleft()
+            self._feed(worker)  # it works on while the results are stored
+            self._recorder.done(message.tasks, message.rows)
+            return
+        self._feed(worker)
+
+    def _feed(self, worker: _Worker) -> None:
+        """Send chunks ahead, so that the worker never waits; None sends it to the next window."""
         queue = self._queues[worker.scenario]
-        worker.chunk = queue.popleft() if queue else None
-        worker.pipe.send(worker.chunk)
+        while queue and len(worker.chunks) < _AHEAD:
+            worker.chunks.append(queue.popleft())
+            worker.pipe.send(worker.chunks[-1])
+        if not worker.chunks:
+            worker.pipe.send(None)
 
     def _bury(self, worker: _Worker) -> None:
         """Replace a worker that died; its chunk goes to whoever comes first."""
@@ -194,8 +204,8 @@ class LocalWorkers:
                 f"worker processes keep dying {where} (exit code {code}); what is done is in the "
                 "store: look for a lack of memory and go on with --resume."
             )
-        if worker.chunk is not None:
-            self._queues[worker.scenario].appendleft(worker.chunk)
+        if worker.chunks:
+            self._queues[worker.scenario].extendleft(reversed(worker.chunks))
         self._workers.append(_Worker(self._config, self._context))
 
 

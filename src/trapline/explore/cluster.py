@@ -11,13 +11,13 @@ from typing import Any, Final
 
 from trapline.explore.campaign import Ledger
 from trapline.explore.stage import Plan, Stage, StageConfig, Task
+from trapline.explore.store import Row, row_of
 from trapline.model.errors import (
     BadInputFileError,
     NotReproducibleError,
     ToolMissingError,
     WorkersLostError,
 )
-from trapline.model.explore import Result
 
 _CONNECT_SECONDS: Final = 20
 
@@ -40,10 +40,10 @@ def explore_plans(config: StageConfig) -> tuple[tuple[Plan, ...], tuple[str, ...
 
 def explore_chunk(
     config: StageConfig, tasks: tuple[Task, ...]
-) -> tuple[tuple[Task, ...], tuple[Result, ...]]:
+) -> tuple[tuple[Task, ...], tuple[Row, ...]]:
     """Run a chunk of tasks of one scenario in this process."""
     stage = _stage_at(config, tasks[0].scenario)
-    return tasks, tuple(result for task in tasks for result in stage.run(task))
+    return tasks, tuple(row_of(result) for task in tasks for result in stage.run(task))
 
 
 def _stage_at(config: StageConfig, scenario: str) -> Stage:
@@ -108,8 +108,8 @@ class ClusterWorkers:
             explore_chunk, [self._config] * len(chunks), chunks, pure=False, retries=2
         )
         for future in self._distributed.as_completed(futures):
-            tasks, results = future.result()
-            self._ledger.done(tasks, results)
+            tasks, rows = future.result()
+            self._ledger.done(tasks, rows)
         if missing:
             raise BadInputFileError(
                 f"the window of {', '.join(sorted(missing))} did not open before the guest "

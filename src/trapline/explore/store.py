@@ -36,6 +36,7 @@ CREATE TABLE run (
 
 _T = TypeVar("_T")
 Key = tuple[str, str, int, str, int]
+Row = tuple[str, str, int, str, int, str, bytes]
 
 
 def key_of(result: Result) -> Key:
@@ -47,6 +48,11 @@ def key_of(result: Result) -> Key:
         result.nested or "",
         -1 if result.nested_at is None else result.nested_at,
     )
+
+
+def row_of(result: Result) -> Row:
+    """Make a result ready for the store; workers do it, as the parent has many of them."""
+    return (*key_of(result), result.verdict, msgspec.json.encode(result))
 
 
 class Store:
@@ -147,7 +153,10 @@ class Store:
 
     def add(self, results: Iterable[Result]) -> None:
         """Keep results, all or none of them."""
-        rows = [(*key_of(r), r.verdict, msgspec.json.encode(r)) for r in results]
+        self.add_rows(map(row_of, results))
+
+    def add_rows(self, rows: Iterable[Row]) -> None:
+        """Keep results that `row_of` has made ready, all or none of them."""
         with self._guard():
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany("INSERT INTO run VALUES (?, ?, ?, ?, ?, ?, ?)", rows)

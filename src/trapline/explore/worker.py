@@ -11,8 +11,8 @@ from multiprocessing.connection import Connection
 from typing import Final, NamedTuple
 
 from trapline.explore.stage import Plan, Stage, StageConfig, Task
+from trapline.explore.store import Row, row_of
 from trapline.model.errors import TraplineError
-from trapline.model.explore import Result
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -27,7 +27,7 @@ class Done(NamedTuple):
     """Tasks are finished: send more, or None."""
 
     tasks: tuple[Task, ...]
-    results: tuple[Result, ...]
+    rows: tuple[Row, ...]
 
 
 class Finished(NamedTuple):
@@ -56,8 +56,8 @@ def work(pipe: Connection, config: StageConfig) -> None:
             for plan in stage.plans():
                 pipe.send(Opened(plan))
                 while (tasks := pipe.recv()) is not None:
-                    results = tuple(result for task in tasks for result in stage.run(task))
-                    pipe.send(Done(tasks, results))
+                    rows = tuple(row_of(result) for task in tasks for result in stage.run(task))
+                    pipe.send(Done(tasks, rows))
             pipe.send(Finished(tuple(stage.missing)))
     except TraplineError as error:
         pipe.send(Failed(error))

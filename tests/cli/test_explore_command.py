@@ -1,0 +1,119 @@
+"""The command line of explore, on a guest of a hundred instructions."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from trapline.cli.main import run
+from trapline.explore import scenario
+from trapline.td.loader import initramfs
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "explore"))
+from guests import SYSCALL, build
+
+
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory):
+    """Arguments that name a guest, its scenario and an initrd."""
+    folder = tmp_path_factory.mktemp("guest")
+    (folder / "gap.toml").write_text(SYSCALL.replace('"nmi"', '"ve:wrmsr"'))
+    (folder / "init.cpio").write_bytes(initramfs.newc([]))
+    return [
+        "explore", str(build(("VE_ON_IST",))), "--initrd", str(folder / "init.cpio"),
+        "--scenario", str(folder / "gap.toml"), "--workers", "1",
+    ]  # fmt: skip
+
+
+def faulty(arguments):
+    return [str(build(())) if "vmlinux" in a else a for a in arguments]
+
+
+def test_list_names_scenarios_and_events(capsys):
+    assert run(["explore", "--list"]) == 0
+    out = capsys.readouterr().out
+    for name in (*scenario.shipped(), *scenario.EVENTS):
+        assert f"  {name} " in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--resume"], "name it with --store"),
+        (["--at", "3"], "say what with --event"),
+        (["--event", "nonsense"], "known are nmi"),
+        (["--event", "nmi,nmi,nmi"], "or two with a comma"),
+        (["--event", "nmi", "--at", "x"], "one number"),
+        (["--event", "nmi,nmi", "--at", "3"], "two numbers, K,N"),
+        (["--scenario", "nonsense"], "no scenario is called 'nonsense'"),
+        (["--scenario", "int80", "--scenario", "int80"], "two scenarios are called 'int80'"),
+    ],
+)
+def test_what_makes_no_sense(arguments, says, capsys):
+    assert run(["explore", "vmlinux", *arguments]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_kernel_without_symbols_is_refused(tmp_path, capsys):
+    stripped = tmp_path / "vmlinuz"
+    stripped.write_bytes(b"nothing")
+    assert run(["explore", str(stripped)]) == 11
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_by_the_rules_there_is_nothing_to_try(guest, capsys):
+    assert run(guest) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("0 events were injected by trapline.\n")
+    assert "private-mapped" in out
+
+
+def test_a_campaign_in_all_formats(guest, tmp_path, capsys):
+    store = ["--store", str(tmp_path / "a.db")]
+    # Its stacks are not Linux's, so what handlers leave there is a difference.
+    assert run([*guest, "--beyond-rules", *store, "--format", "json"]) == 1
+    result = json.loads(capsys.readouterr().out)
+    assert result["schema"] == "trapline/explore"
+    assert result["injected"] == len(result["results"]) == result["windows"][0]["instructions"]
+    assert result["beyond_rules"]
+    resumed = [*guest, "--beyond-rules", *store, "--resume"]
+    for name, first in (
+        ("text", f"{result['injected']} events were injected by trapline."),
+        ("ktap", "KTAP version 1"),
+    ):
+        assert run([*resumed, "--format", name]) == 1
+        assert capsys.readouterr().out.splitlines()[0] == first
+    assert run([*resumed, "--format", "jsonl"]) == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["injected"] == result["injected"]
+    assert run([*guest, "--beyond-rules", *store]) == 14
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_a_finding_is_reproduced_by_its_own_command(guest, capsys):
+    arguments = [*faulty(guest), "--event", "ve:wrmsr", "--format", "json"]
+    assert run([*arguments, "--beyond-rules"]) == 1
+    whole = json.loads(capsys.readouterr().out)["results"]
+    worst = next(one for one in whole if one["verdict"] == "privilege")
+    words = worst["reproduce"].split()
+    assert words[:2] == ["trapline", "explore"]
+    rest = [*words[1:], "--initrd", guest[3], "--workers", "1", "--format", "json"]
+    assert run(rest) == 1
+    assert json.loads(capsys.readouterr().out)["results"] == [worst]
+
+
+def test_a_baseline_decides_the_exit_code(guest, tmp_path, capsys):
+    before = tmp_path / "before.json"
+    beyond = [*guest, "--beyond-rules"]
+    assert run([*beyond, "-o", str(before), "--format", "json"]) == 1
+    assert run([*beyond, "--baseline", str(before)]) == 0
+    assert "Worse than the baseline: 0 boundaries." in capsys.readouterr().out
+    assert run([*faulty(beyond), "--baseline", str(before)]) == 1
+    out = capsys.readouterr().out
+    assert "Worse than the baseline: 5 boundaries." in out
+    assert "now privilege" in out
+
+
+def test_a_limit(guest, capsys):
+    assert run([*guest, "--beyond-rules", "--limit", "3", "--format", "json"]) == 1
+    assert json.loads(capsys.readouterr().out)["injected"] == 3
