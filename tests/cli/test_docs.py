@@ -57,6 +57,14 @@ def test_every_option_of_scan_is_explained_on_its_page():
             assert f"`{option.opts[0]}" in page, f"{option.opts[0]} is not in scan.md"
 
 
+def test_every_option_of_explore_is_explained_on_its_page():
+    page = (DOCS / "explore.md").read_text("utf-8")
+    explore = cli.get_command(click.Context(cli, **cli.context_settings), "explore")
+    for option in explore.params:
+        if isinstance(option, click.Option):
+            assert any(name in page for name in option.opts), f"{option.opts[0]} is not there"
+
+
 def test_exit_code_table_is_the_enumeration():
     page = (DOCS / "exit-codes.md").read_text("utf-8")
     rows = re.findall(r"^\| (\d+) \| `(\w+)` \| (.+) \|$", page, re.MULTILINE)

@@ -157,10 +157,15 @@ def command(  # noqa: PLR0917 - click passes by name
             build_id = elf.build_id
         with Store.open(store, campaign.identity(config, build_id), resume=resume) as results:
             ledger = Ledger(results, config, progress.advance, limit)
-            if cluster is not None:
-                ClusterWorkers(config, cluster, ledger).run()
-            else:
-                LocalWorkers(config, workers or os.cpu_count() or 1, ledger).run()
+            try:
+                if cluster is not None:
+                    ClusterWorkers(config, cluster, ledger).run()
+                else:
+                    LocalWorkers(config, workers or os.cpu_count() or 1, ledger).run()
+            except KeyboardInterrupt:
+                if store is not None:
+                    progress.announce(f"what is done is in {store}; go on with --resume.")
+                raise
             result = campaign.result_of(results, config, build_id)
     if before is not None:
         now = baseline.verdicts(result.windows, result.results)

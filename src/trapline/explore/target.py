@@ -23,6 +23,8 @@ MIB: Final = 1 << 20
 # A console costs time and is what no scenario but that of consoles is about.
 COMMAND_LINE: Final = "quiet"
 DEFAULT_MEMORY: Final = 256 * MIB
+# A guest that waits for something that never comes must not be waited for for ever.
+_VIRTUAL_SECONDS: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,7 @@ class Target:
                 initrd=source.initrd,
                 memory=source.memory,
                 module_version=source.module_version,
+                virtual_seconds=_VIRTUAL_SECONDS,
             )
         )
 
