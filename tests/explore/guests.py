@@ -8,7 +8,7 @@ and powers off. `hole` is assembled in place of the sound code; `None` is the so
 import subprocess
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 from trapline.explore import noise, scenario
 from trapline.explore.host import take_over
@@ -495,10 +495,14 @@ event = "irq:0x40"
 """
 
 
+_folders = []  # removed when the process ends
+
+
 @cache
 def build(flags):
     """Assemble and link a guest with the given symbols defined; returns the path."""
-    folder = Path(mkdtemp(prefix="trapline-guest-"))
+    _folders.append(TemporaryDirectory(prefix="trapline-guest-"))
+    folder = Path(_folders[-1].name)
     (folder / "guest.s").write_text(_SOURCE)
     (folder / "guest.lds").write_text(_LINK)
     defines = [f"--defsym={flag}=1" for flag in flags]
