@@ -78,6 +78,13 @@ def test_options_add_an_ioapic_and_an_hpet():
     assert aml.interrupt(4) in dsdt
 
 
+def test_a_memory_mapped_serial_port_is_a_second_one():
+    dsdt = Guest(Board(mmio_uart=True)).tables["DSDT"]
+    assert dsdt.count(aml.eisa_id("PNP0501")) == 2
+    assert aml.fixed_memory(0xFED80000, 8) in dsdt
+    assert aml.fixed_memory(0xFED80000, 8) not in Guest(Board()).tables["DSDT"]
+
+
 def test_the_dsdt_names_devices_and_the_soft_off_state():
     dsdt = Guest(Board()).tables["DSDT"]
     assert dsdt.count(b"\x5b\x82") == 2

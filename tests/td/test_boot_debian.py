@@ -174,6 +174,18 @@ def test_an_ioapic_and_an_hpet_bring_mmio_traps_that_the_scan_knows(direct):
     assert {"native_io_apic_read", "hpet_alloc"} <= places
 
 
+def test_a_console_prints_by_mmio(boots, capfd):
+    boot = boots(
+        *("--device", "mmio-uart", "--cmdline", "8250.nr_uarts=5 console=ttyS4,115200"),
+        capfd=capfd,
+    )
+    assert boot.code == ExitCode.CLEAN
+    assert "init: self-test passed" in boot.console
+    places = {site.function for site in boot.result.sites if site.trap == "mmio"}
+    assert places == {"mem_serial_in", "mem_serial_out"}
+    assert boot.result.unaccounted == ()
+
+
 def test_a_panic_has_its_code_and_a_splat(tmp_path, boots, capfd, debian_kernel):
     initrd = tmp_path / "empty.cpio.gz"
     initrd.write_bytes(gzip.compress(initramfs.newc([initramfs.folder("dev")])))

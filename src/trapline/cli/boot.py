@@ -74,7 +74,8 @@ if TYPE_CHECKING:
     "devices",
     multiple=True,
     metavar="D",
-    help="Put this on the board as well: ioapic, hpet (brings an IO-APIC with it), or one of "
+    help="Put this on the board as well: ioapic, hpet (brings an IO-APIC with it), mmio-uart (a "
+    "second serial port, its registers in memory), or one of "
     f"QEMU's devices: {', '.join(CATALOGUE)}, qemu:STRING; repeatable.",
 )
 @click.option(

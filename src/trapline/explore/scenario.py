@@ -110,6 +110,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     end: End = End()
     inject: Annotated[tuple[Inject, ...], msgspec.Meta(min_length=1, max_length=16)]
     append: str = ""  # to the kernel's command line
+    mmio_uart: bool = False  # a second serial port on the board, its registers in memory
     name: str = ""
 
 

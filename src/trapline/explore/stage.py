@@ -99,9 +99,10 @@ class Stage:
 
     def plans(self) -> Iterator[Plan]:
         """Open one window after the other; `run` is for the last one given."""
-        for append in dict.fromkeys(scenario.append for scenario in self._config.scenarios):
-            group = [s for s in self._config.scenarios if s.append == append]
-            self._machine = self._target.machine(append)
+        scenarios = self._config.scenarios
+        for append, mmio_uart in dict.fromkeys((s.append, s.mmio_uart) for s in scenarios):
+            group = [s for s in scenarios if (s.append, s.mmio_uart) == (append, mmio_uart)]
+            self._machine = self._target.machine(append, mmio_uart=mmio_uart)
             take_over(self._machine)
             triggers = Triggers(self._machine, self._target, group)
             while (opening := triggers.next()) is not None:

@@ -17,6 +17,7 @@ from trapline.kernel.runtime import KERNEL_MAP, RuntimeSymbols
 from trapline.model.errors import NoDebugInfoError
 from trapline.model.scan import Frame
 from trapline.td.loader import kernelimage
+from trapline.td.loader.acpi import Board
 from trapline.td.machine import Machine, MachineConfig
 
 MIB: Final = 1 << 20
@@ -113,7 +114,7 @@ class Target:
     def __exit__(self, *exception: object) -> None:
         self.binary.close()
 
-    def machine(self, append: str) -> Machine:
+    def machine(self, append: str, *, mmio_uart: bool = False) -> Machine:
         """Build a TD that is about to start, with `append` on its command line."""
         source = self.source
         return Machine(
@@ -123,6 +124,7 @@ class Target:
                 initrd=source.initrd,
                 memory=source.memory,
                 module_version=source.module_version,
+                board=Board(mmio_uart=mmio_uart),
                 virtual_seconds=_VIRTUAL_SECONDS,
             )
         )

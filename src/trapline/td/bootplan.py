@@ -25,7 +25,7 @@ DISTRIBUTION_COMMAND_LINE: Final = (
     "console=tty0 console=ttyS0,115200 earlyprintk=ttyS0,115200 consoleblank=0"
 )
 # Devices of the machine itself; all others are QEMU's.
-BOARD_DEVICES: Final = ("ioapic", "hpet")
+BOARD_DEVICES: Final = ("ioapic", "hpet", "mmio-uart")
 BUSYBOX_PACKAGE: Final = "busybox-static"
 _BUSYBOX_PATHS: Final = ("bin/busybox", "usr/bin/busybox")
 _MAX_MODULE: Final = 256 << 20
@@ -109,6 +109,7 @@ def parse_devices(texts: Iterable[str]) -> tuple[Board, tuple[Request, ...]]:
         ioapic="ioapic" in words or hpet or catalogue.needs_io_apic(requests),
         hpet=hpet,
         pci=bool(requests),
+        mmio_uart="mmio-uart" in words,
     )
     return board, requests
 

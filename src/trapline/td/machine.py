@@ -208,6 +208,9 @@ class Machine:
         if board.hpet:
             timer = hpet.Hpet(self._now, self.frequency)
             self.mmio.add(layout.HPET, hpet.SIZE, "HPET", timer, width=8)
+        if board.mmio_uart:
+            port = uart.Uart16550(self.console.put)
+            self.mmio.add(layout.MMIO_UART, uart.PORTS, "memory-mapped serial port", port)
         if not board.ioapic:
             return no_irq
         interrupts = self.ioapic = ioapic.IoApic(self.apic.raise_vector)

@@ -1,6 +1,7 @@
 """ACPI tables of a hardware-reduced platform (ACPI 6.4, chapters 3.11 and 5.2).
 
-RSDP, XSDT, FADT, MADT and DSDT; with options an IO-APIC, an HPET and a PCI host bridge. There is
+RSDP, XSDT, FADT, MADT and DSDT; with options an IO-APIC, an HPET, a memory-mapped serial port and
+a PCI host bridge. There is
 one processor, hence no multiprocessor wakeup mailbox. No 8259, no SCI and no PM timer are
 announced.
 """
@@ -49,6 +50,7 @@ class Board:
     ioapic: bool = False
     hpet: bool = False
     pci: bool = False
+    mmio_uart: bool = False  # a second serial port, with its registers in memory
 
 
 class Tables(NamedTuple):
@@ -148,6 +150,17 @@ def dsdt(board: Board) -> bytes:
             aml.device(
                 "HPET",
                 aml.name("_HID", aml.eisa_id("PNP0103")),
+                aml.name("_CRS", aml.resources(*registers)),
+            )
+        )
+    if board.mmio_uart:
+        # Linux takes memory for UPIO_MEM with registers a byte apart (8250_pnp.c).
+        registers = [aml.fixed_memory(layout.MMIO_UART, uart.PORTS)]
+        devices.append(
+            aml.device(
+                "COM2",
+                aml.name("_HID", aml.eisa_id("PNP0501")),
+                aml.name("_UID", aml.integer(1)),
                 aml.name("_CRS", aml.resources(*registers)),
             )
         )
