@@ -1,4 +1,4 @@
-"""How fast `trapline verify` tries cases: `python benchmarks/verify.py KERNEL [WORKERS]`.
+"""How fast `trapline verify` tries cases: `python benchmarks/verify.py [KERNEL [WORKERS]]`.
 
 Prints the seconds for all cases with one worker's share of CPU time, cases a second, and the
 peak memory of a worker. The target is 20,000 cases in 120 seconds on two cores.
@@ -13,6 +13,7 @@ from trapline.explore.verify.campaign import Options, run
 from trapline.explore.verify.launch import initrd
 from trapline.kernel.locate import locate
 
+DEFAULT = "deb:linux-image-6.12-cloud-amd64|linux-image-cloud-amd64"
 TARGET_CASES = 20_000
 TARGET_SECONDS = 120
 
@@ -38,4 +39,9 @@ def main(kernel: str, workers: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 2))
+    sys.exit(
+        main(
+            sys.argv[1] if len(sys.argv) > 1 else DEFAULT,
+            int(sys.argv[2]) if len(sys.argv) > 2 else 2,
+        )
+    )
