@@ -50,7 +50,7 @@ bench: $(VENV)/.dev
 
 ## flavours: scan and boot the full and the real-time kernels (1.4 GB download, 14 GB unpacked)
 flavours: $(VENV)/.run
-	@for each in $(FLAVOURS); do \
+	@for each in $(foreach flavour,$(FLAVOURS),'$(flavour)'); do \
 	  echo "== $$each"; \
 	  $(RUN)/trapline scan "$$each" --format json -o /dev/null || test $$? -eq 1; \
 	  $(RUN)/trapline boot "$$each"; \
