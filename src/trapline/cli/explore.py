@@ -36,12 +36,12 @@ def _show_list(context: click.Context, parameter: click.Parameter, wanted: bool)
     del parameter
     if not wanted or context.resilient_parsing:
         return
-    click.echo("Scenarios:")
-    for name in scenario.shipped():
-        click.echo(f"  {name:18}{scenario.load(name).title}")
-    click.echo("Events:")
-    for name, text in EVENTS.items():
-        click.echo(f"  {name:18}{text}")
+    titles = {name: scenario.load(name).title for name in scenario.shipped()}
+    width = max(map(len, (*titles, *EVENTS)))
+    for head, rows in (("Scenarios:", titles), ("Events:", EVENTS)):
+        click.echo(head)
+        for name, text in rows.items():
+            click.echo(f"  {name:{width}} {text}")
     context.exit()
 
 
