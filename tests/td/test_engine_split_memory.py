@@ -4,7 +4,7 @@ import os
 import struct
 
 import pytest
-from bare_guest import DATA, BareGuest
+from bare_guest import DATA, HIGH, RAM, TABLES, BareGuest
 
 from trapline.td.engine import PageState, Reg
 
@@ -20,6 +20,18 @@ SOURCE = """
     mov qword ptr [rdx], 0x2222
     mov rax, [rbx]
     mov rcx, [rdx]
+    hlt
+"""
+
+
+# Write to each page of both halves, without changing it.
+SWEEP = f"""
+    mov rbx, {HIGH}
+    mov rcx, {2 * RAM // PAGE}
+next:
+    lock or byte ptr [rbx], 0
+    add rbx, {PAGE}
+    loop next
     hlt
 """
 
@@ -81,3 +93,14 @@ def test_the_host_writes_to_the_half_it_is_told():
 def test_a_split_memory_has_no_snapshots():
     with guest(split=True) as made, pytest.raises(ValueError, match="cannot be frozen"):
         made.engine.freeze()
+
+
+def test_each_page_of_both_halves_is_listed_when_written():
+    with BareGuest(SWEEP, split=True) as made:
+        made.engine.set_shared(0, RAM, PageState.MAPPED)
+        # The shared half follows the private one in the high mapping.
+        high_directory = TABLES + 0x4000
+        shared = [made.engine.shared_bit | gpa | 0x83 for gpa in range(0, RAM, LARGE)]
+        struct.pack_into("<8Q", made.engine.ram, high_directory + RAM // LARGE * 8, *shared)
+        made.run()
+        assert sorted(made.engine.written_pages()) == list(range(0, 2 * RAM, PAGE))

@@ -99,7 +99,7 @@ class UnicornEngine(Snapshots):
             self._library.check(status, "uc_mem_map_ptr")
         self._fields = Fields(self._uc)
         self._code_map = CodeMap(self._ram.span)
-        self._write_log = WriteLog(ram_size)
+        self._write_log = WriteLog(self._ram.span)
         self._hooks = NativeHooks(
             self._library, self._fields, self._ram, self._nested, self._code_map, self._write_log
         )
