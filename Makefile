@@ -9,6 +9,8 @@ RUN := $(VENV)/bin
 # (Debian 12 ships it beside its own 6.1 kernel, Debian 13 as its own kernel).
 KERNEL ?= deb:linux-image-6.12-cloud-amd64|linux-image-cloud-amd64
 WORKERS ?= $(shell nproc)
+# A crashed worker is a failure, and not replaced: with groups, xdist then waits for ever.
+PYTEST := $(RUN)/pytest -n $(WORKERS) --max-worker-restart 0
 
 # The other flavours of the same kernel; the debug package of the first unpacks to 7 GB.
 FLAVOURS ?= deb:linux-image-6.12-amd64|linux-image-amd64 deb:linux-image-6.12-rt-amd64|linux-image-rt-amd64
@@ -24,8 +26,8 @@ demo: $(VENV)/.run
 ## test: run the whole test suite, with coverage (downloads about 600 MB once)
 test: $(VENV)/.dev
 	@echo "Tests on real kernels fetch Debian's cloud kernel with its debug package: 350 MB, once."
-	@$(RUN)/pytest -n $(WORKERS) -m "not kernel" --cov --cov-report=term
-	@$(RUN)/pytest -n $(WORKERS) --dist loadgroup -m kernel
+	@$(PYTEST) -m "not kernel" --cov --cov-report=term
+	@$(PYTEST) --dist loadgroup -m kernel
 
 ## lint: style, import layers
 lint: $(VENV)/.dev
