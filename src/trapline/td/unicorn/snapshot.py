@@ -46,7 +46,7 @@ class SavedState(NamedTuple):
     generation: int
     cpu: bytes
     control: bytes
-    attributes: tuple[Any, ...]
+    attributes: dict[str, Any]
     other_msrs: dict[int, int]
     nested: tuple[int, int, bytes]
 
@@ -79,7 +79,7 @@ class Snapshots(Exits):
             self._ram.generation,
             bytes(cpu),
             ctypes.string_at(self._hooks.control_address, _CONTROL),
-            tuple(getattr(self, name) for name in _ATTRIBUTES),
+            {name: getattr(self, name) for name in _ATTRIBUTES},
             dict(self._other_msrs),
             self._nested.save(),
         )
@@ -97,8 +97,7 @@ class Snapshots(Exits):
             self._library.tb_invalidate_phys_range(self._fields.uc, at, at + _PAGE)
         self._load_cpu(snapshot.cpu)
         ctypes.memmove(self._hooks.control_address, snapshot.control, _CONTROL)
-        for name, value in zip(_ATTRIBUTES, snapshot.attributes, strict=True):
-            setattr(self, name, value)
+        vars(self).update(snapshot.attributes)
         self._other_msrs = dict(snapshot.other_msrs)
         self._stale_tlb = True
 
