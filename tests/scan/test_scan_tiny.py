@@ -66,7 +66,15 @@ def test_inlined_accessors_are_mmio_with_chain_and_line(result):
 
 def test_dwarf_4_gives_the_same_sites(result, tmp_path):
     def told(site):
-        return (site.trap, site.form, site.access, site.width, site.function, site.object, site.line)
+        return (
+            site.trap,
+            site.form,
+            site.access,
+            site.width,
+            site.function,
+            site.object,
+            site.line,
+        )
 
     older = scan(files(tiny_kernel.build_vmlinux(tmp_path, None, "-gdwarf-4")), load(), workers=1)
     assert Counter(map(told, older.sites)) == Counter(map(told, result.sites))
