@@ -1,8 +1,10 @@
 """What `filter export` writes: on a tree of files, and in a TD with a stock kernel."""
 
 import os
+import re
 import shutil
 import subprocess
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,27 @@ def test_probe_binds_only_what_is_listed(sysfs, tmp_path):
     assert (sysfs.bus / "drivers_probe").read_text() == "0000:00:02.0\n"
 
 
+@pytest.mark.parametrize("words", [["lock"], ["probe", "{device}", "pci"]])
+def test_a_driver_is_loaded_before_its_device_is_bound(sysfs, tmp_path, monkeypatch, words):
+    """Loaded later it would bind nothing, as nothing is probed automatically."""
+    device = sysfs.add("0000:00:02.0", BLK, bound=False)
+    sysfs.add("0000:00:03.0", NET, bound=False)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    modprobe = tools / "modprobe"
+    modprobe.write_text(
+        '#!/bin/sh\n[ "$1 $2" = "-q -b" ] || exit 1\n'
+        f'echo "$3 $(cat {sysfs.bus}/drivers_probe)" >> {tmp_path}/loaded\n'
+    )
+    modprobe.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    run(tmp_path, one("1af4:1042"), *(word.format(device=device) for word in words))
+    loaded = (tmp_path / "loaded").read_text().splitlines()
+    assert loaded[0] == f"{BLK} 1"
+    assert not [line for line in loaded if NET in line]
+    assert (sysfs.bus / "drivers_probe").read_text() == "0000:00:02.0\n"
+
+
 def test_list_names_each_device(sysfs, tmp_path):
     sysfs.add("0000:00:02.0", BLK, bound=True)
     sysfs.add("0000:00:03.0", NET, bound=False)
@@ -96,6 +119,44 @@ def test_list_names_each_device(sysfs, tmp_path):
         "pci 0000:00:02.0 listed bound",
         "pci 0000:00:03.0 unlisted unbound",
     ]
+
+
+def obey(rules, **event):
+    """Evaluate the part of udev's language that the rules use; returns (event, RUN)."""
+    lines = [line for line in rules.splitlines() if line and not line.startswith("#")]
+    at, programs = 0, []
+    while at < len(lines):
+        terms = [
+            re.fullmatch(r'(?:ENV\{)?(\w+)\}?(==|!=|=|\+=)"(.*)"', term).groups()
+            for term in lines[at].split(", ")
+        ]
+        at += 1
+        for key, operator, value in terms:
+            if operator in {"==", "!="}:
+                matches = any(fnmatchcase(event.get(key, ""), one) for one in value.split("|"))
+                if matches != (operator == "=="):
+                    break
+            elif key == "GOTO":
+                at = next(n for n, line in enumerate(lines) if line == f'LABEL="{value}"')
+            elif key == "RUN":
+                programs.append(value)
+            elif key != "LABEL":
+                event[key] = value
+    return event, programs
+
+
+@pytest.mark.parametrize("action", ["add", "change", "bind", "unbind"])
+def test_udev_loads_nothing_for_an_unlisted_device(action):
+    rules = export.files(one("1af4:1042"))["etc/udev/rules.d/50-trapline.rules"]
+    event, programs = obey(rules, ACTION=action, SUBSYSTEM="pci", MODALIAS=NET)
+    assert event["MODALIAS"] == ""
+    assert not programs
+    event, programs = obey(rules, ACTION=action, SUBSYSTEM="pci", MODALIAS=BLK)
+    assert event["MODALIAS"] == BLK
+    assert bool(programs) == (action == "add")
+    event, programs = obey(rules, ACTION=action, SUBSYSTEM="usb", MODALIAS="usb:v1")
+    assert event["MODALIAS"] == "usb:v1"
+    assert not programs
 
 
 def test_other_words_are_refused(tmp_path):

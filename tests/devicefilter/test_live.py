@@ -1,5 +1,7 @@
 """`filter live` on trees of files that stand for machines."""
 
+import os
+
 import pytest
 
 from trapline.cli.main import run
@@ -65,6 +67,7 @@ def test_a_td_as_it_should_be_passes(td):
         ("HPET", f"{CLOCKS}/available_clocksource", "tsc hpet\n"),
         ("HPET", "sys/firmware/acpi/tables/HPET", ""),
         ("clock source", f"{CLOCKS}/current_clocksource", "acpi_pm\n"),
+        ("clock source", f"{CLOCKS}/current_clocksource", "kvm-clock\n"),
         ("shared memory", "sys/kernel/debug/swiotlb/io_tlb_nslabs", "0\n"),
     ],
 )
@@ -88,9 +91,22 @@ def test_more_acpi_tables_than_needed_are_noted(td):
 
 
 def test_an_empty_machine_is_unknown_and_no_error(tmp_path):
+    (tmp_path / "sys/bus").mkdir(parents=True)
     found = standing(tmp_path)
     assert found["TD"] == found["IO-APIC"] == found["clock source"] == "note"
+    assert found["bound drivers"] == found["HPET"] == "note"
     assert "finding" not in found.values()
+
+
+def test_no_machine_at_all_is_no_clean_one(tmp_path, capsys):
+    assert run(["filter", "live", "--root", str(tmp_path / "nowhere")]) == 2
+    assert "there is no sys/bus" in capsys.readouterr().err
+
+
+def test_a_pipe_in_a_copy_is_not_waited_for(td):
+    (td / "proc/cpuinfo").unlink()
+    os.mkfifo(td / "proc/cpuinfo")
+    assert standing(td)["TD"] == "note"
 
 
 def test_hostile_names_do_not_reach_the_terminal(td, capsys):

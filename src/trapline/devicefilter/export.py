@@ -7,9 +7,10 @@
     etc/modprobe.d/trapline.conf                      keeps drivers of unlisted devices from loading
     kernel-command-line, qemu-arguments               one line each
 
-The script first turns off automatic probing, then unbinds what is not listed, then binds what
-is. Bridges are no exception: what calls itself a bridge is the host's choice. What the script
-cannot do is said in it: a driver that is built in has probed before any of this runs.
+The script first turns off automatic probing, then unbinds what is not listed, then loads the
+drivers of what is, and binds it. Bridges are no exception: what calls itself a bridge is the
+host's choice. What the script cannot do is said in it: a driver that is built in has probed
+before any of this runs.
 """
 
 import re
@@ -50,9 +51,10 @@ _FILTER: Final = """\
 # Device filter of a confidential guest, from the allow list "{title}".
 # Written by trapline filter export.
 #
-#   device-filter lock          no automatic probing; unlisted devices unbound, listed ones bound
-#   device-filter probe DEVICE  bind one device (a path below /sys/devices) if it is listed
-#   device-filter list          say of each device whether it is listed and what is bound
+#   device-filter lock              no automatic probing; unlisted devices unbound, the drivers of
+#                                   listed ones loaded and bound
+#   device-filter probe DEVICE BUS  do so for one device (a path below /sys/devices) if it is listed
+#   device-filter list              say of each device whether it is listed and what is bound
 #
 # A driver that is built into the kernel has probed its devices before this runs:
 # `trapline filter check KERNEL` names those drivers.
@@ -83,6 +85,8 @@ unbind_unlisted() {{
 
 bind_listed() {{
   if [ ! -e "$device/driver" ] && listed "$modalias"; then
+    # A driver that is loaded later binds nothing: there is no automatic probing.
+    modprobe -q -b "$modalias" 2> /dev/null
     echo "${{device##*/}}" > "$SYS/bus/$bus/drivers_probe"
   fi
 }}
@@ -191,8 +195,10 @@ def _udev(allow: "AllowList") -> str:
     lines = [
         f'# Allow list "{_comment(allow.title)}". Written by trapline filter export.',
         "# An unlisted device loses its MODALIAS, so that no rule behind this loads its driver.",
-        "# A listed one is bound here, as automatic probing is off.",
-        'ACTION!="add", GOTO="trapline_end"',
+        "# A listed one gets its driver loaded and bound here: with automatic probing off, one",
+        "# that 80-drivers.rules loads later would bind nothing.",
+        "# 80-drivers.rules loads drivers on all events but this.",
+        'ACTION=="remove", GOTO="trapline_end"',
         f'SUBSYSTEM!="{"|".join(buses)}", GOTO="trapline_end"',
     ]
     lines += [
@@ -202,7 +208,7 @@ def _udev(allow: "AllowList") -> str:
     lines += [
         'ENV{MODALIAS}="", GOTO="trapline_end"',
         'LABEL="trapline_listed"',
-        f'RUN+="/{SCRIPT} probe %S%p $env{{SUBSYSTEM}}"',
+        f'ACTION=="add", RUN+="/{SCRIPT} probe %S%p $env{{SUBSYSTEM}}"',
         'LABEL="trapline_end"',
     ]
     return "\n".join(lines) + "\n"

@@ -7,6 +7,7 @@ read is said to be unknown; nothing is written.
 from typing import TYPE_CHECKING, Final
 
 from trapline import __version__
+from trapline.model.errors import UsageError
 from trapline.model.live import LiveCheck, LiveDevice, LiveResult
 
 if TYPE_CHECKING:
@@ -21,11 +22,17 @@ _MAX_DEVICES: Final = 4096
 # Without these a TD does not start (ACPI 6.4, 5.2); all others are the host's own ideas.
 _NEEDED_TABLES: Final = frozenset({"FACP", "DSDT", "APIC", "CCEL", "MADT"})
 _SLAB: Final = 2048  # bytes of a SWIOTLB slot, IO_TLB_SIZE
-_GOOD_CLOCKS: Final = frozenset({"tsc", "kvm-clock"})
+# The host writes what these are read from, in shared memory: no trap, but its word for the time.
+_HOST_CLOCKS: Final = frozenset({"kvm-clock", "hyperv_clocksource_tsc_page"})
 
 
 def inspect(root: "Path", allow: "AllowList") -> LiveResult:
-    """Look at the machine below `root`."""
+    """Look at the machine below `root`; UsageError where there is none to look at."""
+    if not (root / "sys/bus").is_dir():
+        raise UsageError(
+            f"{root}: there is no sys/bus to look at; mount sysfs, or name the folder that holds "
+            "a machine's sys and proc with --root."
+        )
     devices = tuple(_devices(root, allow))
     is_td = "tdx_guest" in _text(root, "proc/cpuinfo").split()
     checks = (
@@ -34,7 +41,7 @@ def inspect(root: "Path", allow: "AllowList") -> LiveResult:
         _io_apic(root),
         _hpet(root),
         _tables(root),
-        _clock(root),
+        _clock(root, is_td=is_td),
         _shared(root, is_td=is_td),
     )
     return LiveResult(
@@ -49,7 +56,10 @@ def inspect(root: "Path", allow: "AllowList") -> LiveResult:
 def _text(root: "Path", name: str) -> str:
     """Read a file; nothing where there is none or it may not be read."""
     try:
-        with (root / name).open("rb") as file:
+        path = root / name
+        if not path.is_file():  # a copy may hold a pipe, which would never end
+            return ""
+        with path.open("rb") as file:
             return file.read(_MAX_FILE).decode("utf-8", "replace")
     except OSError:
         return ""
@@ -88,6 +98,8 @@ def _td(root: "Path", *, is_td: bool) -> LiveCheck:
 
 
 def _bound(devices: tuple[LiveDevice, ...]) -> LiveCheck:
+    if not devices:
+        return _check("bound drivers", "no devices", "note", "the PCI bus is empty or not there")
     strangers = [device for device in devices if device.driver and not device.allowed]
     if not strangers:
         return _check("bound drivers", "all listed", "ok", "no driver has an unlisted device")
@@ -109,8 +121,11 @@ def _io_apic(root: "Path") -> LiveCheck:
 
 def _hpet(root: "Path") -> LiveCheck:
     clocks = _text(root, "sys/devices/system/clocksource/clocksource0/available_clocksource")
-    if "hpet" in clocks.split() or "HPET" in _tables_of(root):
+    tables = _tables_of(root)
+    if "hpet" in clocks.split() or "HPET" in tables:
         return _check("HPET", "present", "finding", "its registers are the host's MMIO")
+    if not clocks and not tables:
+        return _check("HPET", "unknown", "note", "neither clock sources nor ACPI tables are seen")
     return _check("HPET", "absent", "ok", "neither a clock source nor an ACPI table names it")
 
 
@@ -134,13 +149,16 @@ def _tables(root: "Path") -> LiveCheck:
     )
 
 
-def _clock(root: "Path") -> LiveCheck:
+def _clock(root: "Path", *, is_td: bool) -> LiveCheck:
     place = "sys/devices/system/clocksource/clocksource0/current_clocksource"
     name = _text(root, place).strip()
     if not name:
         return _check("clock source", "unknown", "note", "the file is not there")
-    if name in _GOOD_CLOCKS:
+    if name == "tsc":
         return _check("clock source", name, "ok", "reading it is no trap")
+    if name in _HOST_CLOCKS:
+        why = "reading it is no trap, but the time is the host's word"
+        return _check("clock source", name, "finding" if is_td else "note", why)
     return _check("clock source", name, "finding", "each reading asks the host")
 
 
