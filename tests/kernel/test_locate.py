@@ -2,11 +2,21 @@
 
 import gzip
 import lzma
+import os
 from pathlib import Path
 
 import pytest
 import zstandard
-from elf_images import SHF_ALLOC, Part, boot_image, build_elf, module, vmlinux, zlib_gzip
+from elf_images import (
+    SHF_ALLOC,
+    SHF_EXECINSTR,
+    Part,
+    boot_image,
+    build_elf,
+    module,
+    vmlinux,
+    zlib_gzip,
+)
 
 from trapline.kernel import deb, layout
 from trapline.kernel.locate import kind_of, locate
@@ -308,6 +318,24 @@ def test_other_files_are_refused(tmp_path):
     put(root / f"boot/config-{RELEASE}", "<html>")
     with pytest.raises(BadImageError, match="is not a kernel configuration"):
         locate(str(root))
+
+
+def test_programs_and_libraries_are_no_kernels(tmp_path):
+    where = {"kernel": 0xFFFFFFFF81000000, "program": 0x401000, "library": 0x1000}
+    for name, address in where.items():
+        text = Part(".text", b"\x90" * 64, flags=SHF_ALLOC | SHF_EXECINSTR, address=address)
+        put(tmp_path / name, build_elf([text]))
+    assert kind_of(tmp_path / "kernel") == ("vmlinux", None)
+    for name in ("program", "library"):
+        with pytest.raises(BadImageError, match="is a program or a library, not a kernel"):
+            locate(str(tmp_path / name))
+
+
+def test_pipes_and_devices_are_named_as_such(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for special in (tmp_path / "pipe", "/dev/null"):
+        with pytest.raises(KernelNotFoundError, match="is neither a regular file nor a folder"):
+            locate(str(special))
 
 
 def test_links_in_circles_end(tmp_path):

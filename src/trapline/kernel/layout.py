@@ -72,6 +72,17 @@ def is_folder(path: Path) -> bool:
         return False
 
 
+def is_special(path: Path) -> bool:
+    """Whether something is there that is neither a file nor a folder: a device, a pipe, a socket.
+
+    False where a folder on the way may not be read.
+    """
+    try:
+        return path.exists() and not (path.is_file() or path.is_dir())
+    except OSError:
+        return False
+
+
 def find_files(roots: Sequence[Path], patterns: Iterable[str], release: str) -> list[Path]:
     """Return the files of `release` that exist, by preference of pattern, then of root."""
     places = [root / pattern.format(release=release) for pattern in patterns for root in roots]

@@ -10,7 +10,7 @@ from trapline.kernel.elf import ElfFile
 from trapline.kernel.files import KernelFiles, ModuleFile
 from trapline.kernel.mapping import mapped
 from trapline.kernel.names import decode_name
-from trapline.model.errors import KernelNotFoundError
+from trapline.model.errors import BadImageError, KernelNotFoundError
 
 Announce = Callable[[str], None]
 Kind = Literal["vmlinux", "vmlinuz", "module"]
@@ -25,6 +25,7 @@ _BOOT_IMAGES: Final = ("arch/x86/boot/bzImage", "arch/x86_64/boot/bzImage")
 # A file that lib/modules/RELEASE of every packaged kernel has.
 _HOME_MARK: Final = "modules.builtin.modinfo"
 _MAX_TEXT: Final = 8 << 20
+_KERNEL_HALF: Final = 1 << 63  # user space is below: Documentation/arch/x86/x86_64/mm.rst
 _BUILD_MARKS: Final = (".config", "Module.symvers", "include/config/kernel.release")
 
 
@@ -54,6 +55,8 @@ def locate(
         return _from_folder(path, modules)
     if layout.is_file(path):
         return _from_file(path, modules)
+    if spec and layout.is_special(path):
+        raise KernelNotFoundError(f"{spec}: is neither a regular file nor a folder.")
     if not layout.is_release(spec):
         raise KernelNotFoundError(
             f"{spec}: no such file or folder; give a vmlinux, a vmlinuz, a folder, a release or "
@@ -73,6 +76,12 @@ def kind_of(path: Path) -> tuple[Kind, str | None]:
     with ElfFile.open(path) as elf:
         if elf.is_relocatable:
             return "module", _first_match(_VERMAGIC, elf, ".modinfo")
+        code = [section for section in elf.sections if section.is_alloc and section.is_executable]
+        if code and all(section.address < _KERNEL_HALF for section in code):
+            raise BadImageError(
+                f"{path}: is a program or a library, not a kernel; give a vmlinux, a vmlinuz or a "
+                "module."
+            )
         return "vmlinux", _first_match(_BANNER, elf, ".rodata")
 
 
