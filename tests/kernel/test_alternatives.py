@@ -42,6 +42,7 @@ def parse(data):
 def test_each_layout_is_told_by_what_it_points_to(layout, count):
     found = parse(encode(ENTRIES[:count], layout))
     assert len(found) == count
+    assert found.entry_size == struct.calcsize(layout)
     assert found.replacing_at(REPLACEMENTS.start + 2) == ENTRIES[0]
     assert found.replacing_at(REPLACEMENTS.start - 1) is None
     assert found.replacing_at(REPLACEMENTS.start + 8) is None

@@ -169,3 +169,17 @@ def test_closing_a_machine_twice_is_harmless():
     machine.run()
     machine.close()
     machine.close()
+
+
+def test_nmis_are_counted():
+    self_nmi = wrmsr(0x830, 1 << 18 | 4 << 8)
+    machine = hostile.machine_of(
+        f"""gate 2, nmi
+        load_idt
+        {wrmsr(SVR, 0x1FF)} {self_nmi}
+2:      jmp 2b
+nmi:    power_off"""
+    )
+    assert machine.run().kind == OutcomeKind.POWERED_OFF
+    assert machine.nmis == 1
+    machine.close()

@@ -48,9 +48,15 @@ class Alternative:
 
 
 class Alternatives:
-    """All alternatives of one image, by the address of the replacement."""
+    """All alternatives of one image, by the address of the replacement.
 
-    def __init__(self, entries: "Sequence[Alternative]") -> None:
+    `entry_size` is that of the image's struct alt_instr in bytes; today's where it has no table.
+    """
+
+    def __init__(
+        self, entries: "Sequence[Alternative]", entry_size: int = _FORMATS[0].itemsize
+    ) -> None:
+        self.entry_size = entry_size
         self._entries = sorted(entries, key=lambda entry: entry.replacement)
         self._starts = [entry.replacement for entry in self._entries]
 
@@ -85,7 +91,8 @@ class Alternatives:
                         records["feature"][filled].tolist(),
                         strict=True,
                     )
-                ]
+                ],
+                layout.itemsize,
             )
         return cls([])
 

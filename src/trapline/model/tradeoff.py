@@ -28,8 +28,8 @@ class Design(Document, frozen=True, kw_only=True):
     call without a #VE, `missed` those that took one although the design has none. `convert` and
     `growth` are the sites that the design would have to change and the bytes that this adds;
     `convert_used` are those of them that the run came by. `screams` are accesses, from
-    `scream_places` places. `in_nmi` and `nested` are as in trapline/boot. Seconds are of the
-    virtual clock and of the wall clock.
+    `scream_places` places. `nmis` were sent to the guest; `in_nmi` and `nested` are as in
+    trapline/boot. Seconds are of the virtual clock and of the wall clock.
     """
 
     name: DesignName
@@ -43,6 +43,7 @@ class Design(Document, frozen=True, kw_only=True):
     convert: int
     convert_used: int
     growth: int
+    nmis: int
     in_nmi: int
     nested: int
     screams: int

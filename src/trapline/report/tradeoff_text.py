@@ -51,6 +51,7 @@ def _rows(designs: "tuple[Design, ...]") -> "Iterator[tuple[str, tuple[str, ...]
     yield row("sites to convert", *(_if(d.name != "trap", d.convert) for d in designs))
     yield row("  of them used", *(_if(d.name != "trap", d.convert_used) for d in designs))
     yield row("code growth, bytes", *(_if(d.name == "paravirt", d.growth) for d in designs))
+    yield row("NMIs", *(f"{d.nmis:,}" for d in designs))
     yield row("#VEs in NMI", *(f"{d.in_nmi:,}" for d in designs))
     yield row("#VEs in the #VE handler", *(f"{d.nested:,}" for d in designs))
     yield row("screams", *(_if(d.name == "forbid", d.screams) for d in designs))

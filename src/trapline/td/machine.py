@@ -121,6 +121,7 @@ class Machine:
         self.panic: str | None = None
         self._restarting = False
         self.double_faults = 0
+        self.nmis = 0  # sent to the guest through its local APIC
         td = TdConfig(
             memory_size=config.memory,
             module_version=config.module_version,
@@ -258,6 +259,7 @@ class Machine:
     # Events.
 
     def _pend_nmi(self) -> None:
+        self.nmis += 1
         self.module.pend_nmi()
 
     def _powered_off(self) -> None:

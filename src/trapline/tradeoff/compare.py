@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from trapline import __version__
+from trapline.kernel.alternatives import Alternatives
 from trapline.model.tradeoff import Design, DesignName, TradeoffResult
 from trapline.td.bootplan import BootOptions, make_plan, open_symbols, parse_devices
 from trapline.td.bootrun import BootRun
@@ -27,7 +28,6 @@ MAX_PLACES: Final = 20
 # A converted instruction, as arch/x86/include/asm/alternative.h would have it: the site is
 # padded to the length of a CALL, which is the replacement, and there is a struct alt_instr.
 CALL: Final = 5
-ALT_INSTR: Final = 14
 
 METHOD: Final = {
     "#VEs": "counted when the software TDX module delivers them",
@@ -39,8 +39,10 @@ METHOD: Final = {
     "workload loads",
     "of them used": "places among these that made an access in this run",
     "code growth": f"for each site max(0, {CALL} - its length) bytes of padding, a {CALL}-byte "
-    f"CALL as replacement and {ALT_INSTR} bytes of struct alt_instr; calculated, not compiled",
-    "#VEs in NMI": "#VEs while NMIs were blocked",
+    "CALL as replacement and this kernel's struct alt_instr; calculated, not compiled, without "
+    "what moves operands into registers for the call",
+    "NMIs": "sent to the guest; this workload sends none by itself, trapline explore does",
+    "#VEs in NMI": "#VEs while NMIs were blocked; says something only where there were NMIs",
     "#VEs in the #VE handler": "#VEs after a #VE and before the TDVMCALL that serves it",
     "screams": "accesses that the design forbids; the access is then made all the same",
     "virtual time": "the guest's own clock from start to power-off; real where it waits for "
@@ -121,6 +123,7 @@ def _run(
         wall = time.monotonic() - start
         boot = run.result(outcome, scan)
     steps = work.check(bytes(console))
+    entry = (Alternatives([]) if symbols is None else symbols.alternatives).entry_size
     converts = name != "trap"
     sites = [site for site in scan.sites if site.trap == "mmio" and site.form == "instruction"]
     used = {site.scan_id for site in boot.sites if site.trap == "mmio" and site.scan_id}
@@ -135,7 +138,10 @@ def _run(
         tdvmcalls=sum(boot.tdvmcalls.values()) + boot.policy.paravirtualised.get("mmio", 0),
         convert=len(sites) if converts else 0,
         convert_used=len(used) or (run.guard.places if name == "paravirt" else 0),
-        growth=sum(growth(len(site.bytes) // 2) for site in sites) if name == "paravirt" else 0,
+        growth=sum(growth(len(site.bytes) // 2, entry) for site in sites)
+        if name == "paravirt"
+        else 0,
+        nmis=run.machine.nmis,
         in_nmi=boot.in_nmi,
         nested=boot.nested,
         screams=sum(scream.count for scream in boot.screams),
@@ -146,9 +152,12 @@ def _run(
     return design, boot
 
 
-def growth(length: int) -> int:
-    """Return the bytes that converting an instruction of `length` bytes adds."""
-    return max(0, CALL - length) + CALL + ALT_INSTR
+def growth(length: int, entry: int) -> int:
+    """Return the bytes that converting an instruction of `length` bytes adds.
+
+    `entry` is the size of the kernel's struct alt_instr.
+    """
+    return max(0, CALL - length) + CALL + entry
 
 
 def _missed(boot: "BootResult") -> tuple[str, ...]:
