@@ -1,6 +1,7 @@
 """The command line of explore, on a guest of a hundred instructions."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from guests import SYSCALL, build
 @pytest.fixture(scope="module")
 def guest(tmp_path_factory):
     """Arguments that name a guest, its scenario and an initrd."""
-    folder = tmp_path_factory.mktemp("guest")
+    folder = tmp_path_factory.mktemp("a guest's")  # to be quoted for a shell
     (folder / "gap.toml").write_text(SYSCALL.replace('"nmi"', '"ve:wrmsr"'))
     (folder / "init.cpio").write_bytes(initramfs.newc([]))
     return [
@@ -46,6 +47,8 @@ def test_list_names_scenarios_and_events(capsys):
         (["--event", "nmi,nmi,nmi"], "or two with a comma"),
         (["--event", "nmi", "--at", "x"], "one number"),
         (["--event", "nmi,nmi", "--at", "3"], "two numbers, K,N"),
+        (["--event", "nmi", "--at", "9" * 30], "one number"),
+        (["--event", "nmi", "--at", "\u0663"], "one number"),
         (["--scenario", "nonsense"], "no scenario is called 'nonsense'"),
         (["--scenario", "int80", "--scenario", "int80"], "two scenarios are called 'int80'"),
     ],
@@ -95,9 +98,9 @@ def test_a_finding_is_reproduced_by_its_own_command(guest, capsys):
     assert run([*arguments, "--beyond-rules"]) == 1
     whole = json.loads(capsys.readouterr().out)["results"]
     worst = next(one for one in whole if one["verdict"] == "privilege")
-    words = worst["reproduce"].split()
+    words = shlex.split(worst["reproduce"])
     assert words[:2] == ["trapline", "explore"]
-    rest = [*words[1:], "--initrd", guest[3], "--workers", "1", "--format", "json"]
+    rest = [*words[1:], "--workers", "1", "--format", "json"]
     assert run(rest) == 1
     assert json.loads(capsys.readouterr().out)["results"] == [worst]
 
@@ -112,6 +115,16 @@ def test_a_baseline_decides_the_exit_code(guest, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "Worse than the baseline: 5 boundaries." in out
     assert "now privilege" in out
+
+
+def test_progress_goes_on_with_each_window(guest, capsys):
+    """The total grows when a window opens; elsewhere than on a terminal it is told, too."""
+    other = Path(guest[5]).with_name("later.toml")
+    other.write_text(SYSCALL.replace("nth = 4", "nth = 6"))
+    assert run([*guest, "--scenario", str(other), "--beyond-rules"]) == 1
+    err = capsys.readouterr().err
+    assert "explored: 17 of 17" in err
+    assert "explored: 34 of 34" in err
 
 
 def test_a_limit(guest, capsys):

@@ -163,6 +163,14 @@ reloaded:
         .endif
         function entry_SYSCALL_64
         swapgs
+        .ifdef GAP_TRAPS
+        mov r9, rcx
+        mov r10, rax
+        mov eax, 0x40000000
+        cpuid
+        mov rax, r10
+        mov rcx, r9
+        .endif
         mov gs:[8], rsp
         mov rsp, gs:[0]
         push rcx

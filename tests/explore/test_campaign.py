@@ -15,6 +15,7 @@ from trapline.explore.campaign import Ledger, LocalWorkers
 from trapline.explore.stage import Exactly, Stage, StageConfig
 from trapline.explore.store import Store
 from trapline.model.errors import BadInputFileError, WorkersLostError
+from trapline.model.explore import CLEAN
 
 BOTH = SYSCALL + '[[inject]]\nevent = "ve:wrmsr"\n'
 NESTED = BOTH + '[[inject]]\nevent = "nmi"\nthen = ["ve:wrmsr"]\nstride = 7\n'
@@ -65,6 +66,48 @@ def test_by_the_rules_no_ve_comes_where_nothing_traps():
     assert part.boundaries == window.instructions
 
 
+def test_a_window_that_goes_wrong_by_itself_is_a_finding_and_the_rest_goes_on(tmp_path):
+    path = tmp_path / "a.db"
+    later = SYSCALL.replace("syscall = 39", 'symbol = "do_syscall_64"').replace(
+        "nth = 4", "nth = 5"
+    )
+    settings = StageConfig(
+        source("GAP_TRAPS"), (parse(BOTH), parse(later, "two")), ("a", "b"), beyond_rules=False
+    )
+    for resume in (False, True):
+        result = explore(settings, workers=2, path=path, resume=resume)
+        first, *rest = result.results
+        assert (first.scenario, first.event, first.verdict) == ("one", "nothing", "privilege")
+        window = result.windows[0]
+        assert window.boundaries[first.boundary].instruction == "cpuid"
+        assert {one.scenario for one in rest} == {"two"}
+        assert {one.verdict for one in rest} <= CLEAN
+        assert result.injected == len(rest) == result.windows[1].instructions
+
+
+ONLY_NESTED = SYSCALL + 'then = ["irq:0x40", "ve:wrmsr"]\nstride = 7\n'
+
+
+def test_an_event_that_leaves_nothing_to_nest_into_is_reported():
+    """By itself the NMI ends in a panic, so that there is no handling to nest into."""
+    result = explore(config("NMI_PANICS", text=ONLY_NESTED))
+    found = [(r.boundary, r.detail) for r in result.results if r.nested is None]
+    plain = explore(config("NMI_PANICS", text=SYSCALL)).results
+    assert found == [(r.boundary, r.detail) for r in plain if r.verdict == "panic"]
+    assert len(found) == 2
+    both = explore(config("NMI_PANICS", text=f'{ONLY_NESTED}[[inject]]\nevent = "nmi"\n'))
+    assert sum(r.nested is None for r in both.results) == both.windows[0].instructions
+
+
+def test_the_rules_forbid_one_nested_event_and_not_the_other():
+    result = explore(config(text=ONLY_NESTED, beyond=False))
+    (window,) = result.windows
+    assert {r.nested for r in result.results} == {"irq:0x40"}
+    assert {r.boundary for r in result.results} == set(range(window.instructions))
+    (part,) = window.forbidden
+    assert (part.event, part.boundaries) == ("nmi,ve:wrmsr", window.instructions)
+
+
 def test_a_limit_spreads_the_boundaries_evenly():
     result = explore(config(text=SYSCALL), limit=4)
     count = result.windows[0].instructions
@@ -89,6 +132,12 @@ def test_a_run_is_reproduced_by_its_number():
 def test_a_boundary_that_is_not_there_is_refused():
     with pytest.raises(BadInputFileError, match=r"numbered from 0; there is no 999\."):
         explore(config(text=SYSCALL, exactly=Exactly(999)))
+
+
+def test_a_nested_event_behind_the_handling_is_refused():
+    text = SYSCALL + 'then = ["ve:wrmsr"]\n'
+    with pytest.raises(BadInputFileError, match=r"ve:wrmsr cannot come 99,999 behind it\."):
+        explore(config(text=text, exactly=Exactly(3, 99_999)))
 
 
 def test_a_scenario_that_never_begins_is_told_at_the_end(tmp_path):
@@ -130,6 +179,16 @@ def test_resume_repeats_nothing_and_loses_nothing(tmp_path):
     assert again == whole
     # Of three [[inject]]s, three boundaries each were done.
     assert steps[-1][1] == 3 * whole.windows[0].instructions - 9
+
+
+def test_resume_where_a_nested_event_made_no_sense(tmp_path):
+    path = tmp_path / "a.db"
+    text = SYSCALL + 'then = ["irq:0x40", "ve:mmio"]\nstride = 9\n'
+    explore(config(text=text), path=path, limit=6)
+    assert explore(config(text=text), path=path, resume=True) == explore(config(text=text))
+    steps = []
+    explore(config(text=text), path=path, resume=True, progress=lambda d, t: steps.append((d, t)))
+    assert steps == [(0, 0)]
 
 
 def test_resume_after_kill_9(tmp_path):

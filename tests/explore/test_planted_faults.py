@@ -3,8 +3,8 @@
 import pytest
 from guests import COUNTED_TWICE, NOISE, SYSCALL, TRAP, Opened, explore
 
-from trapline.explore.inject import NotApplicableError
-from trapline.model.explore import CLEAN
+from trapline.explore.inject import NotApplicableError, ReferenceFailsError
+from trapline.model.explore import CLEAN, NOTHING
 
 GAP_IN = ["swapgs", "mov %rsp,%gs:@", "mov %gs:@,%rsp"]
 GAP_OUT = ["swapgs", "sysretq"]
@@ -19,6 +19,18 @@ def test_a_ve_in_the_syscall_gap_runs_on_the_users_stack():
 
 def test_a_ve_with_a_stack_of_its_own_survives_the_syscall_gap():
     assert set(explore(SYSCALL, "ve:wrmsr", "VE_ON_IST")) == {"same"}
+
+
+def test_a_trap_of_the_kernels_own_in_the_syscall_gap_needs_no_event():
+    """The hole is in the reference run: CPUID before the kernel is on its own stack."""
+    with pytest.raises(ReferenceFailsError) as failure, Opened(SYSCALL, "GAP_TRAPS"):
+        pass
+    result = failure.value.result
+    assert (result.verdict, result.event, result.nested) == ("privilege", NOTHING, None)
+    assert result.detail.startswith("Vector 20 has no stack of its own")
+    assert result.last[-1].endswith(": cpuid")
+    assert result.splat.injected == ()
+    assert set(explore(SYSCALL, "nmi", "GAP_TRAPS", "VE_ON_IST")) <= CLEAN
 
 
 def test_a_handler_with_the_users_gs_base():

@@ -41,6 +41,8 @@ def test_a_users_file_is_read_like_a_shipped_one(tmp_path):
         (MINIMAL.replace(b"[start]", b"[start]\nwhen = 1"), "when"),
         (MINIMAL.replace(b'"f"', b"7"), "start.symbol"),
         (MINIMAL.replace(b"[[inject]]", b"[inject]"), "inject"),
+        (MINIMAL + b"[[inject]]\nevent = 'nmi'\n", "nmi is injected twice"),
+        (MINIMAL + b"then = ['mce', 'mce']\n", "mce inside nmi is injected twice"),
         (b"name = 'x'\n" + MINIMAL, "drop `name`"),
         (b"title = ", "not valid TOML"),
         (b"\xff\xfe", "not UTF-8"),

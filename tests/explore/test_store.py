@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trapline.explore.store import Store, key_of
+from trapline.explore.store import Store, key_of, row_of
 from trapline.model.errors import BadInputFileError, OutputError
 from trapline.model.explore import Boundary, Result, Window
 
@@ -38,8 +38,17 @@ def test_results_come_back_in_key_order_whatever_order_they_went_in(tmp_path):
             ("s", "nmi", 0, "", -1), ("s", "nmi", 2, "", -1), ("s", "nmi", 1, "nmi", 5),
             ("s", "ve:mmio", 0, "", -1),
         ]  # fmt: skip
-        assert store.done("s") == {key_of(r) for r in runs}
-        assert store.done("other") == frozenset()
+
+
+def test_a_task_is_finished_with_its_runs_or_not_at_all(tmp_path):
+    path = tmp_path / "a.db"
+    with Store.open(path, IDENTITY, resume=False) as store:
+        store.add_rows([row_of(result(1))], [("s", 0, 1), ("s", 1, 1)])
+        with pytest.raises(OutputError, match="UNIQUE"):
+            store.add_rows([row_of(result(1))], [("s", 0, 2)])
+    with Store.open(path, IDENTITY, resume=True) as store:
+        assert store.finished("s") == {(0, 1), (1, 1)}
+        assert store.finished("other") == frozenset()
 
 
 def test_a_batch_with_a_repeated_run_is_refused_whole():

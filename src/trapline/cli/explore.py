@@ -1,6 +1,7 @@
 """`trapline explore`: events injected at every instruction boundary of a window of a running TD."""
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _PATH: Final = click.Path(path_type=Path)
 _LIST: Final = "list"
+_NUMBER: Final = re.compile("[0-9]{1,12}")
 
 
 def _show_list(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
@@ -207,7 +209,7 @@ def _chosen(
 
 def _where(at: str, *, nested: bool) -> Exactly:
     numbers = at.split(",")
-    if not all(number.isdecimal() for number in numbers) or len(numbers) != 1 + nested:
+    if not all(map(_NUMBER.fullmatch, numbers)) or len(numbers) != 1 + nested:
         wanted = "two numbers, K,N" if nested else "one number"
         raise UsageError(f"--at {at}: {wanted} is what goes with this --event.")
     return Exactly(*map(int, numbers))
@@ -227,4 +229,5 @@ def _source(kernel: str, initrd: Path | None, progress: ProgressReport) -> Targe
         initrd=plan.initrd,
         release=files.release,
         memory=DEFAULT_MEMORY,
+        options=() if initrd is None else ("--initrd", str(initrd)),
     )

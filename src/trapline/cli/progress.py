@@ -80,11 +80,12 @@ class ProgressReport:
     def advance(self, done: int, total: int) -> None:
         """Say that `done` of `total` objects are finished."""
         if self._bar is None:
-            quarter = _LINES * done // total if total else 0
             if self._start is None:
                 self._start = time.monotonic()
-            if quarter > self._shown:
-                self._shown = quarter
+            # The total may grow: lines are for so much more, not for so much of it.
+            more = done - self._shown
+            if more > 0 and (done >= total or _LINES * more >= total):
+                self._shown = done
                 self.announce(f"{self._label}: {done:,} of {total:,}{self._pace(done, total)}")
             return
         if not self._bar.tasks:

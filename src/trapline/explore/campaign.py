@@ -6,16 +6,16 @@ does not matter for the results. A worker that dies is replaced, and its chunk d
 
 import multiprocessing as mp
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Final
 
 from trapline import __version__
 from trapline.explore.stage import Plan, StageConfig, Task
-from trapline.explore.store import Key, Row, Store
+from trapline.explore.store import Row, Store
 from trapline.explore.worker import Done, Failed, Finished, Message, Opened, work
 from trapline.model.errors import BadInputFileError, NotReproducibleError, WorkersLostError
-from trapline.model.explore import ExploreResult
+from trapline.model.explore import NOTHING, ExploreResult
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -64,16 +64,19 @@ class Ledger:
             return []
         self._plans[name] = plan
         self._store.add_window(plan.window)
-        done = self._store.done(name)
-        tasks = [task for task in self._tasks(plan) if not self._is_done(task, done)]
+        if plan.failure is not None:
+            self._store.keep(plan.failure)
+            return []
+        done = self._store.finished(name)
+        tasks = [task for task in self._tasks(plan) if (task.inject, task.boundary) not in done]
         self._total += len(tasks)
         self._progress(self._finished, self._total)
         return [tuple(tasks[i : i + self._chunk]) for i in range(0, len(tasks), self._chunk)]
 
-    def done(self, tasks: Iterable[Task], rows: Iterable[Row]) -> None:
+    def done(self, tasks: Collection[Task], rows: Iterable[Row]) -> None:
         """Keep the results of a chunk."""
-        self._store.add_rows(rows)
-        self._finished += sum(1 for _ in tasks)
+        self._store.add_rows(rows, tasks)
+        self._finished += len(tasks)
         self._progress(self._finished, self._total)
 
     def _tasks(self, plan: Plan) -> list[Task]:
@@ -90,17 +93,6 @@ class Ledger:
         if self._limit is None or count <= self._limit:
             return list(boundaries)
         return [boundaries[i * count // self._limit] for i in range(self._limit)]
-
-    def _is_done(self, task: Task, done: frozenset[Key]) -> bool:
-        scenario = next(s for s in self._config.scenarios if s.name == task.scenario)
-        inject = scenario.inject[task.inject]
-        wanted = set(inject.then) or {""}
-        found = {
-            nested
-            for _, event, boundary, nested, _ in done
-            if event == inject.event and boundary == task.boundary
-        }
-        return wanted <= found
 
 
 class _Worker:
@@ -229,7 +221,9 @@ def result_of(
         counts.setdefault(result.scenario, Counter())[result.verdict] += 1
     return ExploreResult(
         generator=f"trapline {__version__}",
-        injected=sum(1 + (result.nested is not None) for result in results),
+        injected=sum(
+            1 + (result.nested is not None) for result in results if result.event != NOTHING
+        ),
         kernel=config.source.release or config.source.vmlinux.name,
         build_id=build_id,
         module_version=config.source.module_version,

@@ -7,7 +7,7 @@ a verdict. Runs do not depend on each other: the same run always gives the same 
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn
 
 from trapline.explore import events
 from trapline.explore.compare import differing_registers, registers
@@ -16,7 +16,7 @@ from trapline.explore.oracle import Watch
 from trapline.explore.scenario import Inject
 from trapline.explore.window import LiveWindow, ReferenceEnd, Step
 from trapline.model.errors import NotReproducibleError, UsageError
-from trapline.model.explore import CLEAN, Result, Verdict
+from trapline.model.explore import CLEAN, NOTHING, Result, Verdict
 from trapline.model.splat import Splat
 from trapline.td.engine import Reg
 from trapline.td.record import Trap
@@ -28,6 +28,8 @@ _LAST: Final = 16
 _SLOW: Final = 64  # instructions before the end that are stepped through to see the last ones
 _TRAPS: Final = 8
 _MAX_DIFFERS: Final = 12
+# Endings that say more of the scenario than of the kernel, if nothing was injected.
+_OF_THE_SCENARIO: Final = (None, "td-exit", "hang")
 _UNDECIDED: Final = Decision(False, "")
 
 
@@ -44,6 +46,14 @@ class _Judged(NamedTuple):
     verdict: Verdict
     detail: str
     differs: tuple[str, ...] = ()
+
+
+class ReferenceFailsError(Exception):
+    """The window goes wrong although nothing is injected: that is a finding of its own."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(result.detail)
+        self.result = result
 
 
 class NotApplicableError(UsageError):
@@ -68,26 +78,83 @@ class Injector:
         self._watch.listener = self._machine.module.listener
         self._machine.module.listener = self._watch
         self._engine.set_breakpoints(self._watch.breakpoints)
-        self._reference()
+        try:
+            self._reference()
+        except ReferenceFailsError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Take the watch off the machine."""
         self._machine.module.listener = self._watch.listener
 
     def reference(self) -> ReferenceEnd:
-        """Run the window without an event, and return the state at its end."""
+        """Run the window without an event, and return the state at its end.
+
+        Raises ReferenceFailsError if the guest goes wrong by itself, and NotReproducibleError if
+        the window never ends.
+        """
         window, watch = self._window, self._watch
         window.rewind()
         watch.reset()
         watch.stop_at(self._engine.instructions + len(window.steps) + self._budget)
         self._engine.run(watch.on_exit)
         if watch.ending is None or watch.ending.verdict is not None:
+            if watch.ending is not None and watch.ending.verdict not in _OF_THE_SCENARIO:
+                self._fail()
             why = "it never ends" if watch.ending is None else watch.ending.detail
             raise NotReproducibleError(
                 f"scenario {window.scenario.name}: the window's reference run fails ({why}); "
                 "choose another start."
             )
         return window.here()
+
+    def _fail(self) -> NoReturn:
+        """Repeat the reference run step by step to where it goes wrong, and say so."""
+        window, watch, engine = self._window, self._watch, self._engine
+        window.count(wanted=True)
+        window.rewind()
+        watch.reset()
+        watch.ends_at_oops = True
+        last: deque[str] = deque(maxlen=_LAST)
+        executed = 0
+        while watch.ending is None and executed < len(window.steps) + self._budget:
+            last.append(self._instruction())
+            engine.step(watch.on_exit)
+            executed += 1
+        ending = watch.ending
+        if ending is None or ending.verdict is None:
+            raise NotReproducibleError(
+                f"scenario {window.scenario.name}: the window's reference run fails in one go, but "
+                "not step by step; choose another start."
+            )
+        splat = take_splat(
+            engine,
+            window.target.symbols,
+            banner=f"{ending.verdict}: {ending.detail}",
+            injected=(),
+            traps=tuple(_trap_line(trap) for trap in list(self._machine.recorder.last)[-_TRAPS:]),
+            reproduce=self._reproduce,
+        )
+        raise ReferenceFailsError(
+            Result(
+                scenario=window.scenario.name,
+                event=NOTHING,
+                boundary=min(executed, len(window.steps)) - 1,
+                nested=None,
+                nested_at=None,
+                allowed=True,
+                rule=NOTHING,
+                verdict=ending.verdict,
+                expected=False,
+                detail=ending.detail,
+                differs=(),
+                instructions=executed,
+                splat=splat,
+                last=tuple(last),
+                reproduce=self._reproduce,
+            )
+        )
 
     def _reference(self) -> None:
         traced = self._window.end
@@ -102,8 +169,8 @@ class Injector:
         self._vectors: dict[str, int] = {}
         self._before: tuple[int, Counter[int]] = 0, Counter()
 
-    def results(self, inject: Inject, boundary: int) -> Iterator[Result]:
-        """Run all that one [[inject]] asks for at one boundary."""
+    def results(self, inject: Inject, boundary: int, *, by_rules: bool = False) -> Iterator[Result]:
+        """Run all that one [[inject]] asks for at one boundary, or what the rules leave of it."""
         self._window.count(wanted=bool(inject.then))
         try:
             first = self.run(Run(inject.event, boundary), inject)
@@ -112,11 +179,23 @@ class Injector:
         if not inject.then:
             yield first
         if first.verdict not in CLEAN:
-            return  # no handling to nest into
-        for nested in inject.then:
+            # There is no handling to nest into, which nobody may have asked for by itself.
+            if inject.then and self._speaks_for_first(inject, by_rules=by_rules):
+                yield first
+            return
+        for nested in _nested(inject, by_rules=by_rules):
             for distance in range(boundary % inject.stride, first.instructions, inject.stride):
                 with suppress(NotApplicableError):
                     yield self.run(Run(inject.event, boundary, nested, distance), inject)
+
+    def _speaks_for_first(self, inject: Inject, *, by_rules: bool) -> bool:
+        """Whether no other [[inject]] reports what its event leads to when nothing is nested."""
+        likes = [
+            one
+            for one in self._window.scenario.inject
+            if one.event == inject.event and (not one.then or _nested(one, by_rules=by_rules))
+        ]
+        return all(one.then for one in likes) and likes[0] == inject
 
     def run(self, run: Run, inject: Inject | None = None) -> Result:
         """Do one run and judge it."""
@@ -301,6 +380,11 @@ class Injector:
         if run.nested is not None:
             event, at = f"{event},{run.nested}", f"{at},{run.nested_at}"
         return f"{self._reproduce} --event {event} --at {at}"
+
+
+def _nested(inject: Inject, *, by_rules: bool) -> tuple[str, ...]:
+    """Return what is to be injected into the handling; by the rules, that is the host's."""
+    return tuple(event for event in inject.then if not by_rules or events.is_hosts(event))
 
 
 def _trap_line(trap: Trap) -> str:

@@ -186,6 +186,11 @@ def _check(scenario: Scenario, source: str) -> None:
                 raise BadInputFileError(
                     f"{source}: {event!r} is not an event; known are {', '.join(EVENTS)}."
                 )
+    tried = [(one.event, event) for one in scenario.inject for event in one.then or (None,)]
+    twice = next((pair for pair in tried if tried.count(pair) > 1), None)
+    if twice is not None:
+        what = twice[0] if twice[1] is None else f"{twice[1]} inside {twice[0]}"
+        raise BadInputFileError(f"{source}: {what} is injected twice; drop one of the two.")
     if scenario.name:
         raise BadInputFileError(
             f"{source}: the name of a scenario is that of its file; drop `name`."

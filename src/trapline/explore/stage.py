@@ -5,15 +5,21 @@ windows open; each window is left as if it had not been.
 """
 
 import hashlib
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import msgspec
 
-from trapline.explore import events
 from trapline.explore.host import take_over
-from trapline.explore.inject import DEFAULT_BUDGET, Injector, Run, decide_at
+from trapline.explore.inject import (
+    DEFAULT_BUDGET,
+    Injector,
+    ReferenceFailsError,
+    Run,
+    decide_at,
+)
 from trapline.explore.scenario import Inject, Scenario
 from trapline.explore.target import Target, TargetSource
 from trapline.explore.triggers import Triggers
@@ -73,10 +79,14 @@ class Task(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A window that is open, and the boundaries to be tried for each of its [[inject]]s."""
+    """A window that is open, and the boundaries to be tried for each of its [[inject]]s.
+
+    `failure` is what the window comes to without any event, if that is wrong already.
+    """
 
     window: Window
     boundaries: tuple[tuple[int, ...], ...]
+    failure: Result | None = None
 
 
 class Stage:
@@ -107,11 +117,15 @@ class Stage:
             triggers = Triggers(self._machine, self._target, group)
             while (opening := triggers.next()) is not None:
                 self._window = LiveWindow(self._machine, self._target, opening)
-                self._injector = Injector(
-                    self._window, self._command(opening.scenario), budget=self._config.budget
-                )
-                yield self._plan(self._window)
-                self._injector.close()
+                try:
+                    self._injector = Injector(
+                        self._window, self._command(opening.scenario), budget=self._config.budget
+                    )
+                except ReferenceFailsError as failure:
+                    yield Plan(_document(self._window), (), failure.result)
+                else:
+                    yield self._plan(self._window)
+                    self._injector.close()
                 self._window.leave()
             self.missing += [scenario.name for scenario in triggers.missing]
             self._close()
@@ -125,8 +139,16 @@ class Stage:
         if exactly is not None:
             nested = inject.then[0] if inject.then else None
             run = Run(inject.event, exactly.boundary, nested, exactly.nested_at)
-            return [self._injector.run(run, inject)]
-        return list(self._injector.results(inject, task.boundary))
+            result = self._injector.run(run, inject)
+            if exactly.nested_at is not None and result.instructions < exactly.nested_at:
+                raise BadInputFileError(
+                    f"scenario {result.scenario}: {inject.event} before instruction "
+                    f"{exactly.boundary} is over after {result.instructions:,} instructions; "
+                    f"{nested} cannot come {exactly.nested_at:,} behind it."
+                )
+            return [result]
+        by_rules = not self._config.beyond_rules
+        return list(self._injector.results(inject, task.boundary, by_rules=by_rules))
 
     def _close(self) -> None:
         if self._machine is not None:
@@ -137,7 +159,9 @@ class Stage:
         """Return the command line up to the scenario."""
         names = [s.name for s in self._config.scenarios]
         reference = self._config.references[names.index(scenario.name)]
-        return f"trapline explore {self._config.source.kernel} --scenario {reference}"
+        source = self._config.source
+        words = ["trapline", "explore", source.kernel, *source.options, "--scenario", reference]
+        return shlex.join(words)
 
     def _plan(self, window: LiveWindow) -> Plan:
         forbidden: list[Forbidden] = []
@@ -152,14 +176,7 @@ class Stage:
                 chosen, refused = _allowed(window, inject)
                 forbidden += refused
             boundaries.append(chosen)
-        document = Window(
-            scenario=window.scenario.name,
-            title=window.scenario.title,
-            instructions=len(window.steps),
-            boundaries=window.boundaries,
-            forbidden=tuple(forbidden),
-        )
-        return Plan(document, tuple(boundaries))
+        return Plan(_document(window, forbidden), tuple(boundaries))
 
     def _exact_boundary(self, window: LiveWindow) -> int:
         assert self._config.exactly is not None
@@ -172,20 +189,32 @@ class Stage:
         return boundary
 
 
+def _document(window: LiveWindow, forbidden: Sequence[Forbidden] = ()) -> Window:
+    return Window(
+        scenario=window.scenario.name,
+        title=window.scenario.title,
+        instructions=len(window.steps),
+        boundaries=window.boundaries,
+        forbidden=tuple(forbidden),
+    )
+
+
 def _allowed(window: LiveWindow, inject: Inject) -> tuple[tuple[int, ...], Sequence[Forbidden]]:
-    """Return the boundaries at which the rules allow all events of an [[inject]]."""
-    nested = next((event for event in inject.then if not events.is_hosts(event)), None)
-    name = ",".join((inject.event, *inject.then))
-    refused: Counter[str] = Counter()
+    """Return the boundaries at which the rules allow an [[inject]], or some of what it nests."""
+    refused: Counter[tuple[str, str]] = Counter()
     chosen = []
     for number, step in enumerate(window.steps):
         decision = decide_at(inject.event, step)
-        if decision.allowed and nested is not None:
-            decision = decide_at(nested, step)
-        if decision.allowed:
+        if not decision.allowed:
+            refused[",".join((inject.event, *inject.then)), decision.rule] += 1
+            continue
+        nested = [(event, decide_at(event, step)) for event in inject.then]
+        for event, second in nested:
+            if not second.allowed:
+                refused[f"{inject.event},{event}", second.rule] += 1
+        if not nested or any(second.allowed for _, second in nested):
             chosen.append(number)
-        else:
-            refused[decision.rule] += 1
     return tuple(chosen), [
-        Forbidden(event=name, rule=rule, boundaries=count) for rule, count in refused.items()
+        Forbidden(event=name, rule=rule, boundaries=count)
+        for (name, rule), count in refused.items()
     ]

@@ -2,9 +2,10 @@
 
 A store belongs to one kernel, one module version and one set of options, kept in `campaign` and
 checked on opening. `window` holds one row per scenario with its boundaries, `run` one row per
-finished run under the key (scenario, event, boundary, nested, nested_at). Rows are written by
-the campaign's parent process alone, in transactions, in WAL mode: a kill -9 loses at most the
-runs of the last transaction, which `--resume` does again.
+finished run under the key (scenario, event, boundary, nested, nested_at), `task` what is
+finished, though it may have led to no run. Rows are written by the campaign's parent process
+alone, in transactions, in WAL mode: a kill -9 loses at most the runs of the last transaction,
+which `--resume` does again.
 """
 
 import sqlite3
@@ -18,9 +19,15 @@ import msgspec
 from trapline.model.errors import BadInputFileError, OutputError
 from trapline.model.explore import Result, Window
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _SCHEMA: Final = """
 CREATE TABLE campaign (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE task (
+    scenario TEXT NOT NULL,
+    inject INTEGER NOT NULL,
+    boundary INTEGER NOT NULL,
+    PRIMARY KEY (scenario, inject, boundary)
+) WITHOUT ROWID;
 CREATE TABLE window (scenario TEXT PRIMARY KEY, document BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE run (
     scenario TEXT NOT NULL,
@@ -37,6 +44,8 @@ CREATE TABLE run (
 _T = TypeVar("_T")
 Key = tuple[str, str, int, str, int]
 Row = tuple[str, str, int, str, int, str, bytes]
+# The scenario, the number of one of its [[inject]]s, the boundary.
+TaskKey = tuple[str, int, int]
 
 
 def key_of(result: Result) -> Key:
@@ -155,21 +164,28 @@ class Store:
         """Keep results, all or none of them."""
         self.add_rows(map(row_of, results))
 
-    def add_rows(self, rows: Iterable[Row]) -> None:
-        """Keep results that `row_of` has made ready, all or none of them."""
+    def add_rows(self, rows: Iterable[Row], tasks: Iterable[TaskKey] = ()) -> None:
+        """Keep results that `row_of` has made ready and the tasks they are of, all or none."""
         with self._guard():
             self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany("INSERT INTO task VALUES (?, ?, ?)", tasks)
             self._db.executemany("INSERT INTO run VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
             self._db.execute("COMMIT")
 
-    def done(self, scenario: str) -> frozenset[Key]:
-        """Give the keys of all finished runs of a scenario."""
+    def keep(self, result: Result) -> None:
+        """Keep a result that each campaign comes to again."""
+        with self._guard():
+            self._db.execute(
+                "INSERT OR REPLACE INTO run VALUES (?, ?, ?, ?, ?, ?, ?)", row_of(result)
+            )
+
+    def finished(self, scenario: str) -> frozenset[tuple[int, int]]:
+        """Give the number of the [[inject]] and the boundary of each finished task."""
         with self._guard():
             rows = self._db.execute(
-                "SELECT scenario, event, boundary, nested, nested_at FROM run WHERE scenario = ?",
-                (scenario,),
+                "SELECT inject, boundary FROM task WHERE scenario = ?", (scenario,)
             )
-            return frozenset((s, e, b, n, a) for s, e, b, n, a in rows)
+            return frozenset((inject, boundary) for inject, boundary in rows)
 
     def windows(self) -> tuple[Window, ...]:
         """Give all windows, by scenario name."""

@@ -58,7 +58,8 @@ class KernelNames:
 class TargetSource:
     """Where a target comes from: small, and can be sent to another process.
 
-    `kernel` is what the user called it, for command lines that reproduce a run.
+    `kernel` is what the user called it, and `options` are the others that make a boot what it is,
+    both for command lines that reproduce a run.
     """
 
     kernel: str
@@ -69,6 +70,7 @@ class TargetSource:
     command_line: str = COMMAND_LINE
     module_version: str = "1.5.01"
     noise: tuple[NoiseRule, ...] | None = None  # None: the shipped ones
+    options: tuple[str, ...] = ()
 
     def open(self) -> "Target":
         """Read the kernel. Raises BadImageError, NotATdxKernelError, NoDebugInfoError."""

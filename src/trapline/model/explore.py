@@ -35,6 +35,8 @@ SEVERITY: Final[tuple[Verdict, ...]] = (
     "corrupt",
     "privilege",
 )
+# The "event" of a result that needed none: the window itself went wrong.
+NOTHING: Final = "nothing"
 CLEAN: Final[frozenset[Verdict]] = frozenset({"same", "handled", "held"})
 
 
@@ -56,11 +58,13 @@ class Result(Document, frozen=True, kw_only=True):
     """One run: `event` before boundary `boundary`, and what came of it.
 
     `nested` and `nested_at` name the second event and how many instructions after the first
-    it came. `rule` is the row of the rules that allowed, held or turned the event; `allowed`
+    it came; both `event` and `rule` are "nothing" where the window goes wrong by itself, with no
+    event at all. `rule` is the row of the rules that allowed, held or turned the event; `allowed`
     is false for what only `--beyond-rules` tries. `expected` says that the scenario wants this
     verdict. `detail` is one sentence, empty for "same". `differs` are the registers and
     variables that are not as in the reference, `last` the last instructions, oldest first.
-    `instructions` were executed from the event to the end.
+    `instructions` were executed from the event to the end: counted where an event is nested,
+    estimated from the bytes of code that ran where none is.
     """
 
     scenario: str
