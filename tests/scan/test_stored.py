@@ -4,6 +4,7 @@ import pytest
 
 import tiny_kernel
 from trapline.devicefilter.listfile import load
+from trapline.kernel.files import ModuleFile
 from trapline.kernel.locate import locate
 from trapline.model.errors import BadInputFileError
 from trapline.scan import stored
@@ -51,6 +52,47 @@ def test_another_build_is_scanned_again(kernel, cache, scans):
     once(kernel, "ff00")
     assert len(scans) == 2
     assert len(list(cache.iterdir())) == 2
+
+
+def test_another_allow_list_is_scanned_again(kernel, cache, scans, tmp_path):
+    other = tmp_path / "other.toml"
+    other.write_text(
+        'schema = "trapline/allow-list"\nversion = 1\ntitle = "other"\n'
+        '[[allow]]\nid = "8086:100e"\nname = "e1000"\n'
+    )
+    once(kernel)
+    again = stored.scan_once(kernel, (), load(other), "00ff")
+    assert [entry.id for entry in again.allow] == ["8086:100e"]
+    assert len(scans) == len(list(cache.iterdir())) == 2
+
+
+def test_what_another_program_found_is_not_used(kernel, cache, scans, monkeypatch):
+    once(kernel)
+    monkeypatch.setattr(stored, "_program", lambda: "another")
+    once(kernel)
+    assert len(scans) == len(list(cache.iterdir())) == 2
+
+
+def test_the_program_is_what_finds_sites(monkeypatch, tmp_path):
+    package = tmp_path / "trapline"
+    source = package / "scan" / "accessors.py"
+    source.parent.mkdir(parents=True)
+    monkeypatch.setattr(stored, "__file__", str(source.with_name("stored.py")))
+
+    def program(text):
+        source.write_text(text)
+        return stored._program.__wrapped__()
+
+    assert program("INLINED = {'readl'}") == program("INLINED = {'readl'}")
+    assert program("INLINED = {'readl'}") != program("INLINED = {'readl', 'mmio_config_readl'}")
+
+
+def test_a_module_is_scanned_again_when_its_debug_file_comes(kernel, cache, scans, tmp_path):
+    path = tiny_kernel.build_module(tmp_path / "m", "demo", ["drivers/demo/demo.c"])
+    bare = ModuleFile("demo", path, None, "kernel/drivers/demo.ko")
+    once(kernel, modules=[bare])
+    once(kernel, modules=[ModuleFile("demo", path, path, bare.location)])
+    assert len(scans) == len(list(cache.iterdir())) == 2
 
 
 def test_without_a_build_id_nothing_is_kept(kernel, cache, scans):

@@ -8,6 +8,7 @@ import os
 import tempfile
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from trapline.scan.pool import Progress
 
 _MAX_SIZE: Final = 1 << 30  # bytes; the full Debian flavour with all modules has 60 MB
+# The packages that a scan's result depends on.
+_MAKERS: Final = ("isa", "kernel", "model", "scan")
 
 
 def read_scan(path: Path) -> ScanResult:
@@ -55,7 +58,7 @@ def scan_once(
     Without a build id nothing is cached. Raises what `scan` raises.
     """
     part = replace(kernel, modules=tuple(modules))
-    path = None if build_id is None else _place(part, build_id)
+    path = None if build_id is None else _place(part, build_id, allow)
     if path is not None:
         with suppress(BadInputFileError):
             return read_scan(path)
@@ -66,11 +69,25 @@ def scan_once(
     return result
 
 
-def _place(kernel: "KernelFiles", build_id: str) -> Path | None:
+@cache
+def _program() -> str:
+    """Identify what makes a scan: between releases the version alone does not tell."""
+    digest = hashlib.blake2b(__version__.encode(), digest_size=16)
+    package = Path(__file__).parents[1]
+    for path in sorted(path for part in _MAKERS for path in (package / part).rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _place(kernel: "KernelFiles", build_id: str, allow: "AllowList") -> Path | None:
     """Name the file of a scan; None where there is no cache folder."""
-    sources = (kernel.vmlinux, *(module.path for module in kernel.modules))
-    names = "\0".join([__version__, str(VERSION), build_id, *map(str, sources)])
-    digest = hashlib.blake2b(names.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    sources = [kernel.vmlinux, kernel.vmlinuz]
+    # A debug file that is installed later shows more.
+    sources += [path for module in kernel.modules for path in (module.path, module.debug)]
+    names = "\0".join([_program(), str(VERSION), build_id, *map(str, sources)])
+    digest = hashlib.blake2b(
+        names.encode("utf-8", "surrogateescape") + msgspec.json.encode(allow), digest_size=16
+    ).hexdigest()
     try:
         return cache_folder() / "scans" / f"{digest}.json"
     except OutputError:
