@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 import os
 import shutil
@@ -97,8 +98,44 @@ def test_bars_are_assigned_apart_and_enabled(rng):
 @needs_qemu
 def test_a_hidden_function_is_gone(rng):
     (function,) = (f for f in rng.backend.functions if f.id == "1af4:1044")
+    bar = next(bar for bar in function.bars if bar.space == "memory" and bar.index == 4)
+    assert rng.backend.read_memory(bar.address, 8) != (1 << 64) - 1
+    before = rng.backend.read_memory(bar.address, 8)
     rng.backend.hide(function)
     assert rng.config(function.devfn, 0) == 0xFFFFFFFF
+    # Nor do its registers answer whoever knows where they were.
+    assert rng.backend.read_memory(bar.address, 8) != before
+
+
+@needs_qemu
+def test_msi_is_not_offered_as_its_messages_would_be_lost():
+    rig = Rig(["-device", "ich9-ahci", "-device", "virtio-rng-pci,disable-legacy=on"])
+    try:
+        ids = {}
+        for function in rig.backend.functions:
+            position, found = rig.config(function.devfn, 0x34, 1), []
+            while position and function.device in {0x2922, 0x1044}:
+                found.append(rig.config(function.devfn, position, 2) & 0xFF)
+                assert rig.config(function.devfn, position, 1) == found[-1]
+                position = rig.config(function.devfn, position, 4) >> 8 & 0xFC
+            ids[function.id] = found
+        assert 5 not in ids["8086:2922"]
+        assert 0x12 in ids["8086:2922"]  # what follows in the chain is still there
+        assert 0x11 in ids["1af4:1044"]
+    finally:
+        rig.close()
+
+
+@needs_qemu
+def test_a_bridge_is_refused_by_name():
+    memory = os.memfd_create("guest")
+    os.ftruncate(memory, MEMORY)
+    arguments = ["-device", "pci-bridge,chassis_nr=1"]
+    started = QemuProcess.start(arguments, memory, MEMORY, lambda *_: None)
+    with pytest.raises(BadMachineError, match="1b36:0001 is a bridge"):
+        QemuBackend(started, lambda _: None)
+    started.close()
+    os.close(memory)
 
 
 @needs_qemu
@@ -168,6 +205,21 @@ def test_qemus_own_words_when_it_refuses():
         Rig(["-device", "nonsense"])
 
 
+@needs_qemu
+def test_a_qemu_that_leaves_while_it_is_greeted_is_quoted(monkeypatch):
+    whole = process.Doorbell.greet
+
+    def greet(doorbell, connection):
+        whole(doorbell, connection)
+        with contextlib.suppress(ConnectionResetError):
+            connection.recv(1)  # until the other end is closed
+        raise BrokenPipeError
+
+    monkeypatch.setattr(process.Doorbell, "greet", greet)
+    with pytest.raises(BadMachineError, match="'nonsense' is not a valid device"):
+        Rig(["-device", "nonsense"])
+
+
 def test_without_qemu_the_package_is_named(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(ToolMissingError, match="apt-get install qemu-system-x86"):
@@ -190,12 +242,28 @@ def test_an_old_qemu_is_refused(monkeypatch, tmp_path):
         ("blk,fle=x", "does not take 'fle=x'"),
         ("blk,file=x,file=y", "does not take 'file=y'"),
         ("net,user", "does not take 'user'"),
+        ("net,", "does not take ''"),
+        ("blk,file=x,write=yes", "write= needs on or off, not 'yes'"),
+        ("blk,file=", "file= needs a value"),
+        ("console,file=x,socket=y", "takes one of file, socket"),
+        ("uart", "mmio-uart"),
     ],
 )
 def test_a_bad_device_argument_is_explained(text, says):
     with pytest.raises(UsageError) as error:
         catalogue.parse(text)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("net,netdev=user,,hostfwd=tcp::8080-:80", {"netdev": "user,hostfwd=tcp::8080-:80"}),
+        ("blk,file=a,,,write=on", {"file": "a,", "write": "on"}),
+    ],
+)
+def test_a_comma_in_a_value_is_written_twice(text, options):
+    assert catalogue.parse(text).options == options
 
 
 def test_a_missing_image_is_named(tmp_path):

@@ -10,6 +10,7 @@ from trapline.td.qemu.pci import (
     ADDRESS_PORT,
     BAR0,
     BAR_END,
+    COMMAND,
     DATA_PORT,
     ConfigSpace,
     Firmware,
@@ -43,6 +44,8 @@ class QemuBackend:
         (bell,) = (f for f in functions if f.id == IVSHMEM)
         self.functions = tuple(f for f in functions if f.id not in (IVSHMEM, IDE))
         self._hidden = {f.devfn for f in functions if f.id in (IVSHMEM, IDE)}
+        # MSI messages would end in QEMU's own APIC. Drivers then use MSI-X, or the INTx line.
+        self._msi = {f.devfn: f.msi for f in functions if f.msi is not None}
         self._msix = MsixShadow(self._qtest, bell.bars[0].address + DOORBELL_OFFSET, self.functions)
         self._bases: dict[int, tuple[int, Table]] = {}
         self._selected = 0
@@ -53,8 +56,12 @@ class QemuBackend:
             self._epoll.register(descriptor, select.EPOLLIN)
 
     def hide(self, function: Function) -> None:
-        """Make a function's configuration space read as if nothing were there."""
+        """Make a function's configuration space read as if nothing were there.
+
+        It decodes no addresses either, and does no DMA.
+        """
         self._hidden.add(function.devfn)
+        self._config.write(function.devfn, COMMAND, 2, 0)
 
     # Configuration ports 0xCF8-0xCFF (trapline.td.devices.interface.Device).
 
@@ -65,7 +72,12 @@ class QemuBackend:
             return self._selected >> 8 * offset & (1 << 8 * size) - 1
         if not self._reaches():
             return (1 << 8 * size) - 1
-        return self._config.read(self._selected >> 8 & 0xFF, self._register(port), size)
+        devfn, register = self._selected >> 8 & 0xFF, self._register(port)
+        value = self._config.read(devfn, register, size)
+        msi = self._msi.get(devfn)
+        if msi is not None and register <= msi < register + size:
+            value &= ~(0xFF << 8 * (msi - register))  # id 0: the null capability
+        return value
 
     def write_config(self, offset: int, size: int, value: int) -> None:
         """Serve an OUT of the configuration ports."""

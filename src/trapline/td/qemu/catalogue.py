@@ -3,6 +3,8 @@
     NAME[,OPTION=VALUE]…      blk,file=disk.img   net-legacy   9p,share=/srv,tag=host
     qemu:STRING               a raw QEMU -device argument
 
+A comma in a value is written twice, as QEMU has it: net,netdev=user,,hostfwd=tcp::8080-:80
+
 PCI ids: virtio 1.2, 4.1.2.1 (0x1040 + device id for modern ones, the transitional ids before);
 the names `-legacy` force the transitional device without its modern interface.
 """
@@ -155,19 +157,27 @@ def parse(text: str) -> Request:
     """Read one `--device` argument; UsageError for an unknown name or option."""
     if text.startswith(RAW_PREFIX):
         return Request(RAW_PREFIX, {"device": text.removeprefix(RAW_PREFIX)})
-    name, *parts = text.split(",")
+    name, *parts = (part.replace("\0", ",") for part in text.replace(",,", "\0").split(","))
     if name not in CATALOGUE:
         raise UsageError(
-            f"no device is called {name!r}: name ioapic, hpet or one of {', '.join(CATALOGUE)}, "
-            f"or give QEMU's own words as {RAW_PREFIX}STRING."
+            f"no device is called {name!r}: name ioapic, hpet, mmio-uart or one of "
+            f"{', '.join(CATALOGUE)}, or give QEMU's own words as {RAW_PREFIX}STRING."
         )
     options = {}
     for part in parts:
         key, equals, value = part.partition("=")
         if not equals or key not in CATALOGUE[name].options or key in options:
             known = ", ".join(f"{option}=…" for option in CATALOGUE[name].options)
-            raise UsageError(f"--device {name} does not take {part!r}; it takes {known}.")
+            raise UsageError(
+                f"--device {name} does not take {part!r}; it takes {known} "
+                "(write a comma in a value twice)."
+            )
+        if not value or (key == "write" and value not in {"on", "off"}):
+            wanted = "on or off" if key == "write" else "a value"
+            raise UsageError(f"--device {name}: {key}= needs {wanted}, not {value!r}.")
         options[key] = value
+    if CATALOGUE[name].options is _LINE and len(options) > 1:
+        raise UsageError(f"--device {name} takes one of {', '.join(options)}, not all of them.")
     return Request(name, options)
 
 

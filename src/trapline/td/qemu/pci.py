@@ -30,7 +30,9 @@ INTERRUPT_LINE: Final = 0x3C
 INTERRUPT_PIN: Final = 0x3D
 COMMAND_IO_MEMORY_MASTER: Final = 7
 STATUS_CAPABILITIES: Final = 0x10
+CAPABILITY_MSI: Final = 0x05
 CAPABILITY_MSIX: Final = 0x11
+HEADER_ENDPOINT: Final = 0
 _MAX_CAPABILITIES: Final = 48
 ISA_BRIDGE: Final = 0x7000_8086  # PIIX3
 PIRQ_ROUTES: Final = 0x60  # one byte each for PIRQA to PIRQD (PIIX3 data sheet, 2.2.9)
@@ -61,7 +63,7 @@ class MsixCapability:
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A PCI function; `devfn` is device << 3 | function."""
+    """A PCI function; `devfn` is device << 3 | function, `msi` the place of its MSI capability."""
 
     devfn: int
     vendor: int
@@ -72,6 +74,7 @@ class Function:
     bars: tuple[Bar, ...]
     msix: MsixCapability | None
     interrupt_pin: int
+    msi: int | None = None
 
     @property
     def id(self) -> str:
@@ -140,9 +143,15 @@ class Firmware:
 
     def _function(self, devfn: int) -> Function:
         config = self._config
+        identity = config.read(devfn, VENDOR, 4)
+        if config.read(devfn, HEADER_TYPE, 1) & 0x7F != HEADER_ENDPOINT:
+            raise BadMachineError(
+                f"PCI device {identity & 0xFFFF:04x}:{identity >> 16:04x} is a bridge; devices "
+                "can be on bus 0 only: leave it out."
+            )
         bars = self._assign(devfn)
         config.write(devfn, COMMAND, 2, COMMAND_IO_MEMORY_MASTER)
-        identity = config.read(devfn, VENDOR, 4)
+        places = self._capabilities(devfn)
         pin = config.read(devfn, INTERRUPT_PIN, 1)
         if identity == ISA_BRIDGE:
             for index, gsi in enumerate(layout.PCI_GSIS):
@@ -158,8 +167,9 @@ class Firmware:
             subsystem=subsystem >> 16,
             class_code=config.read(devfn, CLASS_REVISION, 4) >> 8,
             bars=bars,
-            msix=self._msix(devfn),
+            msix=self._msix(devfn, places.get(CAPABILITY_MSIX)),
             interrupt_pin=pin,
+            msi=places.get(CAPABILITY_MSI),
         )
 
     def _assign(self, devfn: int) -> tuple[Bar, ...]:
@@ -200,17 +210,24 @@ class Firmware:
         self._next[space] = address + size
         return address
 
-    def _msix(self, devfn: int) -> MsixCapability | None:
+    def _capabilities(self, devfn: int) -> dict[int, int]:
+        """Find the place of each capability by its id; the first of equals."""
         config = self._config
+        places: dict[int, int] = {}
         if not config.read(devfn, STATUS, 2) & STATUS_CAPABILITIES:
-            return None
+            return places
         position = config.read(devfn, CAPABILITIES, 1) & 0xFC
         for _ in range(_MAX_CAPABILITIES):
             if position == 0:
-                return None
-            header = config.read(devfn, position, 4)
-            if header & 0xFF == CAPABILITY_MSIX:
-                table = config.read(devfn, position + 4, 4)
-                return MsixCapability(position, table & 7, table & ~7, (header >> 16 & 0x7FF) + 1)
+                break
+            header = config.read(devfn, position, 2)
+            places.setdefault(header & 0xFF, position)
             position = header >> 8 & 0xFC
-        return None
+        return places
+
+    def _msix(self, devfn: int, position: int | None) -> MsixCapability | None:
+        if position is None:
+            return None
+        header = self._config.read(devfn, position, 4)
+        table = self._config.read(devfn, position + 4, 4)
+        return MsixCapability(position, table & 7, table & ~7, (header >> 16 & 0x7FF) + 1)

@@ -99,7 +99,10 @@ class QemuProcess:
                     pass_fds=[memory, *descriptors],
                 )
                 undo.callback(_last_words, process)
-                doorbell.greet(_accept(bell, process))
+                try:
+                    doorbell.greet(_accept(bell, process))
+                except OSError as error:  # it has connected, and then refused a device
+                    raise _refusal(process) from error
                 client = Qtest(_accept(qtest, process), on_irq)
                 undo.callback(client.close)
                 try:
