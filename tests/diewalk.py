@@ -16,8 +16,8 @@ import numpy as np
 from elftools.elf.elffile import ELFFile
 from iced_x86 import Decoder, MemorySizeExt, Mnemonic, OpKind, Register
 
-READ = re.compile(r"(?:__|__raw_)?read([bwlq])")
-WRITE = re.compile(r"(?:__|__raw_)?write([bwlq])")
+READ = re.compile(r"(?:__|__raw_|mmio_config_)?read([bwlq])")
+WRITE = re.compile(r"(?:__|__raw_|mmio_config_)?write([bwlq])")
 APIC_WRITE = "native_apic_mem_write"
 COPIES = re.compile(r"(string_)?memcpy_(to|from)io|memset_io|rep_movs|__iowrite32_copy")
 WIDE = re.compile(r"movdir64b(_io)?|(__)?enqcmds|iosubmit_cmds512")

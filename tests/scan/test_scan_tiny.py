@@ -14,9 +14,11 @@ from trapline.isa import linux_ve
 from trapline.kernel.elf import ElfFile
 from trapline.kernel.files import KernelFiles, ModuleFile
 from trapline.model.errors import BadImageError, KernelNotFoundError, TraplineError
+from trapline.scan.accessors import CALLED, PARAVIRT
 from trapline.scan.context import ScanContext
 from trapline.scan.engine import scan
 from trapline.scan.objects import Task, scan_object
+from trapline.scan.verdicts import of_call
 
 
 def files(vmlinux=None, modules=(), **rest):
@@ -92,6 +94,29 @@ def test_spills_and_other_loads_are_not_the_access(result):
     assert briefly(wide) == ("mmio", "instruction", "read", 8, "readq")
 
 
+def test_memory_mapped_pci_configuration_is_mmio(tmp_path):
+    # As arch/x86/include/asm/pci_x86.h has them: the address in a register, the value in AX.
+    ecam = """
+        static inline unsigned char mmio_config_readb(void *pos) { unsigned char val;
+            asm volatile("movb (%1),%%al" : "=a" (val) : "r" (pos)); return val; }
+        static inline void mmio_config_writel(void *pos, unsigned int val) {
+            asm volatile("movl %%eax,(%1)" : : "a" (val), "r" (pos) : "memory"); }
+        unsigned int pci_mmcfg_read(void *base, unsigned int *value) {
+            return *value = mmio_config_readb(base + 256); }
+        void pci_mmcfg_write(void *base, unsigned int *value) {
+            mmio_config_writel(base + 256, *value); }
+        unsigned int plain_read(unsigned int *base, unsigned int *value) {
+            return *value = base[64]; }
+    """
+    vmlinux = tiny_kernel.build_vmlinux(tmp_path, {"arch/x86/pci/mmconfig_64.c": ecam})
+    result = scan(files(vmlinux), load(), workers=1)
+    (read,), (write,) = of(result, "pci_mmcfg_read"), of(result, "pci_mmcfg_write")
+    assert briefly(read) == ("mmio", "instruction", "read", 1, "mmio_config_readb")
+    assert briefly(write) == ("mmio", "instruction", "write", 4, "mmio_config_writel")
+    assert {read.subsystem, write.subsystem} == {"PCI configuration"}
+    assert of(result, "plain_read") == []
+
+
 def test_the_frame_of_unoptimised_code_is_not_a_device(tmp_path):
     sites = scan(files(tiny_kernel.build_vmlinux(tmp_path, None, "-O0")), load()).sites
     # Out of line, each accessor loads its arguments from the frame, and its result.
@@ -126,6 +151,33 @@ def test_calls_of_accessors_and_opcodes(result):
     assert [briefly(site)[0] for site in of(result, "demo_id")] == ["cpuid"]
     (halt,) = of(result, "demo_halt")
     assert (halt.trap, halt.section) == ("hlt", ".init.text")
+
+
+def test_calls_that_change_bits_of_the_pci_configuration(tmp_path):
+    access = """
+        void pci_clear_and_set_config_dword(void *dev, int pos, int clear, int set) {
+            asm volatile("" : : "r" (dev), "r" (pos), "r" (clear), "r" (set)); }
+        int raw_pci_read(int bus, int reg, unsigned int *value) {
+            asm volatile("" : : "r" (value)); return bus + reg; }
+    """
+    caller = """
+        void pci_clear_and_set_config_dword(void *dev, int pos, int clear, int set);
+        int raw_pci_read(int bus, int reg, unsigned int *value);
+        int aspm(void *dev, unsigned int *value) {
+            pci_clear_and_set_config_dword(dev, 4, 1, 2); return raw_pci_read(0, 4, value) + 1; }
+    """
+    added = {"drivers/pci/access.c": access, "drivers/pci/pcie/aspm.c": caller}
+    result = scan(files(tiny_kernel.build_vmlinux(tmp_path, added)), load(), workers=1)
+    assert [briefly(site) for site in of(result, "aspm")] == [
+        ("pio", "call", "read-write", 4, "pci_clear_and_set_config_dword"),
+        ("pio", "call", "read", 0, "raw_pci_read"),
+    ]
+    assert all(site.emulable for site in of(result, "aspm"))
+
+
+@pytest.mark.parametrize("called", sorted({*CALLED.values(), *PARAVIRT.values()}))
+def test_each_accessor_has_a_verdict(called):
+    assert of_call(called, linux_ve.UPSTREAM).reason.startswith("it ends in a trap: ")
 
 
 def test_paravirt_calls_are_named_from_the_types_of_the_kernel(result):

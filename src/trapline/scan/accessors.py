@@ -3,9 +3,10 @@
 Inlined ones leave no symbol and no call: their instructions are found through DWARF. Out-of-line
 ones are found as calls. A kernel that lacks a name simply has no site for it.
 
-Sources, read in v6.1 and v6.12: arch/x86/include/asm/io.h, asm/apic.h, asm/special_insns.h;
-arch/x86/lib/iomem.c; include/asm-generic/iomap.h, lib/iomap.c; include/linux/pci.h,
-drivers/pci/access.c; arch/x86/include/asm/msr.h; arch/x86/include/asm/paravirt_types.h.
+Sources, read in v6.1 and v6.12: arch/x86/include/asm/io.h, asm/apic.h, asm/pci_x86.h,
+asm/special_insns.h; arch/x86/lib/iomem.c; include/asm-generic/iomap.h, lib/iomap.c;
+include/linux/pci.h, drivers/pci/access.c; arch/x86/include/asm/msr.h,
+asm/paravirt_types.h.
 """
 
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -43,6 +44,10 @@ def _inlined() -> "Iterator[tuple[str, Inlined]]":
         for prefix in ("", "__", "__raw_"):
             yield f"{prefix}read{suffix}", Inlined("read", size)
             yield f"{prefix}write{suffix}", Inlined("write", size)
+    # The memory-mapped PCI configuration space: movs by hand, apart from readl() and kin.
+    for suffix in "bwl":
+        yield f"mmio_config_read{suffix}", Inlined("read", _SIZES[suffix])
+        yield f"mmio_config_write{suffix}", Inlined("write", _SIZES[suffix])
     yield "native_apic_mem_write", Inlined("write", 4)
     # String moves of arch/x86/lib/iomem.c, refused by TDX's handler.
     yield "string_memcpy_fromio", Inlined("read", None)
@@ -84,6 +89,13 @@ def _called() -> "Iterator[tuple[str, Called]]":
             yield f"{prefix}_write_config_{size_name}", Called("pio", "write", size)
         yield f"pcie_capability_read_{size_name}", Called("pio", "read", size)
         yield f"pcie_capability_write_{size_name}", Called("pio", "write", size)
+        # Read, change, write; some kernels have two, with and without a lock.
+        for lock in ("", "_locked", "_unlocked"):
+            name = f"pcie_capability_clear_and_set_{size_name}{lock}"
+            yield name, Called("pio", "read-write", size)
+        yield f"pci_clear_and_set_config_{size_name}", Called("pio", "read-write", size)
+    yield "raw_pci_read", Called("pio", "read", 0)
+    yield "raw_pci_write", Called("pio", "write", 0)
     for suffix in ("", "_safe"):
         yield f"native_read_msr{suffix}", Called("msr", "read", 8)
         yield f"native_write_msr{suffix}", Called("msr", "write", 8)

@@ -21,6 +21,7 @@ _SAMPLES: Final = {
     ("mmio", "write"): "893e",  # mov %edi,(%rsi)
     ("pio", "read"): "ed",  # in (%dx),%eax
     ("pio", "write"): "ef",  # out %eax,(%dx)
+    ("pio", "read-write"): "ef",
     ("msr", "read"): "0f32",
     ("msr", "write"): "0f30",
     ("msr", "read-write"): "0f30",
