@@ -7,7 +7,7 @@ trapped, and refuses all else through die_addr(), as Linux does. `FAULT_*` plant
 import subprocess
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 from trapline.explore.target import TargetSource
 from trapline.explore.verify.campaign import Options, verify
@@ -378,10 +378,14 @@ void on_ve(struct regs *regs)
 """
 
 
+_folders = []  # removed when the process ends
+
+
 @cache
 def guest(fault=None):
     """Build the guest with a fault; returns the path of its vmlinux."""
-    folder = Path(mkdtemp(prefix="trapline-verify-guest-"))
+    _folders.append(TemporaryDirectory(prefix="trapline-verify-guest-"))
+    folder = Path(_folders[-1].name)
     (folder / "entry.S").write_text(ENTRY)
     (folder / "handler.c").write_text(HANDLER)
     subprocess.run(

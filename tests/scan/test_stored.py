@@ -2,12 +2,14 @@
 
 import pytest
 
+import scan_documents
 import tiny_kernel
 from trapline.devicefilter.listfile import load
 from trapline.kernel.files import ModuleFile
 from trapline.kernel.locate import locate
 from trapline.model.errors import BadInputFileError
 from trapline.scan import stored
+from trapline.scan.stored import require_same_kernel
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +128,16 @@ def test_reading_something_else_is_one_sentence(tmp_path):
     path.write_bytes(b"\xff")
     with pytest.raises(BadInputFileError, match="is not the result of `trapline scan"):
         stored.read_scan(path)
+
+
+def test_a_scan_of_the_same_kernel_or_of_one_without_a_build_id_is_taken(tmp_path):
+    known = scan_documents.document()
+    path = tmp_path / "scan.json"
+    require_same_kernel(known, path, known.kernel.build_id)
+    require_same_kernel(known, path, None)
+    nameless = scan_documents.document(kernel=scan_documents.kernel(build_id=None))
+    require_same_kernel(nameless, path, "ab")
+    with pytest.raises(
+        BadInputFileError, match=r"another kernel, with build id 0123\w+ and not ab"
+    ):
+        require_same_kernel(known, path, "ab")

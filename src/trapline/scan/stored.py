@@ -46,6 +46,19 @@ def read_scan(path: Path) -> ScanResult:
         ) from None
 
 
+def require_same_kernel(known: ScanResult, path: Path, build_id: str | None) -> None:
+    """Refuse a scan of another build, whose sites would be counted for this one.
+
+    Raises BadInputFileError. What has no build id is believed.
+    """
+    theirs = known.kernel.build_id
+    if build_id and theirs and theirs != build_id:
+        raise BadInputFileError(
+            f"{path}: is the scan of another kernel, with build id {theirs} and not {build_id}; "
+            "scan this one, or leave --scan out."
+        )
+
+
 def scan_once(
     kernel: "KernelFiles",
     modules: "Iterable[ModuleFile]",

@@ -1,0 +1,42 @@
+"""`trapline verify` where it does not get to verify: one sentence and the right code."""
+
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import scan_documents
+from trapline.cli.main import run
+from trapline.model.errors import ExitCode
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "explore"))
+from guests import build
+
+
+@pytest.mark.parametrize("command", ["verify", "boot"])
+def test_the_scan_of_another_kernel_is_refused(command, tmp_path, capsys):
+    """Its sites would be counted for this one."""
+    note = tmp_path / "note"
+    note.write_bytes(struct.pack("<III4s20s", 4, 20, 3, b"GNU", bytes(20)))
+    vmlinux = tmp_path / "vmlinux"
+    added = f"--add-section=.note.gnu.build-id={note}"
+    subprocess.run(["objcopy", added, build(()), vmlinux], check=True)
+    document = scan_documents.document()
+    path = tmp_path / "scan.json"
+    path.write_bytes(msgspec.json.encode(document))
+    assert run([command, str(vmlinux), "--scan", str(path)]) == ExitCode.BAD_INPUT_FILE
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"with build id {document.kernel.build_id} and not {'00' * 20};" in captured.err
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--limit", "-1"], ["--format", "sarif"], ["--module-version", "9.9"]]
+)
+def test_what_makes_no_sense(arguments, capsys):
+    assert run(["verify", str(build(())), *arguments]) == ExitCode.USAGE
+    assert capsys.readouterr().err.count("\n") == 1
