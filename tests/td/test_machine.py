@@ -137,6 +137,28 @@ def test_a_page_that_went_to_the_host_and_back_must_be_accepted():
     assert f"{page:#x}" in outcome.detail
 
 
+def test_rbp_cannot_be_shown_to_the_host():
+    """KVM sets CONFIG_FLAGS.NO_RBP_MOD; the module then refuses the mask."""
+    call = "xor eax, eax\n xor r10d, r10d\n mov r11d, 10\n mov r12d, 0x40000000\n"
+    invalid_rcx = 0xC000010000000001
+    outcome = hostile.run(f"""
+        {call}
+        mov ecx, 0xfc20
+        tdcall
+        movabs rbx, {invalid_rcx:#x}
+        cmp rax, rbx
+        jne 2f
+        {call}
+        mov ecx, 0xfc00
+        tdcall
+        test rax, rax
+        jnz 2f
+        power_off
+        2: ud2
+    """)
+    assert outcome.kind == OutcomeKind.POWERED_OFF
+
+
 def test_unaccepted_memory_is_not_there_until_it_is_accepted():
     start = hostile.MEMORY - LARGE
     touch = f"mov eax, [{start + 0x5000}]\n power_off"

@@ -162,9 +162,45 @@ def test_unknown_msrs_are_refused_and_noted(host):
     assert host.services.msrs.refused == {0x1234: 2}
 
 
-def test_a_read_only_msr_takes_only_its_own_value(host):
-    assert host.call(TdVmCall.WRMSR, 0x1B, 0xFEE00D00) == Status.SUCCESS
-    assert host.call(TdVmCall.WRMSR, 0x1B, 0xFEE00900) == Status.INVALID_OPERAND
+@pytest.mark.parametrize("index", [0x1B, 0x3A, 0xCE, 0xFE, 0x179, 0xC0000080])
+def test_a_read_only_msr_takes_no_value_not_even_its_own(host, index):
+    assert host.call(TdVmCall.RDMSR, index) == Status.SUCCESS
+    value = host.answer[Reg.R11]
+    assert host.call(TdVmCall.WRMSR, index, value) == Status.INVALID_OPERAND
+
+
+def test_the_microcode_revision_is_the_hosts(host):
+    """Linux writes 0, runs CPUID and reads (intel_get_microcode_revision)."""
+    assert host.call(TdVmCall.WRMSR, 0x8B, 0) == Status.SUCCESS
+    assert host.call(TdVmCall.RDMSR, 0x8B) == Status.SUCCESS
+    assert host.answer[Reg.R11] == 1 << 32
+
+
+@pytest.mark.parametrize(
+    ("index", "good", "bad"),
+    [
+        (0x200, 0x8000_0006, 0x8000_0002),  # base: no such memory type
+        (0x20F, 0xF_8000_0800, 0xF_8000_0801),  # mask: a reserved bit
+        (0x250, 0x0606060606060606, 0x0606060606060603),
+        (0x2FF, 0xC06, 0x1C06),
+        (0x277, 0x0007010600070106, 0x0007010600070102),
+        (0x1A0, 0x1801, None),
+        (0x1FC, 2, None),
+        (0x140, 0, 1),
+    ],
+)
+def test_what_kvm_emulates_keeps_valid_values(host, index, good, bad):
+    assert host.call(TdVmCall.WRMSR, index, good) == Status.SUCCESS
+    if bad is not None:
+        assert host.call(TdVmCall.WRMSR, index, bad) == Status.INVALID_OPERAND
+    assert host.call(TdVmCall.RDMSR, index) == Status.SUCCESS
+    assert host.answer[Reg.R11] == good
+
+
+@pytest.mark.parametrize("index", [0x17B, 0x4D0, 0x400, 0x280, 0x4B564D05, 0x210, 0x3B])
+def test_what_kvm_refuses_a_td(host, index):
+    assert host.call(TdVmCall.RDMSR, index) == Status.INVALID_OPERAND
+    assert host.call(TdVmCall.WRMSR, index, 0) == Status.INVALID_OPERAND
 
 
 # Memory

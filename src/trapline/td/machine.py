@@ -126,6 +126,7 @@ class Machine:
             memory_size=config.memory,
             module_version=config.module_version,
             random_seed=config.seed,
+            no_rbp_mod=True,  # as KVM builds its TDs (setup_tdparams)
         )
         self.frequency = td.tsc_frequency
         engine = UnicornEngine(config.memory, seed=config.seed, split_ram=bool(config.devices))
