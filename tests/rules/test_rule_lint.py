@@ -1,6 +1,7 @@
 """Each fault of a table is planted, found on its line, and absent from the tables that ship."""
 
 import csv
+import os
 import shutil
 from importlib.resources import as_file, files
 
@@ -131,6 +132,12 @@ def test_a_ragged_row_is_found(folder):
     with (folder / "nesting.csv").open("a") as file:
         file.write("one,two\n")
     assert only(lint_folder(folder)).endswith("2 cells for 9 columns")
+
+
+def test_a_fifo_is_no_table(folder):
+    (folder / "memory.csv").unlink()
+    os.mkfifo(folder / "memory.csv")
+    assert only(lint_folder(folder)) == "memory.csv:1: not a regular file"
 
 
 def test_a_missing_table_is_found(folder):

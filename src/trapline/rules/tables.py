@@ -161,6 +161,10 @@ def read(folder: "Traversable") -> tuple[dict[str, list[Located]], list[Problem]
 
 
 def _text(entry: "Traversable", name: str, problems: list[Problem]) -> str | None:
+    # Opening a FIFO would wait for a writer.
+    if isinstance(entry, Path) and entry.exists() and not entry.is_file():
+        problems.append(Problem(name, 1, "not a regular file"))
+        return None
     try:
         with entry.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
