@@ -2,7 +2,7 @@ import json
 
 import msgspec
 
-from scan_documents import document
+from scan_documents import document, kernel
 from trapline.model.scan import ScanResult
 from trapline.report import json_document, json_lines
 
@@ -42,3 +42,10 @@ def test_type_comes_first_on_every_line_but_the_first():
     lines = list(json_lines.render(document()))
     assert lines[0].startswith(b'{"schema":')
     assert all(line.startswith(b'{"type":"') for line in lines[1:])
+
+
+def test_names_that_are_not_utf_8_are_legible():
+    result = document(generator="trapline \udcff", kernel=kernel(release="6.12\ud800"))
+    read = json.loads(b"".join(json_document.render(result)))
+    assert read["generator"] == "trapline \\udcff"
+    assert read["kernel"]["release"] == "6.12\\ud800"

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-import msgspec
+from trapline.model.document import encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -12,5 +12,5 @@ if TYPE_CHECKING:
 
 def render(result: "Document") -> "Iterator[bytes]":
     """Yield the document as UTF-8, keys in the order of the schema, then a newline."""
-    yield msgspec.json.encode(result)
+    yield encode(result)
     yield b"\n"
