@@ -46,7 +46,12 @@ def test_not_a_kernel(fails, tmp_path):
         ("--memory", "lots", "is no size"),
         ("--module-version", "9.9", "9.9"),
         ("--device", "floppy", "floppy"),
-        ("--timeout", "0", "0"),
+        ("--timeout", "0", "'0' is not between"),
+        ("--timeout", "-1", "is not between"),
+        ("--timeout", "nan", "is not between"),
+        ("--timeout", "inf", "is not between"),
+        ("--timeout", "1e12", "is not between"),
+        ("--timeout", "soon", "is no number of seconds"),
         ("--format", "pdf", "pdf"),
     ],
 )

@@ -39,6 +39,13 @@ def test_each_trap_is_a_line_of_json(tmp_path):
     }  # fmt: skip
 
 
+def test_a_command_line_that_is_not_utf_8(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    with TraceWriter(path, {"command_line": "quiet \udcff"}):
+        pass
+    assert json.loads(path.read_bytes())["command_line"] == "quiet \\udcff"
+
+
 def test_an_older_trace_stays_until_the_new_one_is_whole(tmp_path):
     path = tmp_path / "trace.jsonl"
     write(path, VE)

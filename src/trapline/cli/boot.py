@@ -10,7 +10,7 @@ import click
 
 from trapline.cli.options import format_option, kernel_argument, modules_option, output_option
 from trapline.cli.progress import ProgressReport
-from trapline.cli.sizes import SIZE
+from trapline.cli.sizes import SECONDS, SIZE
 from trapline.devicefilter import listfile
 from trapline.kernel.locate import locate
 from trapline.model.errors import ExitCode, UsageError
@@ -18,7 +18,8 @@ from trapline.report.formats import BOOT_FORMATS
 from trapline.report.output import Destination
 from trapline.report.terminal import Screen
 from trapline.rules.tables import DEFAULT_VERSION, versions
-from trapline.scan.stored import read_scan, require_same_kernel, scan_once
+from trapline.scan.stored import read_scan, scan_once
+from trapline.td.accounting import require_same_kernel
 from trapline.td.bootplan import BootOptions, make_plan, open_symbols, parse_devices
 from trapline.td.bootrun import BootRun, trace_header
 from trapline.td.gdb.server import GdbServer
@@ -129,10 +130,9 @@ if TYPE_CHECKING:
 @click.option("--no-scan", is_flag=True, help="Do not look traps up in a scan.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=SECONDS,
     default=600,
     show_default=True,
-    metavar="SECONDS",
     help="End the run after this much wall-clock time.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Do not show the guest's console.")
@@ -205,8 +205,8 @@ def command(
         plan = make_plan(
             locate(kernel, modules, announce=progress.announce), options, progress.announce
         )
-        if known is not None and scan_file is not None:
-            require_same_kernel(known, scan_file, plan.image.build_id)
+        if known is not None:
+            require_same_kernel(known, plan.image.build_id, str(scan_file))
         symbols = stack.enter_context(open_symbols(plan))
         writer = (
             None if trace is None else stack.enter_context(TraceWriter(trace, trace_header(plan)))

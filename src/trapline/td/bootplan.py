@@ -95,8 +95,14 @@ def make_plan(
         init = options.init or initramfs.SELF_TEST
         initrd = _own_initrd(modules, init, announce)
         name = "self-test" if options.init is None else "workload"
-    words = [options.command_line or DISTRIBUTION_COMMAND_LINE, *options.append]
-    return BootPlan(files, image, initrd, name, " ".join(words), modules, options)
+    return BootPlan(files, image, initrd, name, command_line(options), modules, options)
+
+
+def command_line(options: BootOptions) -> str:
+    """Return what the kernel gets: an empty line where the user asks for one."""
+    first = options.command_line
+    words = (DISTRIBUTION_COMMAND_LINE if first is None else first, *options.append)
+    return " ".join(word for word in words if word)
 
 
 def parse_devices(texts: Iterable[str]) -> tuple[Board, tuple[Request, ...]]:

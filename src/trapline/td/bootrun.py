@@ -4,6 +4,7 @@
 the splat of a guest that dies.
 """
 
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, Self
 
 from trapline import __version__
@@ -315,18 +316,35 @@ def _hex(counts: dict[int, int]) -> dict[str, int]:
     return {f"{address:#x}": count for address, count in sorted(counts.items())}
 
 
-def trace_header(plan: "BootPlan") -> dict[str, str | int]:
-    """Return all that determines a run, for the first line of its trace."""
+def _digest(data: bytes) -> str:
+    return blake2b(data, digest_size=16).hexdigest()
+
+
+def trace_header(plan: "BootPlan") -> dict[str, object]:
+    """Return all that determines a run, for the first line of its trace.
+
+    QEMU's devices are named, but what they do and their images are not determined.
+    """
     options = plan.options
+    guard = options.guard
     return {
         "kernel": plan.files.release or "",
         "build_id": plan.image.build_id or "",
         "image": plan.image.kind,
         "command_line": plan.command_line,
         "initrd": plan.initrd_name,
+        "initrd_hash": _digest(plan.initrd),
+        "insmod": options.insmod,
         "memory": options.memory,
         "unaccepted": options.unaccepted,
+        "devices": (*options.board.extras, *map(str, options.devices)),
+        "policy": guard.classes,
+        "on_forbidden": "panic" if guard.panic else "report",
+        "allow": None if guard.allow is None else guard.allow.title,
+        "allow_hash": None if guard.allow is None else _digest(repr(guard.allow.entries).encode()),
+        "allow_mode": "hide" if guard.hide else "report",
         "module_version": options.module_version,
+        "virtual_seconds": options.virtual_seconds,
         "seed": options.seed,
         "generator": GENERATOR,
     }

@@ -7,12 +7,12 @@ The header holds all that determines the run, so that it can be replayed and com
 line. A line never depends on the wall clock.
 """
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final, Self
 
-import msgspec
-
+from trapline.model.document import encode
 from trapline.model.errors import OutputError
 from trapline.td.module.vmm_interface import ExitReason
 from trapline.td.record import Kind, Trap
@@ -55,11 +55,10 @@ class TraceWriter:
     cannot be written.
     """
 
-    def __init__(self, path: Path, header: dict[str, str | int]) -> None:
+    def __init__(self, path: Path, header: Mapping[str, object]) -> None:
         self._path = path
         self._is_special = path.exists() and not path.is_file()
         self._beside = path if self._is_special else path.with_name(f".{path.name}.partial")
-        self._encode = msgspec.json.Encoder().encode
         self._number = 0
         try:
             self._file: IO[bytes] = self._beside.open("wb")
@@ -93,9 +92,9 @@ class TraceWriter:
         self._number += 1
         self._write({"n": self._number, **describe(trap)})
 
-    def _write(self, line: dict[str, str | int]) -> None:
+    def _write(self, line: Mapping[str, object]) -> None:
         try:
-            self._file.write(self._encode(line) + b"\n")
+            self._file.write(encode(line) + b"\n")
         except OSError as error:
             raise self._failed(error) from None
 

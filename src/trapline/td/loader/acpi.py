@@ -52,6 +52,12 @@ class Board:
     pci: bool = False
     mmio_uart: bool = False  # a second serial port, with its registers in memory
 
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """What of it `--device` names, in the words used there."""
+        parts = {"ioapic": self.ioapic, "hpet": self.hpet, "mmio-uart": self.mmio_uart}
+        return tuple(name for name, there in parts.items() if there)
+
 
 class Tables(NamedTuple):
     """The tables as one block for `layout.ACPI_TABLES`; `rsdp` is a GPA."""

@@ -29,6 +29,10 @@ class Request:
     name: str
     options: dict[str, str]
 
+    def __str__(self) -> str:
+        """Return it as `--device` takes it, whatever the order of the options was."""
+        return ",".join([self.name, *(f"{k}={v}" for k, v in sorted(self.options.items()))])
+
     def take(self, key: str, default: str | None = None) -> str:
         """Give an option's value; UsageError when it is missing and has no default."""
         value = self.options.get(key, default)

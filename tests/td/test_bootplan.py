@@ -1,0 +1,69 @@
+"""What a plan makes of the options, and what of it a trace's first line holds."""
+
+import pytest
+
+from trapline.devicefilter import listfile
+from trapline.kernel.files import KernelFiles
+from trapline.model.allow import AllowList
+from trapline.td.bootplan import (
+    DISTRIBUTION_COMMAND_LINE,
+    BootOptions,
+    BootPlan,
+    command_line,
+    parse_devices,
+)
+from trapline.td.bootrun import trace_header
+from trapline.td.loader.kernelimage import KernelImage
+from trapline.td.policy import Guard
+
+
+@pytest.mark.parametrize(
+    ("replaced", "append", "line"),
+    [
+        (None, (), DISTRIBUTION_COMMAND_LINE),
+        (None, ("nokaslr",), f"{DISTRIBUTION_COMMAND_LINE} nokaslr"),
+        ("quiet", ("a", "b"), "quiet a b"),
+        ("", (), ""),
+        ("", ("panic=1",), "panic=1"),
+    ],
+)
+def test_the_command_line(replaced, append, line):
+    assert command_line(BootOptions(command_line=replaced, append=append)) == line
+
+
+NOTHING = AllowList("a list", "built-in", ())
+
+
+def test_two_lists_of_one_title_differ():
+    some = AllowList(NOTHING.title, NOTHING.source, listfile.load(None).entries)
+    assert header(guard=Guard(allow=some)) != header(guard=Guard(allow=NOTHING))
+
+
+def header(initrd=b"one", **options):
+    image = KernelImage("bzImage", "vmlinuz", (), 0, 0, 0, b"", 0, 0)
+    chosen = BootOptions(**options)
+    return trace_header(
+        BootPlan(KernelFiles(None, None, None), image, initrd, "self-test", "quiet", (), chosen)
+    )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"initrd": b"two"},
+        {"memory": 1 << 30},
+        {"unaccepted": 1 << 20},
+        {"insmod": ("tdx-guest",)},
+        {"seed": 2},
+        {"virtual_seconds": 7},
+        *({"board": parse_devices([name])[0]} for name in ("ioapic", "hpet", "mmio-uart")),
+        {"devices": parse_devices(["e1000"])[1]},
+        {"guard": Guard(classes={"mmio": "forbid"})},
+        {"guard": Guard(panic=True)},
+        {"guard": Guard(allow=NOTHING)},
+        {"guard": Guard(hide=False)},
+    ],
+)
+def test_what_changes_a_run_changes_the_first_line_of_its_trace(other):
+    assert header() == header()
+    assert header(**other) != header()
