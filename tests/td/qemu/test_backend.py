@@ -2,6 +2,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import socket
 import struct
 
 import pytest
@@ -10,7 +11,7 @@ from trapline.model.errors import BadMachineError, ToolMissingError, UsageError
 from trapline.td.qemu import catalogue, process
 from trapline.td.qemu.backend import QemuBackend
 from trapline.td.qemu.process import QemuProcess
-from trapline.td.qemu.qtest import QemuDiedError
+from trapline.td.qemu.qtest import QemuDiedError, Qtest
 
 MEMORY = 64 << 20
 RNG = ["-device", "virtio-rng-pci,disable-legacy=on"]
@@ -197,6 +198,13 @@ def test_a_qemu_that_dies_is_reported(rng):
     rng.backend._process._process.wait()
     with pytest.raises(QemuDiedError, match="died during the run"):
         rng.config(0, 0)
+
+
+def test_a_qemu_that_hangs_is_not_said_to_be_dead():
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 1000))
+    with ours, theirs, pytest.raises(QemuDiedError, match="no longer answers"):
+        Qtest(ours, lambda *_: None).read_port(0xCF8, 4)
 
 
 @needs_qemu

@@ -20,7 +20,7 @@ _LOOKS: Final = 64  # some 50 us
 
 
 class QemuDiedError(BadMachineError):
-    """QEMU went away in the middle of a run."""
+    """QEMU went away in the middle of a run, or answers no more."""
 
 
 class Qtest:
@@ -123,6 +123,8 @@ class Qtest:
         while b"\n" not in self._buffer:
             try:
                 chunk = self._receive()
+            except BlockingIOError as error:  # the socket's time limit
+                raise QemuDiedError("QEMU, which models the devices, no longer answers.") from error
             except OSError as error:
                 raise self._died() from error
             if not chunk:
