@@ -1,5 +1,7 @@
 """Scans that are kept: made once, and made again when what was kept is no good."""
 
+import os
+
 import pytest
 
 import scan_documents
@@ -97,6 +99,15 @@ def test_a_module_is_scanned_again_when_its_debug_file_comes(kernel, cache, scan
     assert len(scans) == len(list(cache.iterdir())) == 2
 
 
+def test_a_module_that_was_built_anew_is_scanned_again(kernel, cache, scans, tmp_path):
+    path = tiny_kernel.build_module(tmp_path / "m", "demo", ["drivers/demo/demo.c"])
+    bare = ModuleFile("demo", path, None, "kernel/drivers/demo.ko")
+    once(kernel, modules=[bare])
+    os.utime(path, ns=(1, 1))
+    once(kernel, modules=[bare])
+    assert len(scans) == len(list(cache.iterdir())) == 2
+
+
 def test_without_a_build_id_nothing_is_kept(kernel, cache, scans):
     once(kernel, None)
     once(kernel, None)
@@ -125,6 +136,10 @@ def test_reading_something_else_is_one_sentence(tmp_path):
     path = tmp_path / "scan.json"
     with pytest.raises(BadInputFileError, match="cannot be read: No such file"):
         stored.read_scan(path)
+    os.mkfifo(path)
+    with pytest.raises(BadInputFileError, match="is not a regular file"):
+        stored.read_scan(path)
+    path.unlink()
     path.write_bytes(b"\xff")
     with pytest.raises(BadInputFileError, match="is not the result of `trapline scan"):
         stored.read_scan(path)

@@ -18,8 +18,7 @@ from trapline.report.formats import BOOT_FORMATS
 from trapline.report.output import Destination
 from trapline.report.terminal import Screen
 from trapline.rules.tables import DEFAULT_VERSION, versions
-from trapline.scan.stored import read_scan, scan_once
-from trapline.td.accounting import require_same_kernel
+from trapline.scan.stored import read_scan, require_same_kernel, scan_once
 from trapline.td.bootplan import BootOptions, make_plan, open_symbols, parse_devices
 from trapline.td.bootrun import BootRun, trace_header
 from trapline.td.gdb.server import GdbServer
@@ -205,8 +204,8 @@ def command(
         plan = make_plan(
             locate(kernel, modules, announce=progress.announce), options, progress.announce
         )
-        if known is not None:
-            require_same_kernel(known, plan.image.build_id, str(scan_file))
+        if known is not None and scan_file is not None:
+            require_same_kernel(known, scan_file, plan.image.build_id)
         symbols = stack.enter_context(open_symbols(plan))
         writer = (
             None if trace is None else stack.enter_context(TraceWriter(trace, trace_header(plan)))

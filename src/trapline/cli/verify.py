@@ -25,8 +25,7 @@ from trapline.model.verify import VerifiedKernel
 from trapline.report.formats import VERIFY_FORMATS
 from trapline.report.output import Destination
 from trapline.rules.tables import DEFAULT_VERSION, versions
-from trapline.scan.stored import read_scan, scan_once
-from trapline.td.accounting import require_same_kernel
+from trapline.scan.stored import read_scan, require_same_kernel, scan_once
 
 
 @click.command("verify", short_help="Hold what the #VE handler emulates against the processor.")
@@ -90,8 +89,8 @@ def command(
         vmlinux = files.vmlinux.resolve()
         with ElfFile.open(vmlinux) as elf:
             build_id = elf.build_id
-        if known is not None:
-            require_same_kernel(known, build_id, str(scan_file))
+        if known is not None and scan_file is not None:
+            require_same_kernel(known, scan_file, build_id)
         if known is None and not no_scan:
             progress.announce("scanning vmlinux, to know which forms it has")
             known = scan_once(files, (), listfile.load(None), build_id)

@@ -35,6 +35,8 @@ _MAKERS: Final = ("isa", "kernel", "model", "scan")
 def read_scan(path: Path) -> ScanResult:
     """Read a scan that was written as JSON; raises BadInputFileError."""
     try:
+        if path.exists() and not path.is_file():  # a FIFO would wait for a writer
+            raise BadInputFileError(f"{path}: is not a regular file.")
         if path.stat().st_size > _MAX_SIZE:
             raise BadInputFileError(f"{path}: is too large for the result of a scan.")
         return msgspec.json.decode(path.read_bytes(), type=ScanResult)
@@ -92,12 +94,23 @@ def _program() -> str:
     return digest.hexdigest()
 
 
+def _state(path: Path | None) -> str:
+    """Name a file and its state: a module that is built anew keeps its kernel's build id."""
+    if path is None:
+        return ""
+    try:
+        status = path.stat()
+    except OSError:
+        return str(path)
+    return f"{path} {status.st_size} {status.st_mtime_ns}"
+
+
 def _place(kernel: "KernelFiles", build_id: str, allow: "AllowList") -> Path | None:
     """Name the file of a scan; None where there is no cache folder."""
     sources = [kernel.vmlinux, kernel.vmlinuz]
     # A debug file that is installed later shows more.
     sources += [path for module in kernel.modules for path in (module.path, module.debug)]
-    names = "\0".join([_program(), str(VERSION), build_id, *map(str, sources)])
+    names = "\0".join([_program(), str(VERSION), build_id, *map(_state, sources)])
     digest = hashlib.blake2b(
         names.encode("utf-8", "surrogateescape") + msgspec.json.encode(allow), digest_size=16
     ).hexdigest()

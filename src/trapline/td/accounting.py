@@ -10,7 +10,6 @@ from typing import Final
 from trapline.kernel.binary import VMLINUX
 from trapline.kernel.runtime import Location
 from trapline.model.boot import Soundness, Standing, TrapSite
-from trapline.model.errors import BadInputFileError
 from trapline.model.scan import ScanResult, Site, TrapClass
 from trapline.td.module.vmm_interface import ExitReason
 from trapline.td.record import Place
@@ -46,19 +45,6 @@ _Key = tuple[str, str, int]
 def _key(image: str, section: str, address: int) -> _Key:
     # In vmlinux the link-time address says it all, and parts of .text have names of their own.
     return image, "" if image == VMLINUX else section, address
-
-
-def require_same_kernel(scan: ScanResult, build_id: str | None, source: str) -> None:
-    """Raise BadInputFileError where a scan is of another build than the kernel that runs.
-
-    What its sites say of addresses would be false. Builds without an id cannot be told apart.
-    """
-    theirs = scan.kernel.build_id
-    if build_id is not None and theirs is not None and theirs != build_id:
-        raise BadInputFileError(
-            f"{source}: is a scan of {scan.kernel.release or 'a kernel'}, build id {theirs}; the "
-            f"kernel that runs has {build_id}. Scan that one, or leave --scan out."
-        )
 
 
 def trap_class(reason: int) -> TrapClass:
