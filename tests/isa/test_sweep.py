@@ -1,6 +1,7 @@
 """Sweeps name every instruction that could matter, whatever stands around it."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -107,6 +108,39 @@ def test_constants_among_the_code_do_not_hide_a_function():
     assert BASE + 3 in starts(aligned)
     assert aligned.trap_candidates()[0] == BASE + 3
     assert np.all(np.diff(aligned.starts.astype(np.int64)) > 0)
+
+
+def test_the_name_in_an_emulation_mark_is_no_code():
+    # arch/x86/include/asm/emulate_prefix.h: the "n" of "xen" would be OUTSB, and "kvm" would be
+    # an IMUL that takes the first byte of the CPUID behind it.
+    for name in (b"xen", b"kvm"):
+        sweep = Sweep(b"\x90\x0f\x0b" + name + b"\x0f\xa2\xc3", BASE)
+        assert starts(sweep) == [BASE, BASE + 1, BASE + 6, BASE + 8]
+        assert sweep.trap_candidates() == [BASE + 6]
+    # Without UD2 the same bytes are code: js; outsb.
+    assert Sweep(b"\x78\x65\x6e", BASE).trap_candidates() == [BASE + 2]
+    # Nor are they a mark where they are within an instruction: movabs.
+    inside = Sweep(b"\x48\xb8\x0f\x0bxen\x00\x00\x00\xc3", BASE)
+    assert starts(inside) == [BASE, BASE + 10]
+    assert starts(Sweep(b"\x0f\x0bxen", BASE)) == [BASE]
+
+
+def test_many_entries_out_of_step_cost_no_more_than_few():
+    # movabs, entered in its middle, a hundred thousand times: each once rewrote all starts.
+    code = bytes.fromhex("48b80000000000000000") * 100_000
+    sweep = Sweep(code, BASE, [BASE + 10 * number + 2 for number in range(100_000)])
+    assert starts(sweep)[:7] == [BASE + offset for offset in (0, 2, 4, 6, 8, 10, 12)]
+    assert len(sweep) == 500_000
+
+
+@given(st.binary(min_size=1, max_size=200), st.sets(st.integers(0, 199), max_size=20))
+def test_each_entry_starts_an_instruction(code, offsets):
+    entries = {offset for offset in offsets if offset < len(code)}
+    found = Sweep(code, 0, entries).starts.tolist()
+    assert found == sorted(set(found))
+    # A mark's name is never code, whatever a symbol says.
+    inside = {m.start() + n for m in re.finditer(b"\x0f\x0b(?:xen|kvm)", code) for n in (2, 3, 4)}
+    assert entries - inside <= set(found)
 
 
 def test_entries_outside_of_the_section_do_not_matter():

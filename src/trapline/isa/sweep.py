@@ -5,6 +5,8 @@ numpy, which then names the few instructions that are worth a second, full look.
 a superset: the caller decodes each and decides.
 """
 
+import re
+from bisect import bisect_left
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
@@ -28,6 +30,11 @@ _REX: Final = range(0x40, 0x50)
 _MAX_PREFIXES: Final = _LONGEST - 1
 _CHUNK: Final = 1 << 18  # instructions looked at together: a few megabytes of arrays
 _RESYNC: Final = 256  # bytes in which two decodings of the same code fall in step
+# UD2 and the name of the hypervisor that is to emulate what follows; the name is no code ("n" would
+# be OUTSB): arch/x86/include/asm/emulate_prefix.h.
+_EMULATE_MARK: Final = re.compile(b"\x0f\x0b(?:xen|kvm)")
+_UD2: Final = 2  # bytes
+_MARK: Final = 5
 
 
 class Sweep:
@@ -50,6 +57,7 @@ class Sweep:
         ends = np.cumsum(lengths, dtype=np.uint32)
         self.starts: NDArray[np.uint32] = ends - lengths
         self._realign(entries)
+        self._skip_marks()
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -137,12 +145,31 @@ class Sweep:
         offsets = np.unique(np.fromiter(entries, np.uint64)) - np.uint64(self.address)
         offsets = offsets[offsets < len(self.data)].astype(np.uint32)
         places = np.minimum(np.searchsorted(self.starts, offsets), len(self.starts) - 1)
-        for offset in offsets[self.starts[places] != offsets].tolist():
-            found = self._decode_until_in_step(offset)
-            low, high = np.searchsorted(self.starts, [offset, found[-1] + 1])
-            self.starts = np.concatenate(
-                (self.starts[:low], np.array(found, np.uint32), self.starts[high:])
-            )
+        self._replace_from(offsets[self.starts[places] != offsets].tolist())
+
+    def _replace_from(self, offsets: list[int]) -> None:
+        """Decode anew from each offset, and put all that is found into `starts` at once."""
+        found: list[int] = []
+        bounds: list[tuple[int, int]] = []  # first and last of the starts that make way
+        for offset in offsets:
+            if found and found[-1] >= offset:
+                index = bisect_left(found, offset)
+                if found[index] == offset:
+                    continue
+                # What was decoded from the offset before is out of step here.
+                del found[index:]
+                bounds[-1] = (bounds[-1][0], offset - 1)
+            found += self._decode_until_in_step(offset)
+            bounds.append((offset, found[-1]))
+        if not found:
+            return
+        keep = np.ones(len(self.starts), np.bool_)
+        edges = np.array(bounds, np.uint32)
+        lows = np.searchsorted(self.starts, edges[:, 0]).tolist()
+        highs = np.searchsorted(self.starts, edges[:, 1], "right").tolist()
+        for low, high in zip(lows, highs, strict=True):
+            keep[low:high] = False
+        self.starts = np.union1d(self.starts[keep], np.array(found, np.uint32))
 
     def _decode_until_in_step(self, offset: int) -> list[int]:
         """Return the instructions from `offset` on, up to one that the sweep has too."""
@@ -150,11 +177,21 @@ class Sweep:
         window = self.data[offset : offset + _RESYNC]
         for instruction in Decoder(_BITS, window, ip=offset):
             place = instruction.ip
-            index = int(np.searchsorted(self.starts, place))
+            index = int(np.searchsorted(self.starts, np.uint32(place)))
             if index < len(self.starts) and self.starts[index] == place:
                 break
             found.append(place)
         return found
+
+    def _skip_marks(self) -> None:
+        """Take the names in marks for no instructions; one may start right behind each."""
+        marks = np.fromiter((m.start() for m in _EMULATE_MARK.finditer(self.data)), np.uint32)
+        marks = marks[np.isin(marks, self.starts)] if len(marks) else marks
+        if not len(marks):
+            return
+        inside = np.ravel(marks[:, None] + np.arange(_UD2, _MARK, dtype=np.uint32))
+        self.starts = self.starts[~np.isin(self.starts, inside)]
+        self._realign((marks.astype(np.uint64) + np.uint64(self.address + _MARK)).tolist())
 
     def _relative(self, ends: "NDArray[np.int64]") -> "NDArray[np.uint64]":
         """Return what the last four bytes of instructions mean as a distance from their end."""
