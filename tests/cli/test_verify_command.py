@@ -30,7 +30,8 @@ def test_the_scan_of_another_kernel_is_refused(command, tmp_path, capsys):
     assert run([command, str(vmlinux), "--scan", str(path)]) == ExitCode.BAD_INPUT_FILE
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert f"with build id {document.kernel.build_id} and not {'00' * 20};" in captured.err
+    assert str(document.kernel.build_id) in captured.err
+    assert "00" * 20 in captured.err
     assert captured.err.count("\n") == 1
 
 

@@ -265,6 +265,9 @@ power_off:
         mov byte ptr [rip + bystander], 7
 3:
         .endif
+        .ifdef NMI_FAULTS
+        mov cr2, rsp
+        .endif
         .ifdef NMI_COUNTS
         inc qword ptr [rip + counter]
         .endif
@@ -288,6 +291,9 @@ asm_exc_double_fault:
         .ifdef IRQ_TRAPS
         mov eax, 0x40000000
         cpuid
+        .endif
+        .ifdef IRQ_FAULTS
+        mov cr2, rsp
         .endif
         inc qword ptr [rip + irq_count]
         mov ecx, 0x80b
@@ -475,7 +481,7 @@ why = "accessed and dirty bits"
 symbol = "nmi_count"
 events = ["nmi"]
 by = 1
-why = "the handler counts NMIs; one that is not counted was lost"
+why = "the handler counts NMIs; one that is not counted was lost."
 """
 COUNTED_TWICE = f"""{NOISE}
 [[noise]]

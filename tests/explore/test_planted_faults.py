@@ -48,8 +48,9 @@ def test_a_lost_nmi():
 def test_a_lost_nmi_is_told_by_the_count_that_is_missing():
     with Opened(SYSCALL, "NMI_LOST") as guest:
         worst = next(r for r in guest.all("nmi") if r.verdict == "corrupt")
+    assert worst.detail.endswith("one that is not counted was lost.")
     assert worst.differs == (
-        "nmi_count is 0, 1 expected: the handler counts NMIs; one that is not counted was lost",
+        "nmi_count is 0, 1 expected: the handler counts NMIs; one that is not counted was lost.",
     )
 
 
@@ -67,6 +68,16 @@ def test_a_bystander_is_written():
     assert {r.verdict for r in found} == {"corrupt"}
     assert {r.differs for r in found} == {("bystander is 0x7, 0x0 expected",)}
     assert {r.boundary for r in found} == {9, 10}
+
+
+def test_an_nmi_that_takes_a_page_fault_of_its_own():
+    """It may come between a page fault and its handler, which reads CR2."""
+    with Opened(SYSCALL, "NMI_FAULTS") as guest:
+        results = guest.all("nmi")
+    assert {r.verdict for r in results} == {"corrupt"}
+    assert all(r.detail.startswith("CR2 is 0x") for r in results)
+    # Interrupts are off there.
+    assert set(explore(TRAP, "irq:0x40", "TRAP", "IRQ_FAULTS")) <= CLEAN
 
 
 def test_nmis_that_stay_blocked():

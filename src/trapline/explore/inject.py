@@ -293,17 +293,17 @@ class Injector:
         if ending.verdict is not None:
             return _Judged(ending.verdict, ending.detail)
         window = self._window
-        wrong = differing_registers(window.end.registers, registers(self._engine))
+        named = {event for event in (run.event, run.nested) if event is not None}
+        wrong = differing_registers(window.end.registers, registers(self._engine), named)
         found = window.memory.take(window.pages_written())
         unknown = window.memory.unknown(found)
         if unknown:
             window.rewind()
             window.memory.learn(unknown)
-        named = {event for event in (run.event, run.nested) if event is not None}
         difference = window.memory.compare(found, {event: self._extra(event) for event in named})
         if wrong or difference.corrupt or difference.missing:
             detail = (*wrong, *difference.missing, *difference.corrupt)
-            return _Judged("corrupt", f"{detail[0]}.", detail)
+            return _Judged("corrupt", f"{detail[0].removesuffix('.')}.", detail)
         return self._clean(run, start, difference.handled)
 
     def _vector(self, event: str) -> int:
