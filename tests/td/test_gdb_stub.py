@@ -229,10 +229,21 @@ def test_a_client_that_hangs_up_detaches(session):
 
 @pytest.mark.parametrize("packet", [b"k", b"vKill;1"])
 def test_kill_ends_the_run(session, packet):
+    session.clean = False
     session.client.send(packet)
     session.thread.join(20)
     assert session.server.was_killed
     assert session.engine.regs[Reg.RIP] == CODE
+    assert "runs on" not in session.said[-1]
+
+
+def test_a_guest_that_is_gone_does_not_run_on(session):
+    session.clean = False
+    client = session.client
+    client.ask(b"c")
+    client.socket.close()
+    session.thread.join(20)
+    assert session.said[-1] == "gdb detached"
 
 
 def test_a_crashed_guest_can_be_looked_at(session):

@@ -71,6 +71,7 @@ class GdbServer:
         self._passed: int | None = None  # RIP of the TDCALL that gdb was already shown
         self._exits = 0
         self.was_killed = False
+        self._is_over = False
         self.halted = 0.0
 
     @property
@@ -122,6 +123,9 @@ class GdbServer:
 
     def finish(self, *, clean: bool, text: str) -> None:
         """Tell the client that the guest is gone; after a failure, let it look around first."""
+        self._is_over = True
+        if self.was_killed:
+            self.close()
         if self._client is None:
             return
         try:
@@ -259,7 +263,7 @@ class GdbServer:
     def _drop_client(self) -> None:
         if self._client is None:
             return
-        self._say("gdb detached; the guest runs on")
+        self._say("gdb detached" if self._is_over else "gdb detached; the guest runs on")
         self._client.close()
         self._client = None
         self._interpreter.clear_breakpoints()
