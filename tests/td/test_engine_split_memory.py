@@ -1,12 +1,15 @@
 """An engine whose shared half is memory of its own, as it is on hardware."""
 
+import hashlib
 import os
 import struct
 
 import pytest
 from bare_guest import DATA, HIGH, RAM, TABLES, BareGuest
 
+from trapline.td import memoryfile
 from trapline.td.engine import PageState, Reg
+from trapline.td.unicorn import UnicornEngine
 
 PAGE = 4096
 SHARED_GLA = 0x31_0000  # a linear address whose page table entry gets the shared bit
@@ -104,3 +107,23 @@ def test_each_page_of_both_halves_is_listed_when_written():
         struct.pack_into("<8Q", made.engine.ram, high_directory + RAM // LARGE * 8, *shared)
         made.run()
         assert sorted(made.engine.written_pages()) == list(range(0, 2 * RAM, PAGE))
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_the_digest_of_memory_is_that_of_its_bytes_and_touches_none(split):
+    size = 8 << 20
+    engine = UnicornEngine(size, split_ram=split)
+    engine.ram[3 * PAGE : 3 * PAGE + 5] = b"bytes"
+    engine.ram[-1] = 1
+    before = list(memoryfile.populated(engine._ram._fd, size))
+    digest = engine.ram_digest()
+    assert list(memoryfile.populated(engine._ram._fd, size)) == before
+    assert len(before) == 2
+    assert digest == hashlib.blake2b(engine.ram, digest_size=16).hexdigest()
+    if not split:
+        frozen = engine.freeze()
+        engine.ram[0] = 1
+        assert engine.ram_digest() == hashlib.blake2b(engine.ram, digest_size=16).hexdigest()
+        engine.restore(frozen)
+        assert engine.ram_digest() == digest
+    engine.close()

@@ -187,6 +187,7 @@ class Engine(Protocol):
     def set_shared(self, gpa: int, size: int, state: PageState) -> None: ...
     def code_changed(self, gpa: int, size: int) -> None: ...  # after writing through `ram`
     def written_pages(self) -> list[int] | None: ...  # GPAs, since the last freeze or restore
+    def ram_digest(self) -> str: ...  # BLAKE2b-128 of `ram`, in hexadecimal
 
     # Events.
     def intercept_exceptions(self, vectors: frozenset[int]) -> None: ...  # Exit.EXCEPTION

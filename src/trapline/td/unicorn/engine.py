@@ -220,6 +220,10 @@ class UnicornEngine(Snapshots):
         if self._ram.shared_offset and state is PageState.ABSENT:
             self._ram.discard_shared(gpa & ~self.shared_bit, size)
 
+    def ram_digest(self) -> str:
+        """BLAKE2b-128 of the private half of RAM, in hexadecimal."""
+        return self._ram.digest()
+
     @property
     def shared_fd(self) -> int:
         """The memfd behind `shared_ram`; pages that are not mapped are holes in it."""

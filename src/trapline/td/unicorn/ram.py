@@ -8,6 +8,7 @@ device's process is given.
 import ctypes
 import mmap
 import os
+from hashlib import blake2b
 from typing import Final
 
 import numpy as np
@@ -17,6 +18,7 @@ from trapline.td import memoryfile
 
 _PAGE: Final = 4096
 _LARGE: Final = 2 << 20
+_ZEROS: Final = memoryview(bytes(1 << 20))
 # /proc/self/pagemap: Documentation/admin-guide/mm/pagemap.rst.
 _PRESENT_OR_SWAPPED: Final = 3 << 62
 _FILE_PAGE: Final = 1 << 61
@@ -76,6 +78,26 @@ class Ram:
         if self.generation:
             raise ValueError("RAM that was frozen is private to this process")
         return self._shared_fd
+
+    def digest(self) -> str:
+        """BLAKE2b-128 of the private half, in hexadecimal.
+
+        Pages that nobody has touched are zeros, and stay untouched: reading them through the
+        mapping would give each a page of the host's memory.
+        """
+        found = blake2b(digest_size=16)
+        if self.generation:
+            found.update(self.view)
+            return found.hexdigest()
+        at = 0
+        for start, end in (*memoryfile.populated(self._fd, self.size), (self.size, self.size)):
+            while at < start:
+                length = min(start - at, len(_ZEROS))
+                found.update(_ZEROS[:length])
+                at += length
+            found.update(self.view[start:end])
+            at = end
+        return found.hexdigest()
 
     def discard_shared(self, offset: int, size: int) -> None:
         """Give pages of the shared half back: they read as zeros when they come again."""
