@@ -7,6 +7,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import msgspec
 import pytest
 from guests import NOISE, SYSCALL, build, source
 
@@ -16,6 +17,7 @@ from trapline.explore.stage import Exactly, Stage, StageConfig
 from trapline.explore.store import Store
 from trapline.model.errors import BadInputFileError, WorkersLostError
 from trapline.model.explore import CLEAN
+from trapline.report import explore_text
 
 BOTH = SYSCALL + '[[inject]]\nevent = "ve:wrmsr"\n'
 NESTED = BOTH + '[[inject]]\nevent = "nmi"\nthen = ["ve:wrmsr"]\nstride = 7\n'
@@ -40,8 +42,8 @@ def explore(config, *, workers=1, path=None, resume=False, limit=None, chunk=4, 
     progress = progress or silent
     with Store.open(path, campaign.identity(config, "id"), resume=resume) as store:
         ledger = Ledger(store, config, progress, limit, chunk)
-        LocalWorkers(config, workers, ledger).run()
-        return campaign.result_of(store, config, "id")
+        not_opened = LocalWorkers(config, workers, ledger).run()
+        return campaign.result_of(store, config, "id", not_opened)
 
 
 def test_a_campaign_injects_at_every_boundary():
@@ -140,16 +142,43 @@ def test_a_nested_event_behind_the_handling_is_refused():
         explore(config(text=text, exactly=Exactly(3, 99_999)))
 
 
-def test_a_scenario_that_never_begins_is_told_at_the_end(tmp_path):
+def test_a_scenario_that_never_begins_is_told_at_the_end():
     never = SYSCALL.replace("nth = 4", "nth = 4000")
     settings = StageConfig(
         source(), (parse(SYSCALL), parse(never, "two")), ("a", "b"), beyond_rules=True
     )
-    path = tmp_path / "a.db"
-    with pytest.raises(BadInputFileError, match=r"the window of two did not open"):
-        explore(settings, path=path)
-    with Store.open(path, campaign.identity(settings, "id"), resume=True) as store:
-        assert len(store.results()) == store.windows()[0].instructions
+    result = explore(settings, workers=2)
+    (missed,) = result.not_opened
+    assert (missed.scenario, missed.why) == (
+        "two",
+        "its window did not open before the guest ended",
+    )
+    assert len(result.results) == result.windows[0].instructions
+
+
+def test_what_all_scenarios_want_and_this_kernel_lacks_is_told():
+    scenarios = (
+        parse(SYSCALL),
+        parse(SYSCALL.replace("nth = 4", 'nth = 4\nwithin = ["gone", "lost"]'), "two"),
+        parse(
+            SYSCALL.replace("nth = 4", 'nth = 4\nwithin = ["gone", "entry_SYSCALL_64"]'), "three"
+        ),
+        parse('append = "x"\n' + SYSCALL.replace("syscall = 39", 'symbol = "gone"'), "four"),
+    )
+    names = tuple(one.name for one in scenarios)
+    result = explore(StageConfig(source(), scenarios, names, is_all_shipped=True))
+    assert [(m.scenario, m.why) for m in result.not_opened] == [
+        ("four", "this kernel has no symbol 'gone'"),
+        ("two", "this kernel has no symbol 'gone'"),
+    ]
+    assert {window.scenario for window in result.windows} == {"one", "three"}
+    assert "NOT TRIED: two: this kernel has no symbol 'gone'." in explore_text.lines(result)
+    before = baseline.verdicts(result.windows, result.results)
+    assert baseline.worse(before, before, result.not_opened) == ()
+    gone = tuple(msgspec.structs.replace(m, scenario="one") for m in result.not_opened[:1])
+    assert baseline.worse(before, before, gone) == (
+        "one: was tried, and now this kernel has no symbol 'gone'",
+    )
 
 
 @pytest.mark.parametrize(

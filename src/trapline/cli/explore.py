@@ -19,14 +19,14 @@ from trapline.explore.store import Store
 from trapline.explore.target import DEFAULT_MEMORY, TargetSource
 from trapline.kernel.elf import ElfFile
 from trapline.kernel.locate import locate
-from trapline.model.errors import ExitCode, NoDebugInfoError, UsageError
+from trapline.model.errors import BadInputFileError, ExitCode, NoDebugInfoError, UsageError
 from trapline.report.explore_text import is_finding
 from trapline.report.formats import EXPLORE_FORMATS
 from trapline.report.output import Destination
 from trapline.td.bootplan import BootOptions, make_plan
 
 if TYPE_CHECKING:
-    from trapline.model.explore import ExploreResult
+    from trapline.model.explore import ExploreResult, NotOpened
 
 _PATH: Final = click.Path(path_type=Path)
 _LIST: Final = "list"
@@ -154,24 +154,29 @@ def command(  # noqa: PLR0917 - click passes by name
     before = None if baseline_path is None else baseline.verdicts(*baseline.load(baseline_path))
     with ProgressReport("explored") as progress:
         source = _source(kernel, initrd, progress)
-        config = StageConfig(source, scenarios, references, beyond_rules, exactly)
+        config = StageConfig(
+            source, scenarios, references, beyond_rules, exactly, is_all_shipped=not names
+        )
         with ElfFile.open(source.vmlinux) as elf:
             build_id = elf.build_id
         with Store.open(store, campaign.identity(config, build_id), resume=resume) as results:
             ledger = Ledger(results, config, progress.advance, limit)
             try:
                 if cluster is not None:
-                    ClusterWorkers(config, cluster, ledger).run()
+                    not_opened = ClusterWorkers(config, cluster, ledger).run()
                 else:
-                    LocalWorkers(config, workers or os.cpu_count() or 1, ledger).run()
+                    count = workers or os.cpu_count() or 1
+                    not_opened = LocalWorkers(config, count, ledger).run()
             except KeyboardInterrupt:
                 if store is not None:
                     progress.announce(f"what is done is in {store}; go on with --resume.")
                 raise
-            result = campaign.result_of(results, config, build_id)
+            if names and not_opened:
+                raise _unopened(not_opened)
+            result = campaign.result_of(results, config, build_id, not_opened)
     if before is not None:
         now = baseline.verdicts(result.windows, result.results)
-        worse = baseline.worse(before, now)
+        worse = baseline.worse(before, now, not_opened)
         result = msgspec.structs.replace(result, worse_than_baseline=worse)
     destination.write(EXPLORE_FORMATS[format_name](result, verbosity))
     return _exit_code(result)
@@ -181,6 +186,11 @@ def _exit_code(result: "ExploreResult") -> ExitCode:
     if result.worse_than_baseline is not None:
         return ExitCode.FINDINGS if result.worse_than_baseline else ExitCode.CLEAN
     return ExitCode.FINDINGS if any(map(is_finding, result.results)) else ExitCode.CLEAN
+
+
+def _unopened(scenarios: "tuple[NotOpened, ...]") -> BadInputFileError:
+    said = "; ".join(f"scenario {one.scenario}: {one.why}" for one in scenarios)
+    return BadInputFileError(f"{said}; choose another start.")
 
 
 def _check_names(scenarios: tuple[Scenario, ...]) -> None:

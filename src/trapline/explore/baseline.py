@@ -12,7 +12,15 @@ import msgspec
 
 from trapline.explore.store import read_store
 from trapline.model.errors import BadInputFileError
-from trapline.model.explore import CLEAN, SEVERITY, ExploreResult, Result, Verdict, Window
+from trapline.model.explore import (
+    CLEAN,
+    SEVERITY,
+    ExploreResult,
+    NotOpened,
+    Result,
+    Verdict,
+    Window,
+)
 
 _SQLITE: Final = b"SQLite format 3\0"
 _MAX_DOCUMENT: Final = 4 << 30
@@ -76,9 +84,19 @@ def verdicts(windows: tuple[Window, ...], results: tuple[Result, ...]) -> Verdic
     return found
 
 
-def worse(before: Verdicts, now: Verdicts) -> tuple[str, ...]:
-    """List what is worse now, in the order of the windows; a new place counts from "same"."""
-    lines = []
+def worse(
+    before: Verdicts, now: Verdicts, not_opened: tuple[NotOpened, ...] = ()
+) -> tuple[str, ...]:
+    """List what is worse now, in the order of the windows; a new place counts from "same".
+
+    A window that was tried then and does not open now is worse too.
+    """
+    tried = {place.scenario for place in before.worst}
+    lines = [
+        f"{missed.scenario}: was tried, and now {missed.why}"
+        for missed in not_opened
+        if missed.scenario in tried
+    ]
     for place, verdict in now.worst.items():
         old = before.worst.get(place)
         if verdict in CLEAN or _RANK[verdict] <= _RANK[old or "same"]:

@@ -14,8 +14,8 @@ from trapline import __version__
 from trapline.explore.stage import Plan, StageConfig, Task
 from trapline.explore.store import Row, Store
 from trapline.explore.worker import Done, Failed, Finished, Message, Opened, work
-from trapline.model.errors import BadInputFileError, NotReproducibleError, WorkersLostError
-from trapline.model.explore import NOTHING, ExploreResult
+from trapline.model.errors import NotReproducibleError, WorkersLostError
+from trapline.model.explore import NOTHING, ExploreResult, NotOpened
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -126,9 +126,9 @@ class LocalWorkers:
         self._workers: list[_Worker] = []
         self._queues: dict[str, deque[tuple[Task, ...]]] = {}
         self._deaths: Counter[str] = Counter()
-        self._missing: set[str] = set()
+        self._not_opened: dict[str, NotOpened] = {}
 
-    def run(self) -> None:
+    def run(self) -> tuple[NotOpened, ...]:
         """Run all there is to run; on an error or Ctrl-C no worker is left behind."""
         try:
             self._workers = [_Worker(self._config, self._context) for _ in range(self._count)]
@@ -137,11 +137,7 @@ class LocalWorkers:
         finally:
             for worker in self._workers:
                 worker.stop()
-        if self._missing:
-            raise BadInputFileError(
-                f"the window of {', '.join(sorted(self._missing))} did not open before the guest "
-                "ended; choose another start."
-            )
+        return tuple(self._not_opened[name] for name in sorted(self._not_opened))
 
     def _serve(self) -> None:
         """Wait for messages, and answer them."""
@@ -158,7 +154,7 @@ class LocalWorkers:
         if isinstance(message, Failed):
             raise message.error
         if isinstance(message, Finished):
-            self._missing |= set(message.missing)
+            self._not_opened |= {one.scenario: one for one in message.not_opened}
             self._workers.remove(worker)
             worker.stop()
             if not self._workers and any(self._queues.values()):
@@ -212,7 +208,10 @@ def identity(config: StageConfig, build_id: str | None) -> dict[str, str]:
 
 
 def result_of(
-    store: Store, config: StageConfig, build_id: str | None, worse: tuple[str, ...] | None = None
+    store: Store,
+    config: StageConfig,
+    build_id: str | None,
+    not_opened: tuple[NotOpened, ...] = (),
 ) -> ExploreResult:
     """Make the result document of a campaign."""
     results = store.results()
@@ -228,8 +227,9 @@ def result_of(
         build_id=build_id,
         module_version=config.source.module_version,
         beyond_rules=config.beyond_rules,
+        not_opened=not_opened,
         windows=store.windows(),
         results=results,
         counts={name: dict(sorted(count.items())) for name, count in sorted(counts.items())},
-        worse_than_baseline=worse,
+        worse_than_baseline=None,
     )

@@ -13,11 +13,11 @@ from trapline.explore.campaign import Ledger
 from trapline.explore.stage import Plan, Stage, StageConfig, Task
 from trapline.explore.store import Row, row_of
 from trapline.model.errors import (
-    BadInputFileError,
     NotReproducibleError,
     ToolMissingError,
     WorkersLostError,
 )
+from trapline.model.explore import NotOpened
 
 _CONNECT_SECONDS: Final = 20
 
@@ -32,10 +32,10 @@ class _Kept:
     passed: frozenset[str] = frozenset()
 
 
-def explore_plans(config: StageConfig) -> tuple[tuple[Plan, ...], tuple[str, ...]]:
+def explore_plans(config: StageConfig) -> tuple[tuple[Plan, ...], tuple[NotOpened, ...]]:
     """Open all windows; return the plans, and the scenarios without a window."""
     with Stage(config) as stage:
-        return tuple(stage.plans()), tuple(stage.missing)
+        return tuple(stage.plans()), tuple(stage.not_opened)
 
 
 def explore_chunk(
@@ -79,7 +79,7 @@ class ClusterWorkers:
                 "--cluster needs dask.distributed; install it with: pip install trapline[cluster]"
             ) from error
 
-    def run(self) -> None:
+    def run(self) -> tuple[NotOpened, ...]:
         """Run all there is to run."""
         distributed = self._distributed
         try:
@@ -90,7 +90,7 @@ class ClusterWorkers:
                 "--cluster out."
             ) from error
         try:
-            self._run(client)
+            return self._run(client)
         except (OSError, distributed.CancelledError, distributed.KilledWorker) as error:
             raise WorkersLostError(
                 f"the cluster at {self._address} went away ({type(error).__name__}); what is done "
@@ -100,9 +100,9 @@ class ClusterWorkers:
             with contextlib.suppress(OSError, TimeoutError):
                 client.close(timeout=_CONNECT_SECONDS)
 
-    def _run(self, client: Any) -> None:  # noqa: ANN401 - distributed has no types
+    def _run(self, client: Any) -> tuple[NotOpened, ...]:  # noqa: ANN401 - distributed has no types
         # pure=False: the same call is made again after --resume, and must then be run.
-        plans, missing = client.submit(explore_plans, self._config, pure=False).result()
+        plans, not_opened = client.submit(explore_plans, self._config, pure=False).result()
         chunks = [chunk for plan in plans for chunk in self._ledger.opened(plan)]
         futures = client.map(
             explore_chunk, [self._config] * len(chunks), chunks, pure=False, retries=2
@@ -110,8 +110,4 @@ class ClusterWorkers:
         for future in self._distributed.as_completed(futures):
             tasks, rows = future.result()
             self._ledger.done(tasks, rows)
-        if missing:
-            raise BadInputFileError(
-                f"the window of {', '.join(sorted(missing))} did not open before the guest "
-                "ended; choose another start."
-            )
+        return tuple(sorted(not_opened, key=lambda one: one.scenario))

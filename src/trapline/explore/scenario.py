@@ -60,8 +60,9 @@ class Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     `syscall`; `trap`: a #VE of a class), or with one that trapline posts: `interrupt`, its
     vector's handler entered from user mode when the `nth` system call has returned, `nmi`
     before the function it names. `within` counts only what happens while that function is on
-    the stack, `after` only what happens once that function was called, `interrupts` only what
-    happens to code that has interrupts on (or off).
+    the stack (of several names, any; those that a kernel lacks are passed over), `after` only
+    what happens once that function was called, `interrupts` only what happens to code that has
+    interrupts on (or off).
     """
 
     symbol: Symbol | None = None
@@ -69,10 +70,17 @@ class Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     trap: TrapName | None = None
     interrupt: Annotated[str, msgspec.Meta(pattern=_INTERRUPT)] | None = None
     nmi: Symbol | None = None
-    within: Symbol | None = None
+    within: Symbol | Annotated[tuple[Symbol, ...], msgspec.Meta(min_length=1)] | None = None
     after: Symbol | None = None
     interrupts: bool | None = None
     nth: Count = 1
+
+    @property
+    def within_any(self) -> tuple[str, ...]:
+        """The names that `within` gives."""
+        if self.within is None:
+            return ()
+        return (self.within,) if isinstance(self.within, str) else self.within
 
 
 class EndSymbol(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

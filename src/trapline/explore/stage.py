@@ -22,10 +22,10 @@ from trapline.explore.inject import (
 )
 from trapline.explore.scenario import Inject, Scenario
 from trapline.explore.target import Target, TargetSource
-from trapline.explore.triggers import Triggers
+from trapline.explore.triggers import Triggers, lacking
 from trapline.explore.window import LiveWindow
 from trapline.model.errors import BadInputFileError
-from trapline.model.explore import Forbidden, Result, Window
+from trapline.model.explore import Forbidden, NotOpened, Result, Window
 
 if TYPE_CHECKING:
     from trapline.td.machine import Machine
@@ -52,6 +52,8 @@ class StageConfig(NamedTuple):
     beyond_rules: bool = False
     exactly: Exactly | None = None
     budget: int = DEFAULT_BUDGET
+    # The scenarios are all that ship: what this kernel has no code for is told, not an error.
+    is_all_shipped: bool = False
 
     @property
     def digest(self) -> str:
@@ -98,7 +100,7 @@ class Stage:
         self._machine: Machine | None = None
         self._injector: Injector | None = None
         self._window: LiveWindow | None = None
-        self.missing: list[str] = []  # scenarios whose window did not open
+        self.not_opened: list[NotOpened] = []
 
     def __enter__(self) -> Self:
         return self
@@ -111,7 +113,13 @@ class Stage:
         """Open one window after the other; `run` is for the last one given."""
         scenarios = self._config.scenarios
         for append, mmio_uart in dict.fromkeys((s.append, s.mmio_uart) for s in scenarios):
-            group = [s for s in scenarios if (s.append, s.mmio_uart) == (append, mmio_uart)]
+            group = [
+                s
+                for s in scenarios
+                if (s.append, s.mmio_uart) == (append, mmio_uart) and self._is_possible(s)
+            ]
+            if not group:
+                continue
             self._machine = self._target.machine(append, mmio_uart=mmio_uart)
             take_over(self._machine)
             triggers = Triggers(self._machine, self._target, group)
@@ -127,7 +135,12 @@ class Stage:
                     yield self._plan(self._window)
                     self._injector.close()
                 self._window.leave()
-            self.missing += [scenario.name for scenario in triggers.missing]
+            self.not_opened += [
+                NotOpened(
+                    scenario=scenario.name, why="its window did not open before the guest ended"
+                )
+                for scenario in triggers.missing
+            ]
             self._close()
 
     def run(self, task: Task) -> list[Result]:
@@ -149,6 +162,17 @@ class Stage:
             return [result]
         by_rules = not self._config.beyond_rules
         return list(self._injector.results(inject, task.boundary, by_rules=by_rules))
+
+    def _is_possible(self, scenario: Scenario) -> bool:
+        """Whether the kernel has all symbols that a scenario names."""
+        name = lacking(scenario, self._target)
+        if name is None:
+            return True
+        why = f"this kernel has no symbol {name!r}"
+        if not self._config.is_all_shipped:
+            raise BadInputFileError(f"scenario {scenario.name}: {why}; name one that it has.")
+        self.not_opened.append(NotOpened(scenario=scenario.name, why=why))
+        return False
 
     def _close(self) -> None:
         if self._machine is not None:

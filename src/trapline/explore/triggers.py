@@ -3,9 +3,8 @@
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from trapline.explore.scenario import Scenario, Start
+from trapline.explore.scenario import EndSymbol, Scenario, Start
 from trapline.explore.target import Target
-from trapline.model.errors import BadInputFileError
 from trapline.td.engine import Exit, Reg
 from trapline.td.machine import Machine
 from trapline.td.module.vmm_interface import ExitReason, TrapListener, VeInfo
@@ -44,15 +43,15 @@ class _Waiting:
         self.start: Start = scenario.start
         self.left = scenario.start.nth
         self.is_counting = scenario.start.after is None
-        self.within: range | None = None
-        if self.start.within is not None:
-            self.within = target.span(self.start.within)
-            if self.within is None:
-                raise _unknown(scenario, self.start.within)
+        spans = (target.span(name) for name in self.start.within_any)
+        self.within = tuple(span for span in spans if span is not None)
+
+    def is_within(self, address: int) -> bool:
+        return any(address in span for span in self.within)
 
 
 class Triggers:
-    """Watches one machine; call `next` until it gives None.
+    """Watches one machine; call `next` until it gives None. Nothing is `lacking`.
 
     It puts itself between engine and module, and leaves the module as it found it between two
     calls of `next`.
@@ -64,11 +63,11 @@ class Triggers:
         self._target = target
         self._waiting = [_Waiting(scenario, target) for scenario in scenarios]
         self._returns: dict[int, list[_Waiting]] = {}  # user addresses at which one opens
-        self._addresses = {
-            name: self._resolve(waiting, name)
-            for waiting in self._waiting
-            for name in self._names_of(waiting.start)
-        }
+        self._addresses: dict[str, int] = {}
+        for name in (name for w in self._waiting for name in names_of(w.start, target)):
+            address = target.address(name)
+            assert address is not None  # see `lacking`
+            self._addresses[name] = address
         self._opening: Opening | None = None
         self._ready: list[Opening] = []
         self._trap: str | None = None
@@ -113,18 +112,11 @@ class Triggers:
     def _breakpoints(self) -> frozenset[int]:
         return frozenset((*(self._addresses[name] for _, name in self._named()), *self._returns))
 
-    def _names_of(self, start: Start) -> tuple[str, ...]:
-        """Name the symbols that a start is told by, `after` first."""
-        name = start.symbol or start.nmi
-        if start.syscall is not None or start.interrupt is not None:
-            name = self._target.names.syscall
-        return tuple(n for n in (start.after, name) if n is not None)
-
     def _named(self) -> list[tuple[_Waiting, str]]:
         """List the symbols that are waited for now."""
         named = []
         for waiting in self._waiting:
-            names = self._names_of(waiting.start)
+            names = names_of(waiting.start, self._target)
             if not waiting.is_counting:
                 named.append((waiting, names[0]))
             elif len(names) > (waiting.start.after is not None) and not self._returns_to(waiting):
@@ -133,12 +125,6 @@ class Triggers:
 
     def _returns_to(self, waiting: _Waiting) -> bool:
         return any(waiting in returning for returning in self._returns.values())
-
-    def _resolve(self, waiting: _Waiting, name: str) -> int:
-        address = self._target.address(name)
-        if address is None:
-            raise _unknown(waiting.scenario, name)
-        return address
 
     def _on_exit(self, exit_: Exit) -> None:
         """Serve an exit, and look whether it begins a window."""
@@ -200,15 +186,15 @@ class Triggers:
         wanted = waiting.start.interrupts
         if wanted is not None and wanted != bool(self._engine.rflags & _RFLAGS_IF):
             return False
-        if waiting.within is None:
+        if not waiting.start.within_any:
             return True
         rsp = int(self._engine.regs[Reg.RSP])
         size = min(_STACK_SEARCH, -rsp % _STACK_SEARCH or _STACK_SEARCH)
         for start, length in ((rsp, size), (rsp + size, _STACK_SEARCH)):
             data = self._engine.read(start, length & -8)
-            if data and any(word in waiting.within for word in memoryview(data).cast("Q")):
+            if data and any(map(waiting.is_within, memoryview(data).cast("Q"))):
                 return True
-        return int(self._engine.regs[Reg.RIP]) in waiting.within
+        return waiting.is_within(int(self._engine.regs[Reg.RIP]))
 
     @staticmethod
     def _ends_count(waiting: _Waiting) -> bool:
@@ -246,7 +232,20 @@ class _Tee(TrapListener):
             self._listener.on_tdvmcall(rip, registers)
 
 
-def _unknown(scenario: Scenario, name: str) -> BadInputFileError:
-    return BadInputFileError(
-        f"scenario {scenario.name}: this kernel has no symbol {name!r}; name one that it has."
-    )
+def names_of(start: Start, target: Target) -> tuple[str, ...]:
+    """Name the symbols that a start is told by, `after` first."""
+    name = start.symbol or start.nmi
+    if start.syscall is not None or start.interrupt is not None:
+        name = target.names.syscall
+    return tuple(n for n in (start.after, name) if n is not None)
+
+
+def lacking(scenario: Scenario, target: Target) -> str | None:
+    """Name what a scenario needs and the kernel does not have; None if it has all."""
+    names = list(names_of(scenario.start, target))
+    if isinstance(scenario.end.at, EndSymbol):
+        names.append(scenario.end.at.symbol)
+    within = scenario.start.within_any
+    if within and not any(target.span(name) for name in within):
+        names.append(within[0])
+    return next((name for name in names if target.address(name) is None), None)

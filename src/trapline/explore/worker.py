@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from trapline.explore.stage import Plan, Stage, StageConfig, Task
 from trapline.explore.store import Row, row_of
 from trapline.model.errors import TraplineError
+from trapline.model.explore import NotOpened
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -33,7 +34,7 @@ class Done(NamedTuple):
 class Finished(NamedTuple):
     """There are no more windows; these scenarios had none."""
 
-    missing: tuple[str, ...]
+    not_opened: tuple[NotOpened, ...]
 
 
 class Failed(NamedTuple):
@@ -58,7 +59,7 @@ def work(pipe: Connection, config: StageConfig) -> None:
                 while (tasks := pipe.recv()) is not None:
                     rows = tuple(row_of(result) for task in tasks for result in stage.run(task))
                     pipe.send(Done(tasks, rows))
-            pipe.send(Finished(tuple(stage.missing)))
+            pipe.send(Finished(tuple(stage.not_opened)))
     except TraplineError as error:
         pipe.send(Failed(error))
     except (EOFError, BrokenPipeError):

@@ -102,6 +102,13 @@ class Window(Document, frozen=True, kw_only=True):
     forbidden: tuple[Forbidden, ...]
 
 
+class NotOpened(Document, frozen=True, kw_only=True):
+    """A scenario whose window this kernel did not give, and why: nothing was injected there."""
+
+    scenario: str
+    why: str
+
+
 class ExploreResult(Document, frozen=True, kw_only=True, rename={"schema_": "schema"}):
     """One campaign. `injected` is how many events were injected in all; a report says so first."""
 
@@ -113,6 +120,7 @@ class ExploreResult(Document, frozen=True, kw_only=True, rename={"schema_": "sch
     build_id: str | None
     module_version: str
     beyond_rules: bool
+    not_opened: tuple[NotOpened, ...] = ()
     windows: tuple[Window, ...]
     results: tuple[Result, ...]
     counts: dict[str, dict[str, int]]

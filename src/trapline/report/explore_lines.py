@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from trapline.model.document import Document
-from trapline.model.explore import SCHEMA, VERSION, ExploreResult, Result, Window
+from trapline.model.explore import SCHEMA, VERSION, ExploreResult, NotOpened, Result, Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +26,7 @@ class ExploreHead(Document, frozen=True, kw_only=True, rename={"schema_": "schem
     build_id: str | None
     module_version: str
     beyond_rules: bool
+    not_opened: tuple[NotOpened, ...]
     counts: dict[str, dict[str, int]]
     worse_than_baseline: tuple[str, ...] | None
 

@@ -82,6 +82,8 @@ def _head(result: "ExploreResult") -> "Iterator[str]":
     )
     if result.build_id:
         yield from paragraph(f"build id {result.build_id}")
+    for missed in result.not_opened:
+        yield from paragraph(f"NOT TRIED: {missed.scenario}: {missed.why}.", hanging="  ")
 
 
 def _matrix(result: "ExploreResult") -> "Iterator[str]":
