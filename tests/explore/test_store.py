@@ -80,6 +80,12 @@ def test_an_old_store_is_not_overwritten(tmp_path):
         Store.open(tmp_path / "a.db", IDENTITY, resume=False)
 
 
+def test_a_folder_is_no_store(tmp_path):
+    for resume in (False, True):
+        with pytest.raises(BadInputFileError, match="is a folder"):
+            Store.open(tmp_path, IDENTITY, resume=resume)
+
+
 @pytest.mark.parametrize("data", [b"hello" * 300, b"SQLite format 3\0" + b"\xff" * 2000])
 def test_a_file_that_is_no_store_is_refused(tmp_path, data):
     (tmp_path / "a.db").write_bytes(data)
