@@ -12,9 +12,12 @@ import pytest
 
 import tiny_kernel
 from trapline.devicefilter.listfile import load
+from trapline.isa import linux_ve
 from trapline.kernel.files import KernelFiles, ModuleFile
 from trapline.model.errors import BadImageError
+from trapline.scan.context import ScanContext
 from trapline.scan.engine import scan
+from trapline.scan.pool import Pool
 
 # Inlined functions nested a million deep: more than a native stack holds.
 _NESTED = """
@@ -85,6 +88,18 @@ def test_a_process_that_dies_of_vmlinux_is_an_error(tmp_path, deadly):
 def children(process):
     listing = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="ascii")
     return [int(child) for child in listing.split()]
+
+
+def test_ctrl_c_does_not_reach_a_process_that_starts():
+    context = ScanContext(paravirt={}, handler=linux_ve.UPSTREAM)
+    with Pool(context, 2) as pool:
+        for process, _ in pool._workers:
+            # From the first moment on: it has not even loaded Python.
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            masks = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+            kept_off = int(masks["SigBlk"], 16) | int(masks["SigIgn"], 16)
+            assert kept_off >> (signal.SIGINT - 1) & 1
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_ctrl_c_ends_all_processes_without_a_traceback(kernel, tmp_path):

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections import deque
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import msgspec
@@ -105,7 +105,15 @@ class Pool:
         ours, theirs = spawn.Pipe()
         # Not a daemon: coverage and the system's tools treat it as any other process.
         process = spawn.Process(target=_serve, args=(theirs, self._context))
-        process.start()
+        # The process starts with SIGINT blocked, until `_serve` ignores it: Ctrl-C while it loads
+        # its libraries would show a traceback of its own. The tracker, which the first start
+        # brings along, unblocks SIGINT here; so it comes before.
+        resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self._workers.append(_Worker(process, ours))
         return ours
