@@ -291,6 +291,20 @@ def test_images_are_read_only_unless_asked(tmp_path):
 
 
 @needs_qemu
+def test_an_image_has_one_writer(tmp_path):
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+    writer = catalogue.parse(f"blk,file={image},write=on")
+    reader = catalogue.parse(f"blk,file={image}")
+    rig = Rig(catalogue.arguments([writer, reader]))
+    try:
+        with pytest.raises(BadMachineError, match="lock"):
+            Rig(catalogue.arguments([writer]))
+    finally:
+        rig.close()
+
+
+@needs_qemu
 @pytest.mark.parametrize("name", sorted(catalogue.CATALOGUE))
 def test_every_device_of_the_catalogue_has_the_id_it_claims(name, tmp_path):
     image = tmp_path / "disk.img"

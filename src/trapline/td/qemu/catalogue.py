@@ -73,9 +73,11 @@ def _blk(device: str) -> Build:
         except OSError as error:
             mode = "written (write=on)" if writable else "read"
             raise BadMachineError(f"{path}: cannot be {mode}: {error.strerror}.") from error
+        # Readers share an image; a writer has it alone.
         drive = (
             f"driver=raw,node-name=disk{number},read-only={'off' if writable else 'on'},"
-            f"file.driver=file,file.locking=off,file.filename={_escape(str(path.resolve()))}"
+            f"file.driver=file,file.locking={'auto' if writable else 'off'},"
+            f"file.filename={_escape(str(path.resolve()))}"
         )
         return ["-blockdev", drive, "-device", f"{device},drive=disk{number}"]
 

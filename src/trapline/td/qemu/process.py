@@ -170,5 +170,7 @@ def _last_words(process: "subprocess.Popen[bytes]") -> str:
 
 def _refusal(process: "subprocess.Popen[bytes]") -> BadMachineError:
     lines = _last_words(process).splitlines()
-    reason = lines[-1].split("qemu-system-x86_64: ")[-1] if lines else "it says nothing"
+    # Hints may follow an error, on lines of their own.
+    errors = [line for line in lines if line.startswith(f"{EXECUTABLE}: ")] or lines
+    reason = errors[-1].removeprefix(f"{EXECUTABLE}: ") if errors else "it says nothing"
     return BadMachineError(f"QEMU does not start: {reason.rstrip('.')}.")
