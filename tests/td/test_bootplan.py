@@ -11,6 +11,7 @@ from trapline.td.bootplan import (
     BootPlan,
     command_line,
     parse_devices,
+    without_boot_image,
 )
 from trapline.td.bootrun import trace_header
 from trapline.td.loader.kernelimage import KernelImage
@@ -29,6 +30,16 @@ from trapline.td.policy import Guard
 )
 def test_the_command_line(replaced, append, line):
     assert command_line(BootOptions(command_line=replaced, append=append)) == line
+
+
+def test_a_vmlinux_that_is_named_is_booted_itself(tmp_path):
+    vmlinux, vmlinuz = tmp_path / "vmlinux", tmp_path / "vmlinuz"
+    vmlinux.touch()
+    vmlinuz.touch()
+    files = KernelFiles("6.12", vmlinux, vmlinuz)
+    assert without_boot_image(files, str(vmlinux)) == KernelFiles("6.12", vmlinux, None)
+    for spec in (str(vmlinuz), str(tmp_path), "6.12", "deb:linux-image"):
+        assert without_boot_image(files, spec) == files
 
 
 NOTHING = AllowList("a list", "built-in", ())

@@ -19,7 +19,13 @@ from trapline.report.output import Destination
 from trapline.report.terminal import Screen
 from trapline.rules.tables import DEFAULT_VERSION, versions
 from trapline.scan.stored import read_scan, require_same_kernel, scan_once
-from trapline.td.bootplan import BootOptions, make_plan, open_symbols, parse_devices
+from trapline.td.bootplan import (
+    BootOptions,
+    make_plan,
+    open_symbols,
+    parse_devices,
+    without_boot_image,
+)
 from trapline.td.bootrun import BootRun, trace_header
 from trapline.td.gdb.server import GdbServer
 from trapline.td.machine import DEFAULT_MEMORY
@@ -166,9 +172,10 @@ def command(
 ) -> int:
     """Run KERNEL as a TD on a software TDX module, and report every place where it trapped.
 
-    KERNEL is what `trapline scan` takes; its boot image is started through its decompressor,
-    or its vmlinux where there is no boot image. The guest's console is shown live: on standard
-    output, or on standard error while the result goes there in another form than text.
+    KERNEL is what `trapline scan` takes; its boot image is started through its decompressor. A
+    vmlinux is started itself where it is what KERNEL names, or where there is no boot image.
+    The guest's console is shown live: on standard output, or on standard error while the
+    result goes there in another form than text.
 
     Exits with 0 when the guest powers off or resets itself, with 1 when an access was made that
     a policy or the allow list forbids, else with one code for each way to die: see the table of
@@ -201,9 +208,8 @@ def command(
     screen = None if quiet else Screen((sys.stdout if on_stdout else sys.stderr).buffer)
     known = None if scan_file is None else read_scan(scan_file)
     with ExitStack() as stack, ProgressReport("scanned") as progress:
-        plan = make_plan(
-            locate(kernel, modules, announce=progress.announce), options, progress.announce
-        )
+        files = without_boot_image(locate(kernel, modules, announce=progress.announce), kernel)
+        plan = make_plan(files, options, progress.announce)
         if known is not None and scan_file is not None:
             require_same_kernel(known, scan_file, plan.image.build_id)
         symbols = stack.enter_context(open_symbols(plan))

@@ -1,7 +1,7 @@
 """What to boot: from kernel files and options to a kernel image, an initramfs, a command line."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -68,6 +68,12 @@ class BootPlan:
     command_line: str
     modules: tuple[ModuleFile, ...]
     options: BootOptions
+
+
+def without_boot_image(files: KernelFiles, spec: str) -> KernelFiles:
+    """Leave the boot image out where `spec`, the user's KERNEL, is the vmlinux itself."""
+    named = files.vmlinux is not None and Path(spec).is_file() and files.vmlinux.samefile(spec)
+    return replace(files, vmlinuz=None) if named else files
 
 
 def make_plan(
