@@ -53,6 +53,8 @@ def test_not_a_kernel(fails, tmp_path):
         ("--timeout", "1e12", "is not between"),
         ("--timeout", "soon", "is no number of seconds"),
         ("--format", "pdf", "pdf"),
+        ("--allow-mode", "report", "name it with --allow"),
+        ("--on-forbidden", "panic", "--policy CLASS=forbid"),
     ],
 )
 def test_wrong_usage(fails, vmlinux, option, value, says):

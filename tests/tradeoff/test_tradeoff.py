@@ -9,6 +9,7 @@ import pytest
 
 from trapline.devicefilter.listfile import load
 from trapline.model.boot import BootKernel
+from trapline.model.errors import ToolMissingError
 from trapline.model.tradeoff import Design, TradeoffResult, WorkStep
 from trapline.report import tradeoff_text
 from trapline.scan.stored import scan_once
@@ -108,6 +109,12 @@ def test_the_workload_checks_what_the_guest_says(tmp_path):
         (tmp_path / "console.log").write_text("")
         assert not work.check(said)[-1].passed
         assert not any(step.passed for step in work.check(b""))
+
+
+def test_a_missing_qemu_is_noticed_before_the_kernel_is_scanned(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(ToolMissingError, match="apt-get install qemu-system-x86"):
+        compare(None, lambda _: pytest.fail("scanned"))
 
 
 @pytest.mark.kernel

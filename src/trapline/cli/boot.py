@@ -189,6 +189,12 @@ def command(
         hide=allow_mode == "hide",
         panic=on_forbidden == "panic",
     )
+    if allow is None and not guard.hide:
+        raise UsageError("--allow-mode report is about an allow list; name it with --allow.")
+    if guard.panic and "forbid" not in guard.classes.values():
+        raise UsageError(
+            "--on-forbidden panic needs a class that is forbidden: --policy CLASS=forbid."
+        )
     if guard.needs_scan and no_scan:
         raise UsageError("--policy and --allow-mode report need a scan; leave --no-scan out.")
     options = BootOptions(

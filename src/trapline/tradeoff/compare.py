@@ -13,6 +13,7 @@ from trapline.model.tradeoff import Design, DesignName, TradeoffResult
 from trapline.td.bootplan import BootOptions, make_plan, open_symbols, parse_devices
 from trapline.td.bootrun import BootRun
 from trapline.td.policy import Guard
+from trapline.td.qemu import process
 from trapline.tradeoff.workload import COMMAND_LINE, MODULES, Workload
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def compare(
     cannot be booted.
     """
     results: list[tuple[Design, BootResult]] = []
+    process.find()  # before half a minute of scanning
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="trapline-"))
         work = stack.enter_context(Workload(Path(folder)))
