@@ -253,6 +253,13 @@ power_off:
         cmp byte ptr [rip + busy], 0
         jne panic
         .endif
+        .ifdef NMI_OOPSES
+        cmp byte ptr [rip + busy], 0
+        je 4f
+        nop
+        call oops_begin
+4:
+        .endif
         .ifdef NMI_LOST
         cmp byte ptr [rip + busy], 0
         jne 2f
@@ -273,6 +280,14 @@ power_off:
         .endif
         ret
         .size exc_nmi, . - exc_nmi
+
+        .ifdef NMI_OOPSES
+        function oops_begin
+        mov ecx, 300
+5:      dec ecx
+        jnz 5b
+        ret
+        .endif
 
         function panic
         cli

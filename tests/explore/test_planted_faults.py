@@ -162,6 +162,17 @@ def test_a_finding_carries_what_is_needed_to_see_it():
     assert result.reproduce == "trapline explore guest --event nmi --at 9"
 
 
+def test_an_oops_shows_what_led_to_it_and_not_what_came_later():
+    with Opened(SYSCALL, "NMI_OOPSES") as guest:
+        results = [guest.run("nmi", 9), guest.run("nmi", 9, "nmi", 2)]
+    for result in results:
+        assert result.verdict == "oops"
+        assert [text.partition(": ")[2] for text in result.last[-3:]] == [
+            "nop", "call @", "mov $0x12c,%ecx",
+        ]  # fmt: skip
+        assert result.splat.registers.rip.startswith("oops_begin+0x0")
+
+
 def test_a_window_opened_by_an_nmi_of_traplines_own():
     text = f'title = "t"\n{NMI_ON_IST}[[inject]]\nevent = "nmi"\n'
     with Opened(text) as guest:

@@ -341,6 +341,10 @@ class Injector:
         slow = start + max(executed - _SLOW, run.nested_at or 0)
         if watch.ending is None and engine.instructions < slow:
             self._go_on(slow)
+            reached = engine.instructions - start
+            if watch.ending is not None and reached < executed:
+                # An oops is long before the end of its run.
+                return self._look_again(run, judged, reached)
         last: deque[str] = deque(maxlen=_LAST)
         watch.stop_at(start + self._budget + _SLOW)
         while watch.ending is None and engine.instructions < start + max(executed, 1):
