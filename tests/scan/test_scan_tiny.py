@@ -180,6 +180,13 @@ def test_each_accessor_has_a_verdict(called):
     assert of_call(called, linux_ve.UPSTREAM).reason.startswith("it ends in a trap: ")
 
 
+def test_calls_of_the_copy_that_is_a_string_move_are_refused():
+    copies = {name: of_call(CALLED[name], linux_ve.UPSTREAM, name) for name in CALLED}
+    refused = {name for name in copies if CALLED[name].trap == "mmio" and not copies[name].emulable}
+    assert refused == {"__iowrite32_copy"}
+    assert "handle_mmio() refuses MOVS" in copies["__iowrite32_copy"].reason
+
+
 def test_paravirt_calls_are_named_from_the_types_of_the_kernel(result):
     # PV(8) is `save`, which hides no trap.
     (hidden,) = of(result, "demo_hidden")

@@ -118,7 +118,7 @@ class SiteFinder:
                 address,
                 _What(
                     *(called.trap, "call", called.access, called.width, name, text, text),
-                    verdicts.of_call(called, self._context.handler),
+                    verdicts.of_call(called, self._context.handler, name),
                 ),
             )
 

@@ -33,13 +33,18 @@ _SAMPLES: Final = {
 }
 
 
-def of_call(called: "Called", handler: "VeHandler") -> "Emulation":
+# Accessors that have another: arch/x86/lib/iomap_copy_64.S, later inline, has no other way in
+# a TD, while memcpy_toio() and kin do without string moves there.
+_BY_ACCESSOR: Final = {"__iowrite32_copy": "f3a5"}  # rep movsl
+
+
+def of_call(called: "Called", handler: "VeHandler", accessor: str | None = None) -> "Emulation":
     """Judge a call of an accessor."""
-    verdict = _of_class(called.trap, called.access, handler)
+    code = _BY_ACCESSOR.get(accessor or "") or _SAMPLES[called.trap, called.access]
+    verdict = _of_code(code, handler)
     return verdict._replace(reason=f"it ends in a trap: {verdict.reason}")
 
 
 @cache
-def _of_class(trap: str, access: str, handler: "VeHandler") -> "Emulation":
-    code = bytes.fromhex(_SAMPLES[trap, access])
-    return linux_ve.emulable(Decoder(64, code).decode(), handler)
+def _of_code(code: str, handler: "VeHandler") -> "Emulation":
+    return linux_ve.emulable(Decoder(64, bytes.fromhex(code)).decode(), handler)
