@@ -225,7 +225,7 @@ def test_a_reader_that_goes_away_is_no_error(vmlinux):
     assert done.stderr == b"trapline: scanned: 1 of 1\n"
 
 
-def interrupted(arguments, mark):
+def interrupted(arguments, mark, interrupt=lambda process: os.killpg(process.pid, signal.SIGINT)):
     """Run until a line with `mark` is said, press Ctrl-C, and give exit code and last line."""
     process = subprocess.Popen(
         [*PROGRAM, *arguments], stderr=subprocess.PIPE, start_new_session=True, text=True
@@ -234,7 +234,7 @@ def interrupted(arguments, mark):
     for line in process.stderr:
         lines.append(line)
         if mark in line:
-            os.killpg(process.pid, signal.SIGINT)
+            interrupt(process)
             break
     lines += process.stderr.readlines()  # ends when no worker holds the other end any more
     code = process.wait()
@@ -248,6 +248,16 @@ def test_control_c_while_writing_leaves_nothing(vmlinux, tmp_path):
     code, last = interrupted(["scan", str(vmlinux), "-o", str(pipe)], "scanned: 1 of 1")
     assert code == ExitCode.INTERRUPTED
     assert last == "trapline: interrupted; nothing was written.\n"
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_sigterm_while_writing_leaves_nothing(vmlinux, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    arguments = ["scan", str(vmlinux), "-o", str(pipe)]
+    code, last = interrupted(arguments, "scanned: 1 of 1", subprocess.Popen.terminate)
+    assert code == ExitCode.TERMINATED
+    assert last == "trapline: terminated; nothing was written.\n"
     assert list(tmp_path.iterdir()) == [pipe]
 
 

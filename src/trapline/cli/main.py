@@ -2,8 +2,9 @@
 
 import importlib
 import os
+import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -25,6 +26,10 @@ COMMANDS = {
     "verify": "verify",
     "tradeoff": "tradeoff",
 }
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came; whatever cleans up after Ctrl-C must do so then, too."""
 
 
 class LazyGroup(click.Group):
@@ -59,9 +64,9 @@ def run(arguments: "Sequence[str] | None" = None) -> int:
             prog_name="trapline",
             standalone_mode=False,
         )
-    except click.exceptions.Abort:
-        return _fail("interrupted; nothing was written.", ExitCode.INTERRUPTED)
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt) as error:
+        if isinstance(error.__cause__ or error, _Terminated):
+            return _fail("terminated; nothing was written.", ExitCode.TERMINATED)
         return _fail("interrupted; nothing was written.", ExitCode.INTERRUPTED)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
@@ -89,6 +94,12 @@ def _fail(message: str, code: ExitCode) -> int:
     return int(code)
 
 
+def _terminate(*_: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough, and cleaning up takes a moment
+    raise _Terminated
+
+
 def main() -> None:
     """Console entry point."""
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run())

@@ -37,6 +37,7 @@ class ExitCode(IntEnum):
     NOT_REPRODUCIBLE = 29
     INTERNAL = 70
     INTERRUPTED = 130
+    TERMINATED = 143
 
 
 class TraplineError(Exception):
