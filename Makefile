@@ -50,12 +50,14 @@ bench: $(VENV)/.dev
 	  echo "== $$each"; $(RUN)/python $$each '$(KERNEL)'; \
 	done
 
-## flavours: scan and boot the full and the real-time kernels (1.4 GB download, 14 GB unpacked)
+## flavours: scan, boot, explore, verify the full and real-time kernels (1.4 GB, 14 GB unpacked)
 flavours: $(VENV)/.run
 	@for each in $(foreach flavour,$(FLAVOURS),'$(flavour)'); do \
 	  echo "== $$each"; \
 	  $(RUN)/trapline scan "$$each" --format json -o /dev/null || test $$? -eq 1; \
 	  $(RUN)/trapline boot "$$each"; \
+	  $(RUN)/trapline explore "$$each"; \
+	  $(RUN)/trapline verify "$$each" || test $$? -eq 1; \
 	done
 
 ## devices: test the drivers that only the full flavour has: 9p, e1000, rtl8139 (1.1 GB download)
