@@ -2,7 +2,8 @@
 
 import msgspec
 import pytest
-from verify_guests import source, verified
+from instruction_handler import FAULTS as IN_FAULTS
+from verify_guests import FAULTS, source, verified, verified_instructions
 
 from trapline.explore.verify.campaign import Options, run
 from trapline.explore.verify.cases import first_round
@@ -109,3 +110,59 @@ def test_a_worker_that_dies_is_one_sentence():
         process.join()
         with pytest.raises(BadMachineError, match="ended with status -9"):
             workers.run(probes[:64])
+
+
+# Of each fault of what traps by itself: kind and cause of the finding, and one of its forms.
+PLANTED_IN = {
+    "FAULT_IN_STALE": ("pio", "stale-bits", "any operand", "IN EAX, DX"),
+    "FAULT_IN_TRUSTS": ("pio", "from-host", "any operand", "IN AL, DX"),
+    "FAULT_IN_CLEARS": ("pio", "wrong-register", "any operand", "IN AX, DX"),
+    "FAULT_OUT_LEAKS": ("pio", "leak-to-host", "R15: any operand", "OUT imm8, AL"),
+    "FAULT_OUT_WIDTH": ("pio", "wrong-access", "any operand", "OUT DX, AX"),
+    "FAULT_PORT_IN_DX": ("pio", "wrong-access", "any operand", "IN AL, imm8"),
+    "FAULT_STRING": ("pio", "wrong-memory", "any operand", "INSB"),
+    "FAULT_CPUID_SWAPS": ("cpuid", "wrong-register", "any operand", "CPUID"),
+    "FAULT_CPUID_LEAF": ("cpuid", "wrong-access", "", "CPUID"),
+    "FAULT_CPUID_SUBLEAF": ("cpuid", "wrong-access", "", "CPUID"),
+    "FAULT_CPUID_STALE": ("cpuid", "stale-bits", "any operand", "CPUID"),
+    "FAULT_CPUID_TRUSTS": ("cpuid", "from-host", "any operand", "CPUID"),
+    "FAULT_CPUID_LEAKS": ("cpuid", "leak-to-host", "R12: any operand", "CPUID"),
+    "FAULT_RDMSR_SWAPS": ("msr", "wrong-register", "any operand", "RDMSR"),
+    "FAULT_RDMSR_STALE": ("msr", "stale-bits", "any operand", "RDMSR"),
+    "FAULT_WRMSR_SWAPS": ("msr", "wrong-access", "any operand", "WRMSR"),
+    "FAULT_WRMSR_RAX": ("msr", "leak-to-host", "R13: any operand", "WRMSR"),
+    "FAULT_MSR_LEAKS": ("msr", "leak-to-host", "R12: any operand", "RDMSR"),
+    "FAULT_HLT_STAYS": ("hlt", "hang", "the instruction traps again and again", "HLT"),
+    "FAULT_HLT_SKIPS": ("hlt", "crash", "", "HLT"),
+    "FAULT_HLT_INVERTS": ("hlt", "wrong-access", "any operand", "HLT"),
+    "FAULT_HLT_LEAKS": ("hlt", "leak-to-host", "R12: any operand", "HLT"),
+    "FAULT_HLT_CLI": ("hlt", "wrong-flags", "IF: interrupts on", "HLT"),
+}
+
+
+def test_a_sound_emulation_of_what_traps_by_itself_has_no_finding():
+    result = verified_instructions(("pio", "cpuid", "msr", "hlt"))
+    assert result.findings == ()
+    for trap, at_least in (("pio", 600), ("cpuid", 100), ("msr", 500), ("hlt", 40)):
+        assert result.verdicts[trap]["same"] >= at_least
+        assert "different" not in result.verdicts[trap]
+    assert {form.form for form in result.refused} == {
+        "INSB", "INSW", "INSD", "OUTSB", "OUTSW", "OUTSD",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", PLANTED_IN)
+def test_a_planted_fault_in_what_traps_by_itself_is_found(fault):
+    trap, kind, cause, form = PLANTED_IN[fault]
+    result = verified_instructions((trap,), fault)
+    found = [finding for finding in result.findings if finding.kind == kind]
+    assert any(
+        finding.trap == trap and finding.cause.startswith(cause) and form in finding.forms
+        for finding in found
+    ), result.findings
+    assert all(finding.expected != finding.got for finding in result.findings)
+
+
+def test_every_fault_is_planted_once():
+    assert set(PLANTED) == set(FAULTS)
+    assert set(PLANTED_IN) == {each for faults in IN_FAULTS.values() for each in faults}

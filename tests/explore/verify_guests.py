@@ -2,6 +2,7 @@
 
 The handler decodes ModRM, SIB and prefixes, checks that the instruction is the one that
 trapped, and refuses all else through die_addr(), as Linux does. `FAULT_*` plants a fault.
+A second guest emulates what traps by itself instead (`instruction_handler`).
 """
 
 import subprocess
@@ -9,8 +10,13 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import instruction_handler
+
 from trapline.explore.target import TargetSource
+from trapline.explore.verify import campaign
 from trapline.explore.verify.campaign import Options, verify
+from trapline.explore.verify.cases import first_round, second_round
+from trapline.explore.verify.workers import Workers
 from trapline.model.verify import VerifiedKernel
 
 MEMORY = 32 << 20
@@ -149,7 +155,7 @@ typedef unsigned int u32;
 typedef unsigned long u64;
 
 struct regs { u64 r[15], orig, ip, cs, flags, sp, ss; };
-struct ve { u64 reason, qualification, gla, gpa; };
+struct ve { u64 reason, qualification, gla, gpa; u32 length; };
 struct call { u64 leaf, size, direction, address, data; };
 
 void die_addr(void);
@@ -165,27 +171,30 @@ static struct ve veinfo_get(void)
 {
         register u64 r8 asm("r8");
         register u64 r9 asm("r9");
+        register u64 r10 asm("r10");
         u64 rax = 3, rcx, rdx;
         asm volatile(".byte 0x66, 0x0f, 0x01, 0xcc"
-                     : "+a" (rax), "=c" (rcx), "=d" (rdx), "=r" (r8), "=r" (r9)
-                     : : "r10", "r11", "memory");
-        return (struct ve){ rcx, rdx, r8, r9 };
+                     : "+a" (rax), "=c" (rcx), "=d" (rdx), "=r" (r8), "=r" (r9),
+                       "=r" (r10) : : "r11", "memory");
+        return (struct ve){ rcx, rdx, r8, r9, r10 };
 }
 
-static u64 tdvmcall(struct call call, u64 extra)
+/* Returns R11; `call` becomes what R11 to R15 are then. */
+static u64 tdvmcall(struct call *call, u64 extra)
 {
         register u64 r10 asm("r10") = 0;
-        register u64 r11 asm("r11") = call.leaf;
-        register u64 r12 asm("r12") = call.size;
-        register u64 r13 asm("r13") = call.direction;
-        register u64 r14 asm("r14") = call.address;
-        register u64 r15 asm("r15") = call.data;
+        register u64 r11 asm("r11") = call->leaf;
+        register u64 r12 asm("r12") = call->size;
+        register u64 r13 asm("r13") = call->direction;
+        register u64 r14 asm("r14") = call->address;
+        register u64 r15 asm("r15") = call->data;
         u64 rax = 0, rcx = 0xfc00 | (extra ? 1 << 3 : 0), rbx = extra;
         asm volatile(".byte 0x66, 0x0f, 0x01, 0xcc"
                      : "+a" (rax), "+c" (rcx), "+b" (rbx), "+r" (r10), "+r" (r11), "+r" (r12),
                        "+r" (r13), "+r" (r14), "+r" (r15) : : "memory");
         if (rax || r10)
                 die_addr();
+        *call = (struct call){ r11, r12, r13, r14, r15 };
         return r11;
 }
 
@@ -285,14 +294,21 @@ static int decode(struct regs *regs, struct insn *insn)
         return 1;
 }
 
+#ifdef INSTRUCTIONS
+#include "instructions.c"
+#endif
+
 void on_ve(struct regs *regs)
 {
         struct ve ve = veinfo_get();
         struct insn insn;
         struct call call = { 48 };
-        int width, is_write, is_byte, number, high = 0;
+        int width, size, is_write, is_byte, number, high = 0;
         u64 data = 0, *target;
 
+#ifdef INSTRUCTIONS
+        return on_instruction(regs, &ve);
+#endif
         if (ve.reason != 48 || !decode(regs, &insn))
                 return die_addr();
         number = (insn.modrm >> 3 & 7) | (insn.rex & 4) << 1;
@@ -343,14 +359,15 @@ void on_ve(struct regs *regs)
 #endif
                 call.data = data;
         }
+        size = call.size;
 #ifdef FAULT_EXTRA_REGISTER
-        data = tdvmcall(call, regs->ip);
+        data = tdvmcall(&call, regs->ip);
 #else
-        data = tdvmcall(call, 0);
+        data = tdvmcall(&call, 0);
 #endif
         if (!is_write) {
 #ifndef FAULT_TRUST
-                data &= mask(call.size);
+                data &= mask(size);
 #endif
 #ifndef FAULT_SIGN
                 if (insn.opcode == 0x0fbe) data = (long)(signed char)data;
@@ -382,30 +399,45 @@ _folders = []  # removed when the process ends
 
 
 @cache
-def guest(fault=None):
+def guest(*defines):
     """Build the guest with a fault; returns the path of its vmlinux."""
     _folders.append(TemporaryDirectory(prefix="trapline-verify-guest-"))
     folder = Path(_folders[-1].name)
     (folder / "entry.S").write_text(ENTRY)
     (folder / "handler.c").write_text(HANDLER)
+    (folder / "instructions.c").write_text(instruction_handler.HANDLER)
     subprocess.run(
         ["gcc", "-O2", "-ffreestanding", "-fno-pic", "-no-pie", "-nostdlib", "-static",
          "-mgeneral-regs-only", "-mno-red-zone", "-fno-stack-protector", "-fcf-protection=none",
          "-fno-builtin", "-Wl,-Ttext=0x400000", "-Wl,--build-id=none", "-Wl,-z,norelro",
-         *([f"-D{fault}"] if fault else []), "-o", "vmlinux", "entry.S", "handler.c"],
+         *(f"-D{define}" for define in defines), "-o", "vmlinux", "entry.S", "handler.c"],
         cwd=folder, check=True,
     )  # fmt: skip
     return folder / "vmlinux"
 
 
-def source(fault=None):
+def source(*defines):
     """Say how to boot the guest."""
     return TargetSource(
-        kernel="guest", vmlinux=guest(fault), initrd=b"", memory=MEMORY, command_line=""
+        kernel="guest", vmlinux=guest(*defines), initrd=b"", memory=MEMORY, command_line=""
     )
+
+
+KERNEL = VerifiedKernel(name="guest", release=None, build_id=None)
 
 
 def verified(fault=None, limit=600, workers=1):
     """Verify the guest's handler."""
-    kernel = VerifiedKernel(name="guest", release=None, build_id=None)
-    return verify(source(fault), kernel, Options(workers, limit, ring3=False))
+    defines = () if fault is None else (fault,)
+    return verify(source(*defines), KERNEL, Options(workers, limit, ring3=False))
+
+
+def verified_instructions(classes, fault=None):
+    """Verify all cases of some classes on the guest that emulates what traps by itself."""
+    defines = ("INSTRUCTIONS",) if fault is None else ("INSTRUCTIONS", fault)
+    forms = [form for form in first_round()[0] if form.trap in classes]
+    cases = second_round(forms, frozenset())
+    with Workers(source(*defines), 1, ring3=False) as workers:
+        tried = campaign._tried(cases, workers.run(cases))
+    tried = campaign._with_refusals(tuple(tried))
+    return campaign.result(source(*defines), KERNEL, tried, None)

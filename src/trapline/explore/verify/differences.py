@@ -106,6 +106,8 @@ def _access(access: Access) -> str:
         return f"wrmsr {access.address:#x}: {access.value:#x}"
     if access.what == "hlt":
         return f"hlt with interrupts {'blocked' if access.value else 'on'}"
+    if access.what == "cpuid":
+        return f"cpuid {access.address:#x}, sub-leaf {access.value:#x}"
     return f"{access.what} {access.address:#x}"
 
 

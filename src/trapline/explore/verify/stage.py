@@ -46,7 +46,8 @@ class Setup(NamedTuple):
     `regs` are the 16 general registers. `operand` fills the operand pages, `above` the stack
     from RSP up to its end, `below` what is dead under it. `rewritten` replaces the instruction
     between the trap and the handler. `inject` makes the trap by hand, for what the engine
-    cannot decode: the GLA of the access.
+    cannot decode: the GLA of the access. `mmio` says what the operand pages of a trapped run are:
+    what traps by itself, as INS does, has its operand in plain memory.
     """
 
     code: bytes
@@ -59,6 +60,7 @@ class Setup(NamedTuple):
     rewritten: bytes = b""
     inject: int | None = None
     inject_write: bool = False
+    mmio: bool = True
 
 
 class Outcome(NamedTuple):
@@ -142,12 +144,11 @@ class Stage:
         self._prepare(setup, mmio=False)
         self._world = setup.world
         self.engine.run(self._on_native_exit)
-        memory = bytes(self._ram[OPERAND_GPA : OPERAND_GPA + OPERAND_SIZE])
-        return self._outcome(setup, memory)
+        return self._outcome(setup, self._plain_memory())
 
     def trapped(self, setup: Setup) -> Outcome:
-        """Execute it with the operand on MMIO, through the kernel's handler."""
-        self._prepare(setup, mmio=True)
+        """Execute it through the kernel's handler; with `setup.mmio`, the operand is on MMIO."""
+        self._prepare(setup, mmio=setup.mmio)
         self._rewritten = setup.rewritten
         if setup.inject is not None:
             offset = (setup.inject - OPERAND_AT) % OPERAND_SIZE
@@ -156,7 +157,11 @@ class Stage:
                 VeInfo(ExitReason.EPT_VIOLATION, 0x180 | 1 + setup.inject_write, setup.inject, gpa)
             )
         self.engine.run(self._on_trapped_exit)
-        return self._outcome(setup, bytes(setup.world.memory))
+        memory = bytes(setup.world.memory) if setup.mmio else self._plain_memory()
+        return self._outcome(setup, memory)
+
+    def _plain_memory(self) -> bytes:
+        return bytes(self._ram[OPERAND_GPA : OPERAND_GPA + OPERAND_SIZE])
 
     def _prepare(self, setup: Setup, *, mmio: bool) -> None:
         engine = self.engine
