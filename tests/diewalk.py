@@ -20,9 +20,10 @@ READ = re.compile(r"(?:__|__raw_|mmio_config_)?read([bwlq])")
 WRITE = re.compile(r"(?:__|__raw_|mmio_config_)?write([bwlq])")
 APIC_WRITE = "native_apic_mem_write"
 COPIES = re.compile(r"(string_)?memcpy_(to|from)io|memset_io|rep_movs|__iowrite32_copy")
-WIDE = re.compile(r"movdir64b(_io)?|(__)?enqcmds|iosubmit_cmds512")
+WIDE = re.compile(r"movdir64b_io|enqcmds|iosubmit_cmds512|__memcpy_ntdq[au]")
 WIDTHS = {"b": 1, "w": 2, "l": 4, "q": 8}
-_WIDE_MNEMONICS = {Mnemonic.MOVDIR64B, Mnemonic.ENQCMD, Mnemonic.ENQCMDS}
+_STORES = {Mnemonic.MOVDIR64B, Mnemonic.ENQCMD, Mnemonic.ENQCMDS}
+_WIDE_MNEMONICS = _STORES | {Mnemonic.MOVNTDQA}
 _FRAME_POINTER = b"\x48\x89\xe5"  # mov %rsp,%rbp
 _PROLOGUE = 32
 
@@ -387,7 +388,9 @@ def find(path, debug=None):
     """
     image = _Image(path, debug)
     strings = image.debug["str"].tobytes()
-    if not re.search(rb"(read|write)[bwlq]\0|io\0|movs\0|copy\0|64b|enqcmds|cmds512", strings):
+    if not re.search(
+        rb"(read|write)[bwlq]\0|io\0|movs\0|copy\0|64b_io|enqcmds|cmds512|ntdq[au]", strings
+    ):
         return []
     functions = _Functions(image)
     found = {}

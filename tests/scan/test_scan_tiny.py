@@ -117,6 +117,65 @@ def test_memory_mapped_pci_configuration_is_mmio(tmp_path):
     assert of(result, "plain_read") == []
 
 
+def test_wide_accesses_are_mmio_and_refused(tmp_path):
+    # As arch/x86/include/asm/special_insns.h and drivers/gpu/drm/drm_cache.c have them; the first
+    # two name what they write in a register operand.
+    wide = """
+        struct line { char bytes[64]; };
+        static inline void movdir64b(void *dst, const void *src) {
+            asm volatile(".byte 0x66, 0x0f, 0x38, 0xf8, 0x02" : "+m" (*(struct line *)dst)
+                : "m" (*(struct line *)src), "a" (dst), "d" (src)); }
+        static inline void movdir64b_io(void *dst, const void *src) { movdir64b(dst, src); }
+        static inline int enqcmds(void *dst, const void *src) { _Bool full;
+            asm volatile(".byte 0xf3, 0x0f, 0x38, 0xf8, 0x02" : "=@ccz" (full),
+                "+m" (*(struct line *)dst) : "m" (*(struct line *)src), "a" (dst), "d" (src));
+            return full; }
+        static inline void __memcpy_ntdqa(void *dst, const void *src) {
+            asm volatile("movntdqa (%0),%%xmm0; movaps %%xmm0,(%1)" : : "r" (src), "r" (dst)
+                : "memory"); }
+        void submit(void *portal, const void *descriptor) { movdir64b_io(portal, descriptor); }
+        int submit_shared(void *portal, const void *descriptor) {
+            return enqcmds(portal, descriptor); }
+        void read_back(void *memory, const void *aperture) { __memcpy_ntdqa(memory, aperture); }
+        void clear(void *memory, const void *zeros) { movdir64b(memory, zeros); }
+    """
+    vmlinux = tiny_kernel.build_vmlinux(tmp_path, {"drivers/demo/wide.c": wide})
+    result = scan(files(vmlinux), load(), workers=1)
+    queue, shared, aperture = (
+        site
+        for function in ("submit", "submit_shared", "read_back")
+        for site in of(result, function)
+    )
+    assert briefly(queue) == ("mmio", "instruction", "write", 64, "movdir64b")
+    assert briefly(shared) == ("mmio", "instruction", "write", 64, "enqcmds")
+    assert briefly(aperture) == ("mmio", "instruction", "read", 16, "__memcpy_ntdqa")
+    assert queue.instruction.startswith("movdir64b ")
+    assert shared.instruction.startswith("enqcmds ")
+    assert aperture.instruction.startswith("movntdqa ")
+    for site in (queue, shared, aperture):
+        assert not site.emulable
+        assert site.reason.startswith("insn_decode_mmio() has no case for ")
+    assert of(result, "clear") == []
+
+
+def test_big_endian_accesses_in_two_halves_are_calls_of_accessors(tmp_path):
+    source = """
+        unsigned long ioread64be_lo_hi(const void *a);
+        void iowrite64be_hi_lo(unsigned long v, void *a);
+        void halves(void *a) { iowrite64be_hi_lo(ioread64be_lo_hi(a), a); }
+    """
+    library = """
+        unsigned long ioread64be_lo_hi(const void *a) { return (unsigned long)a; }
+        void iowrite64be_hi_lo(unsigned long v, void *a) { asm volatile("" : : "r" (v), "r" (a)); }
+    """
+    replaced = {"drivers/demo/halves.c": source, "lib/halves.c": library}
+    result = scan(files(tiny_kernel.build_vmlinux(tmp_path, replaced)), load(), workers=1)
+    assert [briefly(site) for site in of(result, "halves")] == [
+        ("mmio", "call", "read", 8, "ioread64be_lo_hi"),
+        ("mmio", "call", "write", 8, "iowrite64be_hi_lo"),
+    ]
+
+
 def test_the_frame_of_unoptimised_code_is_not_a_device(tmp_path):
     sites = scan(files(tiny_kernel.build_vmlinux(tmp_path, None, "-O0")), load()).sites
     # Out of line, each accessor loads its arguments from the frame, and its result.

@@ -4,8 +4,8 @@ Inlined ones leave no symbol and no call: their instructions are found through D
 ones are found as calls. A kernel that lacks a name simply has no site for it.
 
 Sources, read in v6.1 and v6.12: arch/x86/include/asm/io.h, asm/apic.h, asm/pci_x86.h,
-asm/special_insns.h; arch/x86/lib/iomem.c; include/asm-generic/iomap.h, lib/iomap.c;
-include/linux/pci.h, drivers/pci/access.c; arch/x86/include/asm/msr.h,
+asm/special_insns.h; arch/x86/lib/iomem.c; include/asm-generic/iomap.h, lib/iomap.c,
+lib/iomap_copy.c; include/linux/pci.h, drivers/pci/access.c; arch/x86/include/asm/msr.h,
 asm/paravirt_types.h.
 """
 
@@ -57,32 +57,47 @@ def _inlined() -> "Iterator[tuple[str, Inlined]]":
     yield "memset_io", Inlined("write", None)
     yield "rep_movs", Inlined(None, None)
     yield "__iowrite32_copy", Inlined("write", None)
-    # 64-byte writes to device queues.
+    # 64-byte writes to device queues; of movdir64b() those below QUEUES only.
     yield "movdir64b", Inlined("write", 64)
     yield "movdir64b_io", Inlined("write", 64)
     yield "iosubmit_cmds512", Inlined("write", 64)
     yield "enqcmds", Inlined("write", 64)
-    yield "__enqcmds", Inlined("write", 64)
+    # Reads of write-combined memory of graphics devices by MOVNTDQA: drivers/gpu/drm/drm_cache.c,
+    # drivers/gpu/drm/i915/i915_memcpy.c.
+    yield "__memcpy_ntdqa", Inlined("read", 16)
+    yield "__memcpy_ntdqu", Inlined("read", 16)
 
 
 def _called() -> "Iterator[tuple[str, Called]]":
+    yield from _called_memory()
+    yield "native_io_delay", Called("pio", "write", 1)
+    yield "io_delay", Called("pio", "write", 1)
+    yield from _called_configuration()
+    yield from _called_msrs()
+    yield "wbinvd_on_cpu", Called("wbinvd", "execute", 0)
+    yield "wbinvd_on_all_cpus", Called("wbinvd", "execute", 0)
+
+
+def _called_memory() -> "Iterator[tuple[str, Called]]":
     for bits, size in _BITS.items():
         for order in ("", "be"):
             yield f"ioread{bits}{order}", Called("mmio", "read", size)
             yield f"iowrite{bits}{order}", Called("mmio", "write", size)
         yield f"ioread{bits}_rep", Called("mmio", "read", size)
         yield f"iowrite{bits}_rep", Called("mmio", "write", size)
-    for order in ("lo_hi", "hi_lo", "be_lo_hi", "be_hi_lo"):
-        yield f"ioread64_{order}", Called("mmio", "read", 8)
-        yield f"iowrite64_{order}", Called("mmio", "write", 8)
+    for order in ("_lo_hi", "_hi_lo", "be_lo_hi", "be_hi_lo"):
+        for prefix in ("", "__"):  # with underscores since v6.13
+            yield f"{prefix}ioread64{order}", Called("mmio", "read", 8)
+            yield f"{prefix}iowrite64{order}", Called("mmio", "write", 8)
     yield "memcpy_fromio", Called("mmio", "read", 0)
     yield "memcpy_toio", Called("mmio", "write", 0)
     yield "memset_io", Called("mmio", "write", 0)
     yield "__ioread32_copy", Called("mmio", "read", 4)
     yield "__iowrite32_copy", Called("mmio", "write", 4)
     yield "__iowrite64_copy", Called("mmio", "write", 8)
-    yield "native_io_delay", Called("pio", "write", 1)
-    yield "io_delay", Called("pio", "write", 1)
+
+
+def _called_configuration() -> "Iterator[tuple[str, Called]]":
     for size_name, size in (("byte", 1), ("word", 2), ("dword", 4)):
         for prefix in ("pci", "pci_bus", "pci_user"):
             yield f"{prefix}_read_config_{size_name}", Called("pio", "read", size)
@@ -96,6 +111,9 @@ def _called() -> "Iterator[tuple[str, Called]]":
         yield f"pci_clear_and_set_config_{size_name}", Called("pio", "read-write", size)
     yield "raw_pci_read", Called("pio", "read", 0)
     yield "raw_pci_write", Called("pio", "write", 0)
+
+
+def _called_msrs() -> "Iterator[tuple[str, Called]]":
     for suffix in ("", "_safe"):
         yield f"native_read_msr{suffix}", Called("msr", "read", 8)
         yield f"native_write_msr{suffix}", Called("msr", "write", 8)
@@ -107,11 +125,12 @@ def _called() -> "Iterator[tuple[str, Called]]":
     yield "wrmsr_on_cpus", Called("msr", "write", 8)
     yield "msr_set_bit", Called("msr", "read-write", 8)
     yield "msr_clear_bit", Called("msr", "read-write", 8)
-    yield "wbinvd_on_cpu", Called("wbinvd", "execute", 0)
-    yield "wbinvd_on_all_cpus", Called("wbinvd", "execute", 0)
 
 
 INLINED: Final = dict(_inlined())
+#: What movdir64b() is inlined into where it writes to a device; elsewhere it clears memory
+#: (arch/x86/virt/vmx/tdx/tdx.c).
+QUEUES: Final = frozenset({"movdir64b_io", "iosubmit_cmds512"})
 CALLED: Final = dict(_called())
 
 # Members of pv_ops that hide a trap, by struct and member; the rest change no host-owned state.

@@ -11,11 +11,13 @@ which these are.
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from iced_x86 import Mnemonic
+
 from trapline.isa import linux_ve, traps
 from trapline.isa.operands import format_instruction, memory_operands, normalise
 from trapline.model.scan import Site
 from trapline.scan import verdicts
-from trapline.scan.accessors import CALLED, INLINED, PARAVIRT
+from trapline.scan.accessors import CALLED, INLINED, PARAVIRT, QUEUES
 from trapline.scan.identity import Key, key
 from trapline.scan.places import place_of
 
@@ -36,6 +38,9 @@ _FRAME_BASE: Final = "rbp"
 # Prologues of functions that keep their frame in RBP: push %rbp; mov %rsp,%rbp.
 _FRAME_SETUP: Final = (b"\x55\x48\x89\xe5", b"\x55\x48\x8b\xec")
 _PROLOGUE: Final = 24  # bytes: ENDBR64 and the call of __fentry__ may come before
+# They have the address of what they write in a register operand; the memory operand is the source.
+_WIDE_STORES: Final = frozenset({Mnemonic.MOVDIR64B, Mnemonic.ENQCMD, Mnemonic.ENQCMDS})
+_WIDE: Final = 64  # bytes
 _READ_MARK: Final = "fromio"
 _WRITE_MARK: Final = "toio"
 
@@ -151,6 +156,9 @@ class SiteFinder:
             operand = memory_operands(instruction)[0]
             access = accessor.access or self._copy_direction(instruction.ip)
             return None if access is None else (access, operand.width)
+        if instruction.mnemonic in _WIDE_STORES:
+            fits = (accessor.access, accessor.width) == ("write", _WIDE)
+            return ("write", _WIDE) if fits and self._is_for_device(instruction) else None
         for operand in memory_operands(instruction):
             if (
                 operand.width == accessor.width
@@ -170,6 +178,12 @@ class SiteFinder:
             if _WRITE_MARK in frame.function:
                 return "write"
         return None
+
+    def _is_for_device(self, instruction: "Instruction") -> bool:
+        """Tell by the functions around a MOVDIR64B whether it writes to a device."""
+        return instruction.mnemonic != Mnemonic.MOVDIR64B or any(
+            frame.function in QUEUES for frame in self._binary.chain(instruction.ip)
+        )
 
     def _has_frame(self, address: int) -> bool:
         """Whether RBP is the frame pointer of the function at an address."""
