@@ -10,6 +10,7 @@ import pytest
 from trapline.model.errors import BadMachineError, ToolMissingError, UsageError
 from trapline.td.qemu import catalogue, process
 from trapline.td.qemu.backend import QemuBackend
+from trapline.td.qemu.doorbell import VECTORS
 from trapline.td.qemu.process import QemuProcess
 from trapline.td.qemu.qtest import QemuDiedError, Qtest
 
@@ -190,6 +191,32 @@ def test_a_message_to_no_apic_raises_nothing(rng):
     os.eventfd_write(rng.backend._process.doorbell.eventfds[0], 1)
     assert rng.backend.poll(1)
     assert rng.vectors == []
+
+
+@needs_qemu
+def test_masked_entries_take_no_interrupts_from_others():
+    """Linux masks all 65 entries of an NVMe table; there are doorbells for 64."""
+    rig = Rig([*RNG, "-device", "nvme,serial=x"])
+    try:
+        functions = {f.id: f for f in rig.backend.functions}
+        tables = {
+            name: {b.index: b.address for b in f.bars}[f.msix.bar] + f.msix.offset
+            for name, f in functions.items()
+            if f.msix is not None
+        }
+        nvme, card = tables["1b36:0010"], tables["1af4:1044"]
+        entries = functions["1b36:0010"].msix.entries
+        assert entries > VECTORS
+        for entry in range(entries):
+            rig.backend.write_memory(nvme + 16 * entry + 12, 4, 1)
+        for offset, value in ((0, 0xFEE00000), (8, 0x41), (12, 0)):
+            rig.backend.write_memory(card + offset, 4, value)
+        os.eventfd_write(rig.backend._process.doorbell.eventfds[0], 1)
+        assert rig.backend.poll(1)
+        assert rig.vectors == [0x41]
+        assert rig.backend.read_memory(card + 12, 4) == 0
+    finally:
+        rig.close()
 
 
 @needs_qemu

@@ -74,8 +74,10 @@ class MsixShadow:
     def _program(self, table: Table, base: int, entry: int, register: int) -> None:
         at = base + entry * ENTRY
         if register == CONTROL:
-            slot = self._slot(table, entry)
             control = table.words[entry * 4 + 3]
+            # Linux masks all entries of a table before it uses some: those need no slot.
+            idle = control & MASKED and entry not in table.slots
+            slot = None if idle else self._slot(table, entry)
             if slot is None:
                 control |= MASKED
             else:
