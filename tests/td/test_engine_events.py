@@ -617,3 +617,63 @@ def test_a_guest_that_does_nothing_but_fault_is_stopped():
         guest.run(cycles=1_000_000)
         assert guest.exits[-1] == (Exit.BOUNDARY, ABSENT)
         assert guest.engine.delivered_exceptions()[14] > 1000
+
+
+ENTERED = """
+        mov ecx, 2
+again:  call entered
+        dec ecx
+        jnz again
+        hlt
+        .balign 16
+entered: nop
+        ret
+"""
+
+
+def watching(guest, *labels):
+    """Watch functions; addresses of the guest are in the user half, and so are all told of."""
+    guest.engine.watch_entries(frozenset(guest.labels[label] for label in labels))
+    guest.on[Exit.ENTRY] = lambda: None
+
+
+def entries(guest):
+    return [rip for kind, rip in guest.exits if kind is Exit.ENTRY]
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_code_in_the_user_half_at_cpl_0_is_told_of(counted):
+    with BareGuest(ENTERED) as guest:
+        guest.engine.exact_counts(counted)
+        guest.run()
+        instructions, cycles = guest.engine.instructions, guest.engine.cycles
+        assert entries(guest) == []
+    with BareGuest(ENTERED) as guest:
+        guest.engine.exact_counts(counted)
+        watching(guest)
+        guest.run()
+        # Each block once, and neither count nor time shows that it was.
+        assert entries(guest)[:3] == [CODE, guest.labels["entered"], guest.labels["again"] + 5]
+        assert guest.engine.instructions == instructions
+        assert guest.engine.cycles == cycles
+
+
+def test_entries_are_no_longer_told_of():
+    with BareGuest(ENTERED) as guest:
+        watching(guest, "entered")
+        guest.engine.watch_entries(None)
+        guest.run()
+        assert entries(guest) == []
+
+
+def test_an_entry_that_is_stepped_over_is_told_of_once():
+    with BareGuest(ENTERED) as guest:
+        watching(guest, "entered")
+        guest.engine.step(guest.handle)
+        assert entries(guest) == [CODE]
+        assert guest.reg("RCX") == 2
+
+
+def test_more_entries_than_there_is_room_for():
+    with BareGuest("hlt") as guest, pytest.raises(ValueError, match="501 entries"):
+        guest.engine.watch_entries(frozenset(range(501)))
