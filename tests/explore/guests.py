@@ -124,7 +124,11 @@ reloaded:
         ltr ax
         gate 2, asm_exc_nmi, 1
         gate 8, asm_exc_double_fault, 3
+        .ifdef IRQ_IN_C
+        gate 0x40, asm_planted
+        .else
         gate 0x40, asm_common_interrupt
+        .endif
         .ifdef VE_ON_IST
         gate 20, asm_exc_virtualization_exception, 2
         .else
@@ -266,6 +270,13 @@ power_off:
         .endif
         inc qword ptr [rip + nmi_count]
 2:
+        .ifdef NMI_CALLS_USER
+        cmp byte ptr [rip + busy], 0
+        je 5f
+        mov eax, 0x400000
+        call rax
+5:
+        .endif
         .ifdef NMI_SCRIBBLES
         cmp byte ptr [rip + busy], 0
         je 3f
@@ -320,6 +331,43 @@ asm_exc_double_fault:
         pop rcx
         pop rax
         iretq
+
+        # Handlers in C: one that only its stub's name tells, one that only its own does.
+        .macro swap_for_user hole
+        .ifndef \\hole
+        test byte ptr [rsp + 40], 3
+        jz 79f
+        swapgs
+79:
+        .endif
+        .endm
+        function asm_planted
+        push rax
+        push rcx
+        push rdx
+        push rbx
+        swap_for_user GS_OF_PLANTED
+        call planted
+        swap_for_user GS_OF_PLANTED
+        swap_for_user GS_OF_SYSVEC
+        call sysvec_planted
+        swap_for_user GS_OF_SYSVEC
+        pop rbx
+        pop rdx
+        pop rcx
+        pop rax
+        iretq
+        function planted
+        ret
+        .size planted, . - planted
+        function sysvec_planted
+        inc qword ptr [rip + irq_count]
+        mov ecx, 0x80b
+        xor eax, eax
+        xor edx, edx
+        wrmsr
+        ret
+        .size sysvec_planted, . - sysvec_planted
 
         function asm_exc_virtualization_exception
         paranoid_entry

@@ -39,6 +39,26 @@ def test_a_handler_with_the_users_gs_base():
     assert set(explore(SYSCALL, "nmi")) == {"same"}
 
 
+@pytest.mark.parametrize(
+    ("hole", "handler"), [("GS_OF_PLANTED", "planted"), ("GS_OF_SYSVEC", "sysvec_planted")]
+)
+def test_handlers_are_known_by_their_stubs_and_by_their_names(hole, handler):
+    with Opened(SYSCALL, "IRQ_IN_C", hole) as guest:
+        found = {(r.verdict, r.detail.split()[0]) for r in guest.all("irq:0x40")}
+    assert found == {("privilege", f"{handler}()")}
+    assert set(explore(SYSCALL, "irq:0x40", "IRQ_IN_C")) <= CLEAN
+
+
+def test_code_of_the_user_at_cpl_0():
+    """No SMEP stops it, and the user's code may do no harm at all."""
+    with Opened(SYSCALL, "NMI_CALLS_USER") as guest:
+        results = guest.all("nmi")
+    found = [r for r in results if r.verdict not in CLEAN]
+    assert {r.verdict for r in found} == {"privilege"}
+    assert {r.detail for r in found} == {"Code of the user, at 0x400000, is about to run at CPL 0."}
+    assert {r.boundary for r in found} == {9, 10}
+
+
 def test_a_lost_nmi():
     found = explore(SYSCALL, "nmi", "NMI_LOST")
     assert found["corrupt"] == ["addq $0x1,@(%rip)", "movb $0x0,@(%rip)"]

@@ -78,6 +78,7 @@ class Injector:
         self._watch.listener = self._machine.module.listener
         self._machine.module.listener = self._watch
         self._engine.set_breakpoints(self._watch.breakpoints)
+        self._engine.watch_entries(self._watch.entries)
         try:
             self._reference()
         except ReferenceFailsError:
@@ -86,6 +87,7 @@ class Injector:
 
     def close(self) -> None:
         """Take the watch off the machine."""
+        self._engine.watch_entries(None)
         self._machine.module.listener = self._watch.listener
 
     def reference(self) -> ReferenceEnd:

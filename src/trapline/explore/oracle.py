@@ -9,6 +9,7 @@ import struct
 from collections import Counter
 from typing import Final, NamedTuple
 
+from trapline.explore.target import KERNEL_HALF
 from trapline.explore.window import LiveWindow
 from trapline.model.explore import Verdict
 from trapline.td.engine import Exit, Reg
@@ -22,7 +23,6 @@ _VECTOR_VE: Final = 20
 _GATE_SIZE: Final = 16
 _IST_MASK: Final = 7
 _GS_BASE: Final = 0xC0000101
-_KERNEL_HALF: Final = 1 << 63
 # How long a kernel that has oopsed may take to panic.
 _AFTER_OOPS: Final = 300_000
 # MR.RTMR.EXTEND, MR.REPORT, MEM.PAGE.ACCEPT.
@@ -61,9 +61,10 @@ class Watch(TrapListener):
         names = target.names
         self._oops = target.addresses(names.oops)
         self._panic = target.addresses(names.panic)
-        self._handlers = target.addresses(names.handlers)
+        self._handlers = target.handlers
         self._end_rip = window.end.rip
-        self.breakpoints = frozenset({self._end_rip, *self._oops, *self._panic, *self._handlers})
+        self.breakpoints = frozenset({self._end_rip, *self._oops, *self._panic})
+        self.entries = frozenset(self._handlers)
         self._gates: dict[int, bool] = {}
         self.listener: TrapListener | None = None  # told of all traps, too
         self.reset()
@@ -110,6 +111,9 @@ class Watch(TrapListener):
         if exit_ is Exit.BREAKPOINT:
             self._on_breakpoint(int(engine.regs[Reg.RIP]))
             return
+        if exit_ is Exit.ENTRY:
+            self._check_entry(int(engine.regs[Reg.RIP]))
+            return
         if (
             exit_ is Exit.BOUNDARY
             and self._ends_at is not None
@@ -145,7 +149,7 @@ class Watch(TrapListener):
         self.counts[vector] += 1
         self._deliveries.append((vector, engine.instructions, int(engine.regs[Reg.RIP])))
         rsp = int(engine.regs[Reg.RSP])
-        if engine.cpl == 0 and rsp < _KERNEL_HALF and not self._has_stack(vector):
+        if engine.cpl == 0 and rsp < KERNEL_HALF and not self._has_stack(vector):
             self.finish(
                 "privilege",
                 f"Vector {vector} has no stack of its own: at CPL 0 its frame goes to RSP "
@@ -176,8 +180,6 @@ class Watch(TrapListener):
             if not self._is_deliverable():
                 self.finish(None)
             return
-        if rip in self._handlers:
-            self._check_handler(self._handlers[rip])
         if rip in self._panic:
             self.finish("panic", f"{self._caller()} calls {self._panic[rip]}().")
         elif rip in self._oops and self._oopsed is None:
@@ -203,13 +205,18 @@ class Watch(TrapListener):
             engine.rflags & 1 << 9 and not engine.interrupt_shadow
         )
 
-    def _check_handler(self, name: str) -> None:
+    def _check_entry(self, rip: int) -> None:
+        """Look at a handler that begins, or at code of the user that is about to run at CPL 0."""
         engine = self._engine
+        if rip < KERNEL_HALF:
+            self.finish("privilege", f"Code of the user, at {rip:#x}, is about to run at CPL 0.")
+            return
+        name = self._handlers[rip]
         gs_base = engine.msr(_GS_BASE)
         rsp = int(engine.regs[Reg.RSP])
-        if gs_base < _KERNEL_HALF:
+        if gs_base < KERNEL_HALF:
             self.finish("privilege", f"{name}() runs with the user's GS base, {gs_base:#x}.")
-        elif rsp < _KERNEL_HALF:
+        elif rsp < KERNEL_HALF:
             self.finish("privilege", f"{name}() runs on the user's stack, at {rsp:#x}.")
 
     def _announce_all(self) -> None:

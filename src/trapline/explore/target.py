@@ -4,6 +4,7 @@ The explorer asks a guest for nothing but a vmlinux with a symbol table. Where i
 Linux's own functions (`KernelNames`) and a guest has none of that name, it does without.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +17,13 @@ from trapline.kernel.orc import OrcTable
 from trapline.kernel.runtime import KERNEL_MAP, RuntimeSymbols
 from trapline.model.errors import NoDebugInfoError
 from trapline.model.scan import Frame
+from trapline.td.engine import MAX_ENTRIES
 from trapline.td.loader import kernelimage
 from trapline.td.loader.acpi import Board
 from trapline.td.machine import Machine, MachineConfig
 
 MIB: Final = 1 << 20
+KERNEL_HALF: Final = 1 << 63  # addresses from here on
 # A console costs time and is what no scenario but that of consoles is about.
 COMMAND_LINE: Final = "quiet"
 DEFAULT_MEMORY: Final = 256 * MIB
@@ -33,25 +36,19 @@ class KernelNames:
     """The functions that the explorer watches for; Linux's, as of 5.19 to 7.0.
 
     `syscall` is where SYSCALL goes. `oops` and `panic` are entered by a kernel that gives up on
-    a task or on itself. The code of a function in `handlers` runs with the kernel's GS base.
+    a task or on itself. What `handlers` matches is C code that entry code calls for an event, and
+    runs with the kernel's GS base: the names that DEFINE_IDTENTRY() and its kin give
+    (arch/x86/include/asm/idtentry.h), and what else has an `asm_` stub.
     """
 
     syscall: str = "entry_SYSCALL_64"
     oops: tuple[str, ...] = ("oops_begin",)
     panic: tuple[str, ...] = ("panic", "nmi_panic")
-    handlers: tuple[str, ...] = (
-        "exc_nmi",
-        "exc_virtualization_exception",
-        "exc_page_fault",
-        "exc_general_protection",
-        "common_interrupt",
-        "spurious_interrupt",
-        "sysvec_apic_timer_interrupt",
-        "do_int80_emulation",
-        "int80_emulation",
-        "exc_machine_check",
-        "exc_machine_check_user",
+    handlers: re.Pattern[str] = re.compile(
+        r"(?:noist_|user_|kernel_)?exc_\w+|sysvec_\w+|(?:common|spurious)_interrupt"
+        r"|(?:do_)?int80_emulation|do_int80_syscall_32"
     )
+    stub: str = "asm_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +138,16 @@ class Target:
         """Return address -> name of those that the kernel has."""
         found = {name: self.address(name) for name in names}
         return {address: name for name, address in found.items() if address is not None}
+
+    @cached_property
+    def handlers(self) -> dict[int, str]:
+        """Address -> name of the kernel's handlers of events, those in C."""
+        names, functions = self.names, self.binary.functions
+        stubs = functions.matching(re.compile(f"{names.stub}\\w+")).values()
+        behind = {name.removeprefix(names.stub) for name in stubs}
+        handlers = functions.matching(names.handlers) | functions.addresses_of(sorted(behind))
+        kept = sorted(address for address in handlers if address >= KERNEL_HALF)[:MAX_ENTRIES]
+        return {address: handlers[address] for address in kept}
 
     def span(self, name: str) -> range | None:
         """Return the addresses of a function."""

@@ -103,6 +103,10 @@ class FunctionTable:
                 addresses.setdefault(int(self._values[index]), name)
         return addresses
 
+    def matching(self, pattern: re.Pattern[str]) -> dict[int, str]:
+        """Return address -> name of those whose whole name matches."""
+        return self.addresses_of(sorted(set(filter(pattern.fullmatch, self._table.names))))
+
     def _covering(self, address: int) -> int | None:
         index = int(np.searchsorted(self._sized_addresses, np.uint64(address), "right")) - 1
         for candidate in range(index, max(index - _DEPTH, -1), -1):
