@@ -25,7 +25,8 @@ from elf_images import (
 from hypothesis import given
 from mutations import damaged, only_bad_image
 
-from trapline.kernel.elf import ElfFile
+from trapline.kernel.binary import open_module_files
+from trapline.kernel.elf import MAX_MODULE, ElfFile
 from trapline.kernel.symtab import STT_FUNC
 from trapline.model.errors import BadImageError, KernelNotFoundError
 
@@ -348,3 +349,22 @@ def test_only_our_errors_escape_from_a_kernel(image):
 def test_module_type():
     with ElfFile.open(build_elf([Part(".text", TEXT)], kind=ET_REL)) as elf:
         assert elf.is_relocatable
+
+
+def test_a_module_may_unpack_to_less_than_a_kernel(tmp_path):
+    large = (MAX_MODULE >> 20) + 1
+    module = tmp_path / "large.ko"
+    module.write_bytes(with_section(2, 32, "<Q", large << 20))
+    with ElfFile.open(module) as elf:
+        assert elf.section(".bss").size == large << 20
+    with pytest.raises(BadImageError, match=f"more than the {large - 1} MiB that are allowed"):
+        open_module_files(module)
+
+
+def test_a_compressed_file_may_unpack_to_the_limit_only(tmp_path):
+    module = tmp_path / "small.ko.xz"
+    module.write_bytes(lzma.compress(sample()))
+    with ElfFile.open(module, limit=1 << 20) as elf:
+        assert bytes(elf.contents(".text")) == TEXT
+    with pytest.raises(BadImageError, match=r"small\.ko\.xz"):
+        ElfFile.open(module, limit=1 << 10)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from trapline.kernel.alternatives import Alternatives, Span
 from trapline.kernel.bzimage import open_vmlinuz
-from trapline.kernel.elf import PT_LOAD, SHT_PROGBITS, ElfFile, Section
+from trapline.kernel.elf import MAX_MODULE, PT_LOAD, SHT_PROGBITS, ElfFile, Section
 from trapline.kernel.functions import FunctionTable, Symbol
 from trapline.kernel.kallsyms import read_kallsyms
 from trapline.kernel.linetable import LineTable
@@ -325,10 +325,10 @@ def open_module_files(path: "Path", debug: "Path | None" = None) -> tuple[ElfFil
     even opened.
     """
     if debug is None or debug == path:
-        code = ElfFile.open(path)
+        code = ElfFile.open(path, limit=MAX_MODULE)
         return code, code
-    dwarf = ElfFile.open(debug)
-    return (dwarf if _has_code(dwarf) else ElfFile.open(path)), dwarf
+    dwarf = ElfFile.open(debug, limit=MAX_MODULE)
+    return (dwarf if _has_code(dwarf) else ElfFile.open(path, limit=MAX_MODULE)), dwarf
 
 
 def has_dwarf(elf: ElfFile) -> bool:

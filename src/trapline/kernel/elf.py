@@ -56,11 +56,12 @@ _LARGE: Final = 64 << 20  # bytes of a file whose pages are worth giving back
 # The largest Debian module (amdgpu) has some 300 sections; -ffunction-sections makes thousands.
 _MAX_SECTIONS: Final = 100_000
 _MAX_NAME: Final = 1024
-# What compressed sections may unpack to, and .bss may take, per file. A whole vmlinux with
-# DWARF is 340 MB to 1 GB.
-_BUDGET: Final = 2 << 30
-# A compressed file (module.ko.xz, vmlinux.gz) may unpack to this much.
-_MAX_UNPACKED: Final = 2 << 30
+#: What a compressed file (vmlinux.gz) may unpack to; likewise its compressed sections and .bss
+#: together. A whole vmlinux with DWARF is 340 MB to 1 GB.
+MAX_KERNEL: Final = 2 << 30
+#: The same for a module, of which a scan opens several at once. Debian's largest, amdgpu, has
+#: 600 MB with DWARF.
+MAX_MODULE: Final = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +117,16 @@ class ElfFile:
     compressed), `type` one of ET_REL, ET_EXEC, ET_DYN, `entry` the entry address.
     """
 
-    def __init__(self, name: str, data: memoryview, mapping: "mmap.mmap | None" = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        data: memoryview,
+        mapping: "mmap.mmap | None" = None,
+        *,
+        limit: int = MAX_KERNEL,
+    ) -> None:
         self.name = name
+        self._limit = limit
         self.data = data
         self._mapping = mapping
         self._unpacked: dict[int, memoryview] = {}
@@ -130,11 +139,14 @@ class ElfFile:
             self._by_name.setdefault(section.name, section)
 
     @classmethod
-    def open(cls, source: Path | str | bytes, *, name: str | None = None) -> Self:
+    def open(
+        cls, source: Path | str | bytes, *, name: str | None = None, limit: int = MAX_KERNEL
+    ) -> Self:
         """Open a file, or bytes already in memory, compressed or not.
 
-        `name` replaces the path in messages. Raises KernelNotFoundError where the file cannot
-        be read, BadImageError where it is anything but a sound little-endian x86-64 ELF file.
+        `name` replaces the path in messages. `limit`, in bytes, bounds what is unpacked. Raises
+        KernelNotFoundError where the file cannot be read, BadImageError where it is anything
+        but a sound little-endian x86-64 ELF file.
         """
         if isinstance(source, bytes):
             name, mapping, data = name or "ELF image", None, memoryview(source)
@@ -142,11 +154,11 @@ class ElfFile:
             name = name or str(source)
             mapping, data = map_file(Path(source), name)
         if compression.detect(data) is not None:
-            unpacked = compression.decompress(data, limit=_MAX_UNPACKED, name=name)
+            unpacked = compression.decompress(data, limit=limit, name=name)
             unmap(data, mapping)
             mapping, data = None, memoryview(unpacked)
         try:
-            return cls(name, data, mapping)
+            return cls(name, data, mapping, limit=limit)
         except BadImageError:
             unmap(data, mapping)
             raise
@@ -356,10 +368,10 @@ class ElfFile:
         if sum(s.file_size for s in sections) > len(self.data):
             raise BadImageError(f"{self.name}: sections overlap: together they exceed the file.")
         unpacked = sum(s.size for s in sections if s.codec or s.type == SHT_NOBITS)
-        if unpacked > _BUDGET:
+        if unpacked > self._limit:
             raise BadImageError(
                 f"{self.name}: sections claim to unpack to {unpacked >> 20} MiB, more than the "
-                f"{_BUDGET >> 20} MiB that are allowed."
+                f"{self._limit >> 20} MiB that are allowed."
             )
 
 

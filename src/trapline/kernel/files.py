@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trapline.kernel.elf import ElfFile
+from trapline.kernel.elf import MAX_MODULE, ElfFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,10 @@ class ModuleFile:
         """
         if self.debug is None or self.debug == self.path:
             return self.debug is not None
-        with ElfFile.open(self.path) as module, ElfFile.open(self.debug) as debug:
+        with (
+            ElfFile.open(self.path, limit=MAX_MODULE) as module,
+            ElfFile.open(self.debug, limit=MAX_MODULE) as debug,
+        ):
             return module.build_id is not None and module.build_id == debug.build_id
 
 

@@ -10,7 +10,7 @@ code has them from v6.18 on. `trapline.kernel.drivertables` finds those of older
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from trapline.kernel.elf import ElfFile
+from trapline.kernel.elf import MAX_MODULE, ElfFile
 from trapline.model.errors import BadImageError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def read_modules(files: "KernelFiles") -> "Iterator[ModuleInfo]":
     use `module_info`.
     """
     for module in files.modules:
-        with ElfFile.open(module.path) as elf:
+        with ElfFile.open(module.path, limit=MAX_MODULE) as elf:
             yield module_info(elf, module.name, module.location)
 
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from trapline.kernel.elf import ElfFile
+from trapline.kernel.elf import MAX_KERNEL, MAX_MODULE, ElfFile
 from trapline.kernel.files import ModuleFile
 
 _SUFFIXES: Final = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
@@ -33,11 +33,11 @@ def find_modules(folder: Path, prefix: str = "") -> tuple[ModuleFile, ...]:
         if name in found:
             continue
         if path.suffix == ".ko":
-            has_debug = has_dwarf(path)
+            has_debug = has_dwarf(path, MAX_MODULE)
         else:
             # Unpacking each only to look would take seconds; a folder is packed as a whole.
             if packed_has_debug is None:
-                packed_has_debug = has_dwarf(path)
+                packed_has_debug = has_dwarf(path, MAX_MODULE)
             has_debug = packed_has_debug
         location = prefix + relative.with_name(_stem(path.name, _SUFFIXES) + ".ko").as_posix()
         found[name] = ModuleFile(name, path, path if has_debug else None, location)
@@ -52,9 +52,12 @@ def with_debug(modules: tuple[ModuleFile, ...], folder: Path) -> tuple[ModuleFil
     )
 
 
-def has_dwarf(path: Path) -> bool:
-    """Whether an ELF file, compressed or not, has a .debug_info section with contents."""
-    with ElfFile.open(path) as elf:
+def has_dwarf(path: Path, limit: int = MAX_KERNEL) -> bool:
+    """Whether an ELF file, compressed or not, has a .debug_info section with contents.
+
+    `limit` is that of `ElfFile.open`.
+    """
+    with ElfFile.open(path, limit=limit) as elf:
         section = elf.section(".debug_info")
         return section is not None and section.file_size > 0
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from trapline.kernel import compression, deb
 from trapline.kernel.binary import Binary
-from trapline.kernel.elf import ElfFile
+from trapline.kernel.elf import MAX_MODULE, ElfFile
 from trapline.kernel.files import KernelFiles, ModuleFile
 from trapline.kernel.mapping import mapped
 from trapline.kernel.modinfo import module_info
@@ -160,7 +160,7 @@ def with_dependencies(files: KernelFiles, names: Iterable[str]) -> tuple[ModuleF
         if name not in known or len(seen) > _MAX_MODULES:
             raise KernelNotFoundError(f"there is no module {name} for this kernel to load.")
         pending.append((name, True))
-        with ElfFile.open(known[name].path) as elf:
+        with ElfFile.open(known[name].path, limit=MAX_MODULE) as elf:
             pending += [(needed, False) for needed in module_info(elf, name).depends]
     return tuple(order.values())
 
