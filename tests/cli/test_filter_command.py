@@ -25,6 +25,16 @@ def test_show_as_json_is_a_list_itself(capsysbinary, tmp_path):
     assert len(json.loads(path.read_bytes())["allow"]) == 8
 
 
+def test_an_empty_list_says_what_it_means(capsysbinary, tmp_path):
+    empty = tmp_path / "empty.toml"
+    empty.write_text('schema = "trapline/allow-list"\nversion = 1\ntitle = "nobody"\nallow = []\n')
+    assert run(["filter", "show", "--allow", str(empty)]) == ExitCode.CLEAN
+    out = capsysbinary.readouterr().out
+    assert b"The list is empty: it lets in no device, on any bus." in out
+    assert run(["filter", "show"]) == ExitCode.CLEAN
+    assert b"The list is empty" not in capsysbinary.readouterr().out
+
+
 def test_a_bad_list_is_one_line_and_a_number(capsys, tmp_path):
     path = tmp_path / "list.toml"
     path.write_text("schema = 'trapline/allow-list'\nversion = 1\ntitle = 'x'\nallow = [1]")

@@ -39,6 +39,8 @@ def _list_lines(allow: "AllowList") -> "Iterator[str]":
         yield ""
         rows = [(e.id, e.name, _meaning(e), e.note or "") for e in allow.entries]
         yield from table(("id", "true name", "lets in", "note"), rows)
+    else:
+        yield from paragraph("The list is empty: it lets in no device, on any bus.")
     if any(_is_transitional(entry) for entry in allow.entries):
         yield ""
         yield from paragraph(
