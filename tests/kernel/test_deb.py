@@ -1,5 +1,6 @@
 """Kernels from Debian packages: resolving, caching, and all that can go wrong with apt."""
 
+import fcntl
 import multiprocessing
 import subprocess
 from pathlib import Path
@@ -379,6 +380,40 @@ def test_processes_do_not_race(tmp_path):
         child.join()
     assert [child.exitcode for child in children] == [0] * 3
     assert sorted(log.read_text().split()) == ["download", "download", "update"]
+
+
+class _WouldWaitError(Exception):
+    pass
+
+
+def _no_waiting(line):
+    raise _WouldWaitError(line)
+
+
+def test_what_is_in_the_cache_does_not_wait_for_a_fetch(tmp_path, fake):
+    runner = fake()
+    trees = fetch_kernel(NAME, cache=tmp_path)
+    runner.asked.clear()
+    with (tmp_path / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert fetch_kernel(NAME, announce=_no_waiting, cache=tmp_path) == trees
+        # apt may be in the middle of an update.
+        assert runner.asked == []
+        with pytest.raises(_WouldWaitError, match="Waiting for another process"):
+            fetch_package("busybox-static", announce=_no_waiting, cache=tmp_path)
+        # The same name stands for one package alone there.
+        with pytest.raises(_WouldWaitError):
+            fetch_package(NAME, announce=_no_waiting, cache=tmp_path)
+
+
+def test_an_incomplete_cache_waits_for_the_fetch(tmp_path, fake):
+    fake()
+    trees = fetch_kernel(NAME, cache=tmp_path)
+    (trees[1] / ".trapline-complete").unlink()
+    with (tmp_path / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(_WouldWaitError):
+            fetch_kernel(NAME, announce=_no_waiting, cache=tmp_path)
 
 
 @pytest.mark.kernel

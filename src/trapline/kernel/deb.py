@@ -8,6 +8,7 @@ that name is complete. What is in the cache is used without asking the network.
 
 import difflib
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -119,7 +120,14 @@ def _fetch(
     say = announce or _silent
     names = _parse(spec)
     folder = cache or cache_folder()
-    with _lock(folder, say):
+    record = _record(folder, names, resolve)
+    with _lock(folder) as lock:
+        if not lock.is_free():
+            # What this name led to last time is as good as what apt would say now.
+            if known := _recorded(record, folder / "packages"):
+                return known
+            say(f"Waiting for another process that fetches packages into {folder}.")
+            lock.wait()
         apt = Apt(folder / "apt")
         packages = _find(names, apt, resolve, say)
         store = folder / "packages"
@@ -129,6 +137,7 @@ def _fetch(
             say(_describe(absent, store))
             for package in absent:
                 _install(package, store, apt)
+        _write_record(record, packages)
         return tuple(store / package.folder_name for package in packages)
 
 
@@ -242,20 +251,59 @@ def _download(package: Package, folder: Path, apt: Apt) -> Path:
         return apt.download(package, folder)
 
 
+class _Lock:
+    """Lets one process at a time use the private apt and fill the cache."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def is_free(self) -> bool:
+        """Take the lock if no other process has it; say whether it is taken now."""
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def wait(self) -> None:
+        """Take the lock once the other process is done."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+
+
 @contextmanager
-def _lock(folder: Path, say: Announce) -> Iterator[None]:
-    """Let one process at a time use the private apt and fill the cache."""
+def _lock(folder: Path) -> Iterator[_Lock]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error.strerror}.") from None
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"Waiting for another process that fetches packages into {folder}.")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        yield _Lock(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _record(folder: Path, names: list[str], resolve: Callable[[str, Show], list[Package]]) -> Path:
+    """Return where it is written down which packages the names led to."""
+    wanted = f"{resolve.__name__} {'|'.join(names)}"
+    return folder / "resolved" / hashlib.sha256(wanted.encode()).hexdigest()
+
+
+def _write_record(record: Path, packages: list[Package]) -> None:
+    try:
+        record.parent.mkdir(exist_ok=True)
+        beside = record.with_suffix(".new")
+        beside.write_text("".join(f"{package.folder_name}\n" for package in packages))
+        beside.replace(record)
+    except OSError as error:
+        raise OutputError(f"{record}: cannot be written: {error.strerror}.") from None
+
+
+def _recorded(record: Path, store: Path) -> tuple[Path, ...]:
+    """Return the trees of a record, () where there is none or one of them is not complete."""
+    try:
+        names = record.read_text().splitlines()
+    except (OSError, ValueError):
+        return ()
+    trees = tuple(store / Path(name).name for name in names)
+    return trees if all((tree / _COMPLETE).is_file() for tree in trees) else ()
