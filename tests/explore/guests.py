@@ -194,6 +194,27 @@ reloaded:
         nop
         .endif
         mov byte ptr [rip + busy], 1
+        .ifdef DIES_IN_FOURTH_CALL
+        cmp qword ptr [rip + counter], 3
+        jne 6f
+        .ifdef PANICS
+        call panic
+        .endif
+        .ifdef LOOPS
+        jmp .
+        .endif
+        .ifdef SWITCHES_OFF
+        jmp power_off
+        .endif
+        .ifdef LOSES_STACK
+        mov rsp, 16
+        .endif
+        .ifdef LOSES_IDT
+        lidt [rip + zeros]
+        .endif
+        ud2
+6:
+        .endif
         .ifdef TORN_COUNTER
         mov rcx, [rip + counter]
         add rcx, 1
@@ -478,6 +499,7 @@ idt_pointer:
         .balign 16
 idt:    .zero 4096
 tss:    .zero 104
+zeros:  .zero 16
         variable percpu, 64
         variable counter
         variable busy

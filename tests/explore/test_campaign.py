@@ -55,6 +55,30 @@ def test_a_campaign_injects_at_every_boundary():
     assert not window.forbidden
 
 
+def test_a_guest_that_dies_in_a_window_is_a_finding_and_the_rest_goes_on():
+    """What opens before, and what has a boot of its own, is tried."""
+    before = parse(SYSCALL.replace("nth = 4", "nth = 2"), "before")
+    dies = parse(SYSCALL, "dies")
+    after = parse(SYSCALL.replace("nth = 4", "nth = 5"), "after")
+    own = parse(
+        SYSCALL.replace("nth = 4", "nth = 3").replace("[start]", 'append = "x"\n[start]'), "own"
+    )
+    scenarios = (before, dies, after, own)
+    names = tuple(f"{each.name}.toml" for each in scenarios)
+    flags = ("DIES_IN_FOURTH_CALL", "LOSES_STACK")
+    result = explore(StageConfig(source(*flags), scenarios, names, is_all_shipped=True), workers=2)
+    assert result.counts["dies"] == {"double-fault": 1}
+    assert [one.scenario for one in result.not_opened] == ["after"]
+    for name in ("before", "own"):
+        assert set(result.counts[name]) <= CLEAN
+    # The window is as long as the guest has lived.
+    window = next(one for one in result.windows if one.scenario == "dies")
+    assert window.instructions == len(window.boundaries)
+    assert window.boundaries[-1].instruction == "ud2"
+    (failure,) = (one for one in result.results if one.scenario == "dies")
+    assert failure.boundary == window.boundaries[-1].index
+
+
 def test_two_workers_find_what_one_finds():
     assert explore(config(text=NESTED), workers=2) == explore(config(text=NESTED), workers=1)
 

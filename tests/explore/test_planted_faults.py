@@ -4,6 +4,7 @@ import pytest
 from guests import COUNTED_TWICE, NOISE, SYSCALL, TRAP, Opened, explore
 
 from trapline.explore.inject import NotApplicableError, ReferenceFailsError
+from trapline.model.errors import BadInputFileError
 from trapline.model.explore import CLEAN, NOTHING
 
 GAP_IN = ["swapgs", "mov %rsp,%gs:@", "mov %gs:@,%rsp"]
@@ -31,6 +32,35 @@ def test_a_trap_of_the_kernels_own_in_the_syscall_gap_needs_no_event():
     assert result.last[-1].endswith(": cpuid")
     assert result.splat.injected == ()
     assert set(explore(SYSCALL, "nmi", "GAP_TRAPS", "VE_ON_IST")) <= CLEAN
+
+
+@pytest.mark.parametrize(
+    ("flag", "verdict", "last"),
+    [
+        ("LOSES_STACK", "double-fault", "ud2"),
+        ("LOSES_IDT", "double-fault", "ud2"),  # of which a triple fault would come
+        ("PANICS", "panic", "cli"),
+    ],
+)
+def test_a_guest_that_dies_in_the_window_by_itself(flag, verdict, last):
+    """It never comes to the compare point, and no event is needed for that."""
+    with (
+        pytest.raises(ReferenceFailsError) as failure,
+        Opened(SYSCALL, "DIES_IN_FOURTH_CALL", flag),
+    ):
+        pass
+    result = failure.value.result
+    assert (result.verdict, result.event, result.nested) == (verdict, NOTHING, None)
+    assert f": {last}" in result.last[-1]
+    assert result.splat.injected == ()
+
+
+@pytest.mark.parametrize(
+    ("flag", "why"), [("LOOPS", "never closes"), ("SWITCHES_OFF", "ends with the guest")]
+)
+def test_a_window_that_does_not_close_is_a_bad_scenario(flag, why):
+    with pytest.raises(BadInputFileError, match=why), Opened(SYSCALL, "DIES_IN_FOURTH_CALL", flag):
+        pass
 
 
 def test_a_handler_with_the_users_gs_base():

@@ -12,13 +12,14 @@ from typing import Final, NamedTuple, NoReturn
 from trapline.explore import events
 from trapline.explore.compare import differing_registers, registers
 from trapline.explore.events import Decision
-from trapline.explore.oracle import Watch
+from trapline.explore.oracle import Ending, Watch
 from trapline.explore.scenario import Inject
 from trapline.explore.window import LiveWindow, ReferenceEnd, Step
 from trapline.model.errors import NotReproducibleError, UsageError
 from trapline.model.explore import CLEAN, NOTHING, Result, Verdict
 from trapline.model.splat import Splat
 from trapline.td.engine import Reg
+from trapline.td.outcome import OutcomeKind
 from trapline.td.record import Trap
 from trapline.td.splat import take_splat
 from trapline.td.trace import describe
@@ -28,8 +29,10 @@ _LAST: Final = 16
 _SLOW: Final = 64  # instructions before the end that are stepped through to see the last ones
 _TRAPS: Final = 8
 _MAX_DIFFERS: Final = 12
-# Endings that say more of the scenario than of the kernel, if nothing was injected.
-_OF_THE_SCENARIO: Final = (None, "td-exit", "hang")
+# Endings that say more of the scenario than of the kernel, if nothing was injected: timers are
+# held, and a guest may be switched off.
+_OF_THE_SCENARIO: Final = (None, "hang")
+_SWITCHED_OFF: Final = (OutcomeKind.POWERED_OFF, OutcomeKind.RESET)
 _UNDECIDED: Final = Decision(False, "")
 
 
@@ -93,8 +96,8 @@ class Injector:
     def reference(self) -> ReferenceEnd:
         """Run the window without an event, and return the state at its end.
 
-        Raises ReferenceFailsError if the guest goes wrong by itself, and NotReproducibleError if
-        the window never ends.
+        Raises ReferenceFailsError if the guest goes wrong by itself, BadInputFileError if the
+        window never closes, and NotReproducibleError if it does so only sometimes.
         """
         window, watch = self._window, self._watch
         window.rewind()
@@ -102,14 +105,23 @@ class Injector:
         watch.stop_at(self._engine.instructions + len(window.steps) + self._budget)
         self._engine.run(watch.on_exit)
         if watch.ending is None or watch.ending.verdict is not None:
-            if watch.ending is not None and watch.ending.verdict not in _OF_THE_SCENARIO:
+            if watch.ending is not None and self._is_kernels(watch.ending):
                 self._fail()
+            if window.trouble is not None:
+                raise window.trouble
             why = "it never ends" if watch.ending is None else watch.ending.detail
             raise NotReproducibleError(
                 f"scenario {window.scenario.name}: the window's reference run fails ({why}); "
                 "choose another start."
             )
         return window.here()
+
+    def _is_kernels(self, ending: Ending) -> bool:
+        """Whether an ending without an event says something of the kernel."""
+        outcome = self._machine.host.outcome
+        return ending.verdict not in _OF_THE_SCENARIO and (
+            ending.verdict != "td-exit" or outcome is None or outcome.kind not in _SWITCHED_OFF
+        )
 
     def _fail(self) -> NoReturn:
         """Repeat the reference run step by step to where it goes wrong, and say so."""
@@ -130,6 +142,8 @@ class Injector:
                 f"scenario {window.scenario.name}: the window's reference run fails in one go, but "
                 "not step by step; choose another start."
             )
+        if window.trouble is not None:
+            window.cut(executed)
         splat = take_splat(
             engine,
             window.target.symbols,

@@ -41,6 +41,10 @@ class ReferenceEnd(NamedTuple):
     registers: dict[str, int]
 
 
+# Of a window that does not close: no stack pointer is odd and negative.
+_NEVER: Final = ReferenceEnd(0, -1, 0, {})
+
+
 class TimerHold:
     """Keeps timers from firing inside a window: the host may delay them as long as it likes.
 
@@ -67,7 +71,8 @@ class LiveWindow:
     """The window that an opening began, on the machine that is there.
 
     The machine is at the window's start after construction and after each `rewind`. `leave`
-    lets it go on from there.
+    lets it go on from there. `trouble` says why the window does not close; it has no compare point
+    then, and `steps` are those until the guest was dead or patience at an end.
     """
 
     def __init__(self, machine: Machine, target: Target, opening: Opening) -> None:
@@ -77,6 +82,7 @@ class LiveWindow:
         self.scenario = opening.scenario
         self.engine: Engine = machine.engine
         self.counts = False
+        self.trouble: BadInputFileError | None = None
         self._hold = TimerHold(machine)
         self._frozen = FrozenMachine(machine)
         self._dirty = DirtyPages(self.engine)
@@ -124,6 +130,11 @@ class LiveWindow:
             self.engine.step(step_exit)
         before = None if self._has_exited else checkpoint
         self._at = boundary, self._frozen.checkpoint(self.pages_written(), before)
+
+    def cut(self, steps: int) -> None:
+        """Forget what came after that many instructions."""
+        self.steps = self.steps[:steps]
+        self.boundaries = self.boundaries[:steps]
 
     def leave(self) -> None:
         """Go back, and on from there as if there had been no window."""
@@ -192,14 +203,15 @@ class LiveWindow:
                 texts[rip] = self.text(rip)
             steps.append(Step(rip, engine.cpl, conditions(self.machine)))
             if len(steps) > _MAX_STEPS or self.machine.host.outcome is not None:
-                raise self._endless(len(steps))
+                self.trouble = self._endless(len(steps))
+                break
             engine.step(self.serve)
         if not steps:
             raise BadInputFileError(
                 f"scenario {self.scenario.name}: its window is empty; the end is where it starts."
             )
         self._texts = texts
-        self._end = self.here()
+        self._end = self.here() if self.trouble is None else _NEVER
         return tuple(steps)
 
     def _closing(self) -> Callable[[], bool]:
