@@ -1,5 +1,6 @@
 """Campaigns on a guest of a hundred instructions: workers, stores, deaths."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from trapline.explore import baseline, campaign, scenario
 from trapline.explore.campaign import Ledger, LocalWorkers
 from trapline.explore.stage import Exactly, Stage, StageConfig
 from trapline.explore.store import Store
+from trapline.explore.verify.workers import Workers
+from trapline.model import processes
 from trapline.model.errors import BadInputFileError, WorkersLostError
 from trapline.model.explore import CLEAN
 from trapline.report import explore_text
@@ -315,6 +318,36 @@ def test_ctrl_c_leaves_no_worker_behind(tmp_path):
             Watched(settings, 2, ledger).run()
     assert started
     assert not any(process.is_alive() for process in started)
+
+
+@pytest.mark.parametrize("which", ["campaign", "verify"])
+def test_ctrl_c_does_not_reach_a_process_that_starts(which, monkeypatch):
+    """From the first moment on: a worker that loads its libraries has no handler of its own."""
+    masks = []
+
+    def start(process):
+        processes_start(process)
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
+        lines = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+        masks.append(int(lines["SigBlk"], 16) | int(lines["SigIgn"], 16))
+        raise KeyboardInterrupt
+
+    processes_start = processes.start
+    monkeypatch.setattr(processes, "start", start)
+    before = set(multiprocessing.active_children())
+    begin = {
+        "campaign": lambda: explore(config()),
+        "verify": Workers(source(), 2, ring3=False).__enter__,
+    }
+    with pytest.raises(KeyboardInterrupt):
+        begin[which]()
+    assert [mask >> (signal.SIGINT - 1) & 1 for mask in masks] == [1]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    left = set(multiprocessing.active_children()) - before
+    assert all(process.daemon for process in left)  # those end with their parent
+    for process in left:
+        process.terminate()
+        process.join()
 
 
 def test_a_store_belongs_to_what_was_run(tmp_path):

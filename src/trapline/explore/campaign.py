@@ -14,6 +14,7 @@ from trapline import __version__
 from trapline.explore.stage import Plan, StageConfig, Task
 from trapline.explore.store import Row, Store
 from trapline.explore.worker import Done, Failed, Finished, Message, Opened, work
+from trapline.model import processes
 from trapline.model.errors import NotReproducibleError, WorkersLostError
 from trapline.model.explore import NOTHING, ExploreResult, NotOpened
 
@@ -104,7 +105,7 @@ class _Worker:
         self.process: BaseProcess = context.Process(
             target=work, args=(theirs, config), name="trapline-explore", daemon=True
         )
-        self.process.start()
+        processes.start(self.process)
         theirs.close()
         self.chunks: deque[tuple[Task, ...]] = deque()  # sent, and not answered yet
         self.scenario = ""
@@ -131,7 +132,8 @@ class LocalWorkers:
     def run(self) -> tuple[NotOpened, ...]:
         """Run all there is to run; on an error or Ctrl-C no worker is left behind."""
         try:
-            self._workers = [_Worker(self._config, self._context) for _ in range(self._count)]
+            for _ in range(self._count):
+                self._workers.append(_Worker(self._config, self._context))
             while self._workers:
                 self._serve()
         finally:

@@ -10,11 +10,12 @@ import os
 import signal
 import sys
 from collections import deque
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import msgspec
 
+from trapline.model import processes
 from trapline.model.errors import TraplineError
 from trapline.scan.objects import ObjectResult, Task, scan_object
 
@@ -66,15 +67,21 @@ class Pool:
         self._busy: dict[Connection, Task] = {}
 
     def __enter__(self) -> Self:
-        for _ in range(self._count):
-            self._start()
+        try:
+            for _ in range(self._count):
+                self._start()
+        except BaseException:  # Ctrl-C, too: nobody else ends those that have started
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exception: object) -> None:
         for worker in self._workers:
             worker.channel.close()
+        started = [worker for worker in self._workers if worker.process.pid is not None]
+        for worker in started:
             worker.process.terminate()
-        for worker in self._workers:
+        for worker in started:
             worker.process.join(_PATIENCE)
             if worker.process.is_alive():
                 worker.process.kill()
@@ -105,17 +112,9 @@ class Pool:
         ours, theirs = spawn.Pipe()
         # Not a daemon: coverage and the system's tools treat it as any other process.
         process = spawn.Process(target=_serve, args=(theirs, self._context))
-        # The process starts with SIGINT blocked, until `_serve` ignores it: Ctrl-C while it loads
-        # its libraries would show a traceback of its own. The tracker, which the first start
-        # brings along, unblocks SIGINT here; so it comes before.
-        resource_tracker.ensure_running()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
         self._workers.append(_Worker(process, ours))
+        processes.start(process)
+        theirs.close()
         return ours
 
     def _give(self, channel: "Connection", pending: "deque[Task]") -> None:

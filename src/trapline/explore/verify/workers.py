@@ -20,6 +20,7 @@ from trapline.explore.target import TargetSource
 from trapline.explore.verify.cases import Case
 from trapline.explore.verify.judge import Judge, Judgement
 from trapline.explore.verify.launch import Launch
+from trapline.model import processes
 from trapline.model.errors import BadMachineError, TraplineError
 
 if TYPE_CHECKING:
@@ -65,27 +66,35 @@ class Workers:
         self._processes: list[BaseProcess] = []
 
     def __enter__(self) -> Self:
-        spawn = multiprocessing.get_context("spawn")
-        for _ in range(self._count):
-            ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=_serve, args=(theirs, self._source, self._ring3))
-            process.start()
-            theirs.close()
-            self._channels.append(ours)
-            self._processes.append(process)
+        try:
+            for _ in range(self._count):
+                self._start()
+        except BaseException:  # Ctrl-C, too: nobody else ends those that have started
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exception: object) -> None:
         for channel in self._channels:
             channel.close()
-        for process in self._processes:
+        started = [process for process in self._processes if process.pid is not None]
+        for process in started:
             process.terminate()
-        for process in self._processes:
+        for process in started:
             process.join(_PATIENCE)
             if process.is_alive():
                 process.kill()
                 process.join()
             process.close()
+
+    def _start(self) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        ours, theirs = spawn.Pipe()
+        process = spawn.Process(target=_serve, args=(theirs, self._source, self._ring3))
+        self._channels.append(ours)
+        self._processes.append(process)
+        processes.start(process)
+        theirs.close()
 
     def run(
         self,
