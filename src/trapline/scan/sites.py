@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 _FRAME_BASE: Final = "rbp"
 # Prologues of functions that keep their frame in RBP: push %rbp; mov %rsp,%rbp.
 _FRAME_SETUP: Final = (b"\x55\x48\x89\xe5", b"\x55\x48\x8b\xec")
-_PROLOGUE: Final = 24  # bytes: ENDBR64 and the call of __fentry__ may come before
+# Bytes. ENDBR64, the call of __fentry__, and the alignment of the stack may come before.
+_PROLOGUE: Final = 64
 # They have the address of what they write in a register operand; the memory operand is the source.
 _WIDE_STORES: Final = frozenset({Mnemonic.MOVDIR64B, Mnemonic.ENQCMD, Mnemonic.ENQCMDS})
 _WIDE: Final = 64  # bytes
