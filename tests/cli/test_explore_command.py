@@ -1,14 +1,18 @@
 """The command line of explore, on a guest of a hundred instructions."""
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from trapline.cli.main import run
+from trapline.cli.progress import ProgressReport
 from trapline.explore import scenario
+from trapline.model.errors import ExitCode
 from trapline.td.loader import initramfs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "explore"))
@@ -123,8 +127,52 @@ def test_progress_goes_on_with_each_window(guest, capsys):
     other.write_text(SYSCALL.replace("nth = 4", "nth = 6"))
     assert run([*guest, "--scenario", str(other), "--beyond-rules"]) == 1
     err = capsys.readouterr().err
-    assert "explored: 17 of 17" in err
-    assert "explored: 34 of 34" in err
+    assert "explored: 17 of 17 (up to 1 more window to come)" in err
+    assert "explored: 34 of 34\n" in err
+
+
+def test_no_time_left_is_told_while_windows_are_to_come(monkeypatch, capsys):
+    """What is left of the open windows is not what is left of the campaign."""
+    clock = iter((0.0, 10.0, 20.0))
+    time = SimpleNamespace(monotonic=lambda: next(clock))
+    monkeypatch.setattr("trapline.cli.progress.time", time)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    with ProgressReport("explored") as report:
+        report.advance(900, 1000, "up to 2 more windows to come")
+        report.advance(1800, 2000)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "trapline: explored: 900 of 1,000 (90/s, up to 2 more windows to come)"
+    assert second == "trapline: explored: 1,800 of 2,000 (90/s, 2 s left)"
+
+
+def special(tmp_path, kind):
+    if kind == "device":
+        return Path("/dev/zero")
+    if kind == "folder":
+        return tmp_path
+    os.mkfifo(tmp_path / "fifo")
+    return tmp_path / "fifo"
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder"])
+def test_a_baseline_that_is_no_file(kind, guest, tmp_path, capsys):
+    path = special(tmp_path, kind)
+    assert run([*guest, "--baseline", str(path)]) == ExitCode.BAD_INPUT_FILE
+    assert capsys.readouterr().err.endswith(f"{path}: is not a regular file.\n")
+
+
+def test_a_baseline_that_is_too_large(guest, tmp_path, capsys):
+    path = tmp_path / "huge.json"
+    with path.open("wb") as stream:
+        stream.truncate(1 << 40)  # sparse
+    assert run([*guest, "--baseline", str(path)]) == ExitCode.BAD_INPUT_FILE
+    assert "is larger than 512 MiB" in capsys.readouterr().err
+
+
+def test_a_store_that_is_no_file(guest, tmp_path, capsys):
+    path = special(tmp_path, "fifo")
+    assert run([*guest, "--store", str(path)]) == ExitCode.BAD_INPUT_FILE
+    assert "is not a regular file" in capsys.readouterr().err
 
 
 def test_a_limit(guest, capsys):

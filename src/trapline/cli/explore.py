@@ -160,7 +160,11 @@ def command(  # noqa: PLR0917 - click passes by name
         with ElfFile.open(source.vmlinux) as elf:
             build_id = elf.build_id
         with Store.open(store, campaign.identity(config, build_id), resume=resume) as results:
-            ledger = Ledger(results, config, progress.advance, limit)
+
+            def advance(done: int, total: int) -> None:
+                progress.advance(done, total, _to_come(ledger.to_come))
+
+            ledger = Ledger(results, config, advance, limit)
             try:
                 if cluster is not None:
                     not_opened = ClusterWorkers(config, cluster, ledger).run()
@@ -180,6 +184,12 @@ def command(  # noqa: PLR0917 - click passes by name
         result = msgspec.structs.replace(result, worse_than_baseline=worse)
     destination.write(EXPLORE_FORMATS[format_name](result, verbosity))
     return _exit_code(result)
+
+
+def _to_come(windows: int) -> str:
+    if not windows:
+        return ""
+    return f"up to {windows} more window{'s' if windows > 1 else ''} to come"
 
 
 def _exit_code(result: "ExploreResult") -> ExitCode:

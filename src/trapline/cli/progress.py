@@ -35,6 +35,14 @@ class RateColumn(ProgressColumn):
         return Text("" if speed is None else f"{speed:,.0f}/s")
 
 
+class LeftColumn(TimeRemainingColumn):
+    """How long it will take; nothing while it is not known how much there is to do."""
+
+    def render(self, task: "Task") -> Text:
+        """Give the time left."""
+        return Text("") if task.fields.get("more") else super().render(task)
+
+
 class ProgressReport:
     """Shows how far one piece of work is; a context manager, so that the bar goes away.
 
@@ -53,7 +61,7 @@ class ProgressReport:
                 MofNCompleteColumn(),
                 RateColumn(),
                 TimeElapsedColumn(),
-                TimeRemainingColumn(),
+                LeftColumn(),
                 console=Console(stderr=True),
                 transient=True,
             )
@@ -77,26 +85,35 @@ class ProgressReport:
         else:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def advance(self, done: int, total: int) -> None:
-        """Say that `done` of `total` objects are finished."""
+    def advance(self, done: int, total: int, more: str = "") -> None:
+        """Say that `done` of `total` objects are finished.
+
+        `more` says what will make the total grow; without knowing by how much, no time left is
+        given.
+        """
         if self._bar is None:
             if self._start is None:
                 self._start = time.monotonic()
             # The total may grow: lines are for so much more, not for so much of it.
-            more = done - self._shown
-            if more > 0 and (done >= total or _LINES * more >= total):
+            news = done - self._shown
+            if news > 0 and (done >= total or _LINES * news >= total):
                 self._shown = done
-                self.announce(f"{self._label}: {done:,} of {total:,}{self._pace(done, total)}")
+                pace = self._pace(done, total, more)
+                self.announce(f"{self._label}: {done:,} of {total:,}{pace}")
             return
         if not self._bar.tasks:
-            self._bar.add_task(self._label, total=total)
+            self._bar.add_task(self._label, total=total, more=more)
             self._bar.start()
-        self._bar.update(self._bar.tasks[0].id, completed=done, total=total)
+        label = f"{self._label} ({more})" if more else self._label
+        task = self._bar.tasks[0].id
+        self._bar.update(task, description=label, completed=done, total=total, more=more)
 
-    def _pace(self, done: int, total: int) -> str:
+    def _pace(self, done: int, total: int, more: str) -> str:
         """Say how fast it goes and how long it will take, once it has taken a while."""
         seconds = 0.0 if self._start is None else time.monotonic() - self._start
-        if seconds < _A_WHILE or done == total:
-            return ""
-        left = seconds * (total - done) / done
-        return f" ({done / seconds:,.0f}/s, {left:,.0f} s left)"
+        if seconds < _A_WHILE or (done == total and not more):
+            return f" ({more})" if more else ""
+        rate = f"{done / seconds:,.0f}/s"
+        if more:
+            return f" ({rate}, {more})"
+        return f" ({rate}, {seconds * (total - done) / done:,.0f} s left)"

@@ -4,6 +4,7 @@ A boundary is known by its function, its instruction (without what moves from bu
 and how often that instruction came before in the window; offsets are only shown.
 """
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -23,7 +24,8 @@ from trapline.model.explore import (
 )
 
 _SQLITE: Final = b"SQLite format 3\0"
-_MAX_DOCUMENT: Final = 4 << 30
+# A campaign of all scenarios, beyond the rules, too, is some ten MiB.
+_MAX_DOCUMENT: Final = 512 << 20
 _RANK: Final = {verdict: rank for rank, verdict in enumerate(SEVERITY)}
 
 
@@ -51,10 +53,18 @@ def load(path: Path) -> tuple[tuple[Window, ...], tuple[Result, ...]]:
     Raises BadInputFileError.
     """
     try:
+        # Opening a FIFO would wait for a writer, and a device may have no end.
+        if path.exists() and not path.is_file():
+            raise BadInputFileError(f"{path}: is not a regular file.")
         with path.open("rb") as stream:
             head = stream.read(len(_SQLITE))
             if head == _SQLITE:
                 return read_store(path)
+            if os.fstat(stream.fileno()).st_size > _MAX_DOCUMENT:
+                raise BadInputFileError(
+                    f"{path}: is larger than {_MAX_DOCUMENT >> 20} MiB, not a result of "
+                    "trapline explore."
+                )
             data = head + stream.read(_MAX_DOCUMENT)
         document = msgspec.json.decode(data, type=ExploreResult)
     except OSError as error:

@@ -54,6 +54,11 @@ class Ledger:
         """The scenarios whose window was seen."""
         return frozenset(self._plans)
 
+    @property
+    def to_come(self) -> int:
+        """How many windows may still open; not all do in each kernel."""
+        return len(self._config.scenarios) - len(self._plans)
+
     def opened(self, plan: Plan) -> list[tuple[Task, ...]]:
         """Take a window; return the chunks to be done, none if it is not the first time."""
         name = plan.window.scenario

@@ -81,6 +81,8 @@ class Store:
         name = str(path) if path else ":memory:"
         if path and path.is_dir():
             raise BadInputFileError(f"{path}: is a folder; name a file for the campaign.")
+        if path and path.exists() and not path.is_file():
+            raise BadInputFileError(f"{path}: is not a regular file; name one for the campaign.")
         if path and path.exists() and path.stat().st_size and not resume:
             raise BadInputFileError(
                 f"{path}: holds an earlier campaign; go on with it by --resume, or name a new file."
