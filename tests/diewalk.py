@@ -25,7 +25,7 @@ WIDTHS = {"b": 1, "w": 2, "l": 4, "q": 8}
 _STORES = {Mnemonic.MOVDIR64B, Mnemonic.ENQCMD, Mnemonic.ENQCMDS}
 _WIDE_MNEMONICS = _STORES | {Mnemonic.MOVNTDQA}
 _FRAME_POINTER = b"\x48\x89\xe5"  # mov %rsp,%rbp
-_PROLOGUE = 32
+_PROLOGUE = 80
 
 TAG_INLINED, TAG_SUBPROGRAM = 0x1D, 0x2E
 # Columns of what `walk` gives.
@@ -207,7 +207,7 @@ class _Image:
                     start = index * self.STRIDE if self.module else header["sh_addr"]
                     self.texts[start] = (section.name, section.data())
             indices = {s.name: i for i, s in enumerate(code.iter_sections())}
-            names = ("info", "abbrev", "str", "line_str", "rnglists", "ranges")
+            names = ("info", "abbrev", "str", "line", "line_str", "rnglists", "ranges")
             self.debug = {name: self._section(dwarf, f".debug_{name}", indices) for name in names}
 
     def _section(self, elf, name, indices):
@@ -285,12 +285,20 @@ class _Functions:
             for row in np.flatnonzero(rows[:, TAG] == TAG_SUBPROGRAM).tolist()
             if (name := self.name(row)) is not None and wanted(name)
         }
-        dies = np.array(sorted(abstract), np.int64)
+        for _, name, ranges in self.placed(abstract):
+            yield name, ranges
+
+    def placed(self, dies):
+        """Yield (DIE, name, ranges) of each instance of the functions that `dies` describe."""
+        rows = self.rows
+        wanted = np.array(sorted(dies), np.int64)
         placed = (rows[:, LOW] != _NONE) | (rows[:, RANGES] != _NONE)
-        chosen = placed & (np.isin(rows[:, ORIGIN], dies) | np.isin(rows[:, DIE], dies))
-        for fields in rows[chosen].tolist():
-            name = abstract.get(fields[ORIGIN]) or abstract[fields[DIE]]
-            yield name, [(start & _MASK, end & _MASK) for start, end in self.ranges(fields)]
+        chosen = placed & (np.isin(rows[:, ORIGIN], wanted) | np.isin(rows[:, DIE], wanted))
+        for row in np.flatnonzero(chosen).tolist():
+            fields = rows[row].tolist()
+            die = fields[ORIGIN] if fields[ORIGIN] in dies else fields[DIE]
+            ranges = [(start & _MASK, end & _MASK) for start, end in self.ranges(fields)]
+            yield die, self.name(row), ranges
 
     def ranges(self, fields):
         """Return [(start, end)] of one instance."""
