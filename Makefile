@@ -15,7 +15,7 @@ PYTEST := $(RUN)/pytest -n $(WORKERS) --max-worker-restart 0
 # The other flavours of the same kernel; the debug package of the first unpacks to 7 GB.
 FLAVOURS ?= deb:linux-image-6.12-amd64|linux-image-amd64 deb:linux-image-6.12-rt-amd64|linux-image-rt-amd64
 
-.PHONY: demo test lint types docs bench flavours devices lock help clean
+.PHONY: demo test lint types docs bench flavours devices initramfs lock help clean
 
 ## demo: scan the newest TDX-enabled Debian cloud kernel, boot it, weigh the designs (450 MB once)
 demo: $(VENV)/.run
@@ -63,6 +63,10 @@ flavours: $(VENV)/.run
 ## devices: test the drivers that only the full flavour has: 9p, e1000, rtl8139 (1.1 GB download)
 devices: $(VENV)/.dev
 	@TRAPLINE_FULL_KERNEL='$(firstword $(FLAVOURS))' $(RUN)/pytest tests/td/qemu -m kernel
+
+## initramfs: test `filter export` in Debian's initramfs with all its modules (no more to download)
+initramfs: $(VENV)/.dev
+	@TRAPLINE_INITRAMFS=most $(RUN)/pytest tests/devicefilter/test_export_installed.py -m kernel -rs
 
 ## lock: resolve pyproject.toml into requirements/*.txt again
 lock:

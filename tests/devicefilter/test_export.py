@@ -82,13 +82,16 @@ def test_lock_turns_probing_off_unbinds_and_binds(sysfs, tmp_path):
     assert not (listed / "driver").exists()
 
 
-def test_probe_binds_only_what_is_listed(sysfs, tmp_path):
+def test_probe_binds_what_is_listed_and_unbinds_all_else(sysfs, tmp_path):
     listed = sysfs.add("0000:00:02.0", BLK, bound=False)
-    stranger = sysfs.add("0000:00:03.0", NET, bound=False)
+    stranger = sysfs.add("0000:00:03.0", NET, bound=True)
     run(tmp_path, one("1af4:1042"), "probe", str(stranger), "pci")
     assert (sysfs.bus / "drivers_probe").read_text() == "1\n"
+    assert (stranger / "driver" / "unbind").read_text() == "0000:00:03.0\n"
     run(tmp_path, one("1af4:1042"), "probe", str(listed), "pci")
     assert (sysfs.bus / "drivers_probe").read_text() == "0000:00:02.0\n"
+    gone = run(tmp_path, one("1af4:1042"), "probe", str(listed.parent / "gone"), "pci")
+    assert (gone.returncode, gone.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("words", [["lock"], ["probe", "{device}", "pci"]])
@@ -147,10 +150,11 @@ def obey(rules, **event):
 
 @pytest.mark.parametrize("action", ["add", "change", "bind", "unbind"])
 def test_udev_loads_nothing_for_an_unlisted_device(action):
+    """A PCI device that is plugged in gets a driver behind the back of drivers_autoprobe."""
     rules = export.files(one("1af4:1042"))["etc/udev/rules.d/50-trapline.rules"]
     event, programs = obey(rules, ACTION=action, SUBSYSTEM="pci", MODALIAS=NET)
     assert event["MODALIAS"] == ""
-    assert not programs
+    assert bool(programs) == (action in {"add", "bind"})
     event, programs = obey(rules, ACTION=action, SUBSYSTEM="pci", MODALIAS=BLK)
     assert event["MODALIAS"] == BLK
     assert bool(programs) == (action == "add")

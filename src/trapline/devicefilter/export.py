@@ -10,7 +10,9 @@
 The script first turns off automatic probing, then unbinds what is not listed, then loads the
 drivers of what is, and binds it. Bridges are no exception: what calls itself a bridge is the
 host's choice. What the script cannot do is said in it: a driver that is built in has probed
-before any of this runs.
+before any of this runs. Of a PCI device that is plugged in later the same holds for every driver
+that is loaded by then: pci_bus_add_device() (drivers/pci/bus.c) attaches it without a look at
+drivers_autoprobe. Its bind event then has the rules unbind it.
 """
 
 import re
@@ -53,11 +55,12 @@ _FILTER: Final = """\
 #
 #   device-filter lock              no automatic probing; unlisted devices unbound, the drivers of
 #                                   listed ones loaded and bound
-#   device-filter probe DEVICE BUS  do so for one device (a path below /sys/devices) if it is listed
+#   device-filter probe DEVICE BUS  do so for one device (a path below /sys/devices)
 #   device-filter list              say of each device whether it is listed and what is bound
 #
 # A driver that is built into the kernel has probed its devices before this runs:
-# `trapline filter check KERNEL` names those drivers.
+# `trapline filter check KERNEL` names those drivers. A PCI device that is plugged in later is
+# probed by the drivers that are loaded by then, and unbound when udev hears of it.
 SYS=${{SYS:-/sys}}
 
 listed() {{
@@ -112,7 +115,10 @@ case "$1" in
   probe)
     device=$2
     bus=$3
-    read -r modalias < "$device/modalias" && bind_listed
+    # It may be gone by now.
+    [ -e "$device/modalias" ] && read -r modalias < "$device/modalias" || exit 0
+    unbind_unlisted
+    bind_listed
     ;;
   list) each show ;;
   *)
@@ -194,10 +200,11 @@ def _udev(allow: "AllowList") -> str:
     buses = _BUSES if allow.filters_virtio_bus else _BUSES[:1]
     lines = [
         f'# Allow list "{_comment(allow.title)}". Written by trapline filter export.',
-        "# An unlisted device loses its MODALIAS, so that no rule behind this loads its driver.",
+        "# An unlisted device loses its MODALIAS, so that no rule behind this loads its driver,",
+        "# and is unbound where a driver has it: a PCI device that is plugged in is probed by all",
+        "# that are loaded, with automatic probing off as well.",
         "# A listed one gets its driver loaded and bound here: with automatic probing off, one",
         "# that 80-drivers.rules loads later would bind nothing.",
-        "# 80-drivers.rules loads drivers on all events but this.",
         'ACTION=="remove", GOTO="trapline_end"',
         f'SUBSYSTEM!="{"|".join(buses)}", GOTO="trapline_end"',
     ]
@@ -205,10 +212,14 @@ def _udev(allow: "AllowList") -> str:
         f'ENV{{MODALIAS}}=="{entry.pattern.pattern()}", GOTO="trapline_listed"'
         for entry in allow.entries
     ]
+    run = f'RUN+="/{SCRIPT} probe %S%p $env{{SUBSYSTEM}}"'
     lines += [
-        'ENV{MODALIAS}="", GOTO="trapline_end"',
+        'ENV{MODALIAS}=""',
+        # Sent before drivers are tried, and once one has it.
+        f'ACTION=="add|bind", {run}',
+        'GOTO="trapline_end"',
         'LABEL="trapline_listed"',
-        f'ACTION=="add", RUN+="/{SCRIPT} probe %S%p $env{{SUBSYSTEM}}"',
+        f'ACTION=="add", {run}',
         'LABEL="trapline_end"',
     ]
     return "\n".join(lines) + "\n"
