@@ -7,7 +7,9 @@ the virtual TSC, addresses are `int`: GLA is a guest linear address, GPA a guest
 
 from collections.abc import Callable, Mapping
 from enum import IntEnum, auto
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
+
+MAX_ENTRIES: Final = 500  # of Engine.watch_entries()
 
 
 class Reg(IntEnum):
@@ -62,6 +64,7 @@ class Exit(IntEnum):
     BOUNDARY = auto()  # asked for by request_boundary(), or the time budget ran out
     BREAKPOINT = auto()  # an address given to set_breakpoints() is about to execute
     TRIPLE_FAULT = auto()
+    ENTRY = auto()  # asked for by watch_entries()
 
 
 class IoAccess(NamedTuple):
@@ -211,6 +214,10 @@ class Engine(Protocol):
     def stop(self) -> None: ...
     def step(self, handler: ExitHandler) -> None: ...  # exactly one instruction or event
     def set_breakpoints(self, addresses: frozenset[int]) -> None: ...
+    # Exit.ENTRY before a branch to one of these (at most MAX_ENTRIES, in the kernel half) takes
+    # effect, and before code in the user half executes at CPL 0; None: no longer. It costs
+    # nothing while that does not happen.
+    def watch_entries(self, addresses: frozenset[int] | None) -> None: ...
     def exact_counts(self, wanted: bool) -> None: ...
 
     # Snapshots.

@@ -207,7 +207,7 @@ class InterruptHook:
         a.store_imm(_ENV, Env.EXCEPTION_IS_INT, 0, 4)
         a.store_imm(_RBX, Slot.CODE * 8, 0, 8)
         # Exits between instructions, or while an event is delivered, have none to show.
-        for code in (Svm.INTR, Svm.VINTR, Svm.COUNT):
+        for code in (Svm.INTR, Svm.VINTR, Svm.COUNT, Svm.ENTRY):
             a.reg_imm(Code.CMP_RM32_IMM32, _ESI, EXCP_VMEXIT + code)
             a.jump(Code.JE_REL32_64, "return")
         a.reg_imm(Code.CMP_RM32_IMM32, _ESI, IN_DELIVERY_FLAG)

@@ -6,7 +6,7 @@ from typing import ClassVar, Final
 from unicorn.unicorn_const import UC_PROT_ALL
 
 from trapline.model.errors import BadMachineError, EngineMismatchError
-from trapline.td.engine import Exit, ExitHandler, PageState
+from trapline.td.engine import MAX_ENTRIES, Exit, ExitHandler, PageState
 from trapline.td.unicorn import verify
 from trapline.td.unicorn.control import SIZE as CONTROL_SIZE
 from trapline.td.unicorn.control import ControlPages
@@ -121,6 +121,7 @@ class UnicornEngine(Snapshots):
             EXCP_VMEXIT + Svm.COUNT: self._exit_count,
             EXCP_VMEXIT + Svm.IRET: self._exit_iret,
             EXCP_VMEXIT + Svm.BREAKPOINT: self._exit_breakpoint,
+            EXCP_VMEXIT + Svm.ENTRY: self._exit_entry,
         }
         self._arm()
 
@@ -184,6 +185,13 @@ class UnicornEngine(Snapshots):
         if addresses != self._breakpoints:
             self._breakpoints = addresses
             self._rehook()
+
+    def watch_entries(self, addresses: frozenset[int] | None) -> None:
+        """Exit with ENTRY before these functions begin, and before user code at CPL 0."""
+        entries = frozenset[int]() if addresses is None else addresses
+        if len(entries) > MAX_ENTRIES:
+            raise ValueError(f"{len(entries)} entries are more than {MAX_ENTRIES}")
+        self._hooks.watch_entries(entries, wanted=addresses is not None)
 
     def _rehook(self) -> None:
         self._hooks.hook_instructions(count=self._exact, breakpoints=self._breakpoints)
@@ -315,6 +323,13 @@ class UnicornEngine(Snapshots):
         """Let the instruction pass when the guest goes on from here without an event."""
         self._slots[Slot.SKIP] = self._slots[Slot.RESUME] = self.regs[16]
         return Exit.BREAKPOINT
+
+    def _exit_entry(self) -> Exit:
+        """Let the block pass when the guest goes on from here without an event."""
+        self._slots[Slot.ENTRY_SKIP] = self.regs[16]
+        if self._slots[Slot.STEP]:
+            self._let_one_pass()  # it has not passed yet
+        return Exit.ENTRY
 
     def _exit_iret(self) -> None:
         """NMIs are no longer blocked; the IRET itself has yet to execute."""

@@ -186,6 +186,7 @@ class Svm:
     SYSENTER: Final = 0x301
     BREAKPOINT: Final = 0x302
     COUNT: Final = 0x303
+    ENTRY: Final = 0x305
     DELIVER: Final = 0x304  # not an exit: asks the hook to deliver the event in the control block
     NPF: Final = 0x400
 

@@ -10,9 +10,9 @@ exit makes cpu_exec return, and Python goes on from there.
 
 import ctypes
 import mmap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from iced_x86 import Code, Register
+from iced_x86 import Code, Instruction, MemoryOperand, Register
 from unicorn import x86_const as x86
 from unicorn.unicorn_const import (
     UC_HOOK_BLOCK,
@@ -33,6 +33,7 @@ from trapline.td.unicorn.layout import (
     Cpu,
     Env,
     Fields,
+    HFlags,
     Hook,
     Library,
     Segs,
@@ -45,10 +46,14 @@ from trapline.td.unicorn.slots import (
     COUNT_START,
     LOG_ENTRIES,
     NEVER,
+    EntryTable,
     Slot,
 )
 from trapline.td.unicorn.tlb import FIRST_GROWTH, CodeMap, assemble_tlb_fill
 from trapline.td.unicorn.writelog import WriteLog
+
+if TYPE_CHECKING:
+    from iced_x86._iced_x86_py import Register as RegisterValue
 
 _RAX, _RCX, _RDX, _RBX = Register.RAX, Register.RCX, Register.RDX, Register.RBX
 _RSI, _RDI = Register.RSI, Register.RDI
@@ -85,8 +90,8 @@ class NativeHooks:
     ) -> None:
         self._library = library
         self._fields = fields
-        self._block = mmap.mmap(-1, mmap.PAGESIZE)
-        self._anchor = (ctypes.c_char * mmap.PAGESIZE).from_buffer(self._block)
+        self._block = mmap.mmap(-1, EntryTable.CONTROL_SIZE)
+        self._anchor = (ctypes.c_char * len(self._block)).from_buffer(self._block)
         self.control_address = ctypes.addressof(self._anchor)
         self.slots = memoryview(self._block).cast("Q")
         self.slots[Slot.LIMIT] = NEVER
@@ -95,6 +100,7 @@ class NativeHooks:
         self.slots[Slot.SKIP] = NEVER
         self.slots[Slot.SKIPPED] = NEVER
         self.slots[Slot.RESUME] = NEVER
+        self.slots[Slot.ENTRY_SKIP] = NEVER
         self.slots[Slot.GROW_AT] = FIRST_GROWTH
         self._log = mmap.mmap(-1, 32 + 32 * LOG_ENTRIES)
         self._log_anchor = (ctypes.c_char * len(self._log)).from_buffer(self._log)
@@ -143,6 +149,17 @@ class NativeHooks:
         ranges = [(address, address) for address in sorted(breakpoints)] + parked
         for hook, (begin, end) in zip(self._breakpoints, ranges, strict=True):
             _place_hook(hook, begin, end)
+
+    def watch_entries(self, addresses: frozenset[int], *, wanted: bool) -> None:
+        """Fill the table that the BLOCK hook looks into; translations stay as they are."""
+        entries = memoryview(self._block)
+        entries[EntryTable.FILTER : EntryTable.COUNT] = bytes(EntryTable.FILTER_SIZE)
+        for address in addresses:
+            entries[EntryTable.FILTER + (address >> 4) % EntryTable.FILTER_SIZE] = 1
+        self.slots[EntryTable.COUNT // 8] = len(addresses)
+        for index, address in enumerate(sorted(addresses), EntryTable.LIST // 8):
+            self.slots[index] = address
+        self.slots[Slot.WATCHING] = wanted
 
     def close(self) -> None:
         """Free the memory; the CPU must be gone."""
@@ -203,6 +220,7 @@ class NativeHooks:
         # Any index makes cpu_exec call the INTR hook first; the hook finds the event.
         a.store_imm(_RSI, Cpu.EXCEPTION_INDEX, EXCP_VMEXIT + Svm.DELIVER, 4)
         a.store_imm(_RBX, Slot.RESUME * 8, -1, 8)
+        a.store_imm(_RBX, Slot.ENTRY_SKIP * 8, -1, 8)
         a.jump(Code.JMP_REL32_64, "no skip")
         a.label("no event")
         a.load(_RAX, _RBX, Slot.RESUME * 8)
@@ -211,6 +229,11 @@ class NativeHooks:
         a.jump(Code.JE_REL32_64, "resume")
         a.store_imm(_RBX, Slot.RESUME * 8, -1, 8)
         a.label("resume")
+        a.load(_RAX, _RBX, Slot.ENTRY_SKIP * 8)
+        a.reg_mem(Code.CMP_R64_RM64, _RAX, _RDX, _RIP)
+        a.jump(Code.JE_REL32_64, "told")
+        a.store_imm(_RBX, Slot.ENTRY_SKIP * 8, -1, 8)
+        a.label("told")
         # A breakpoint passes only when the guest resumes where it was hit.
         a.load(_RAX, _RBX, Slot.SKIP * 8)
         a.set(_RDX, self._fields.env)
@@ -272,7 +295,11 @@ class NativeHooks:
         a.load(_RAX, _RCX, Slot.BYTES * 8)
         a.reg_mem(Code.CMP_R64_RM64, _RAX, _RCX, Slot.LIMIT * 8)
         a.jump(Code.JAE_REL32_64, "limit")
+        a.label("in time")
+        a.mem_imm(Code.CMP_RM64_IMM8, _RCX, Slot.WATCHING * 8, 0)
+        a.jump(Code.JNE_REL32_64, "watch")
         a.label("pass")
+        a.store_imm(_RCX, Slot.STEP * 8, 0, 8)
         a.move(_EDX, _EDX)  # clears the upper half
         a.mem_reg(Code.ADD_RM64_R64, _RCX, Slot.BYTES * 8, _RDX)
         a.ret()
@@ -284,11 +311,46 @@ class NativeHooks:
         a.ret()
         a.label("limit")
         a.mem_imm(Code.CMP_RM64_IMM8, _RCX, Slot.STEP * 8, 0)
-        a.store_imm(_RCX, Slot.STEP * 8, 0, 8)
-        a.jump(Code.JNE_REL32_64, "pass")
+        a.jump(Code.JNE_REL32_64, "in time")
         a.set(_RDI, self._fields.env)
         self._exit_now(a, Svm.INTR)
+        self._assemble_watch(a)
         return a
+
+    def _assemble_watch(self, a: Assembler) -> None:
+        """Assemble, for the BLOCK hook: exit before an entry and before user code at CPL 0.
+
+        A function's first instruction begins a block, since control comes to it by a branch. So
+        no CODE hook is needed, of which each makes the counting of instructions slower.
+        """
+        a.label("watch")
+        a.reg_reg(Code.TEST_RM64_R64, _RSI, _RSI)
+        a.jump(Code.JNS_REL32_64, "user half")
+        a.move(_EAX, _ESI)
+        a.reg_imm(Code.SHR_RM32_IMM8, _EAX, 4)
+        a.reg_imm(Code.AND_EAX_IMM32, _EAX, EntryTable.FILTER_SIZE - 1)
+        a.reg_reg(Code.ADD_R64_RM64, _RAX, _RCX)
+        a.mem_imm(Code.CMP_RM8_IMM8, _RAX, EntryTable.FILTER, 0)
+        a.jump(Code.JE_REL32_64, "pass")
+        a.load(_RAX, _RCX, EntryTable.COUNT)
+        a.label("next")
+        a.reg_imm(Code.SUB_RM64_IMM8, _RAX, 1)
+        a.jump(Code.JS_REL32_64, "pass")
+        a.emit(_compare_with_entry(_RSI, _RCX, _RAX))
+        a.jump(Code.JNE_REL32_64, "next")
+        a.label("tell")
+        a.reg_mem(Code.CMP_R64_RM64, _RSI, _RCX, Slot.ENTRY_SKIP * 8)
+        a.jump(Code.JE_REL32_64, "was told")
+        a.set(_RDI, self._fields.env)
+        self._exit_now(a, Svm.ENTRY)
+        a.label("was told")
+        a.store_imm(_RCX, Slot.ENTRY_SKIP * 8, -1, 8)
+        a.jump(Code.JMP_REL32_64, "pass")
+        a.label("user half")
+        a.set(_RAX, self._fields.env)
+        a.mem_imm(Code.TEST_RM32_IMM32, _RAX, Env.HFLAGS, HFlags.CPL)
+        a.jump(Code.JE_REL32_64, "tell")
+        a.jump(Code.JMP_REL32_64, "pass")
 
     def _assemble_counter(self) -> Assembler:
         """Assemble the CODE hook that counts: same arguments as the BLOCK hook.
@@ -352,6 +414,14 @@ class NativeHooks:
         a.move(_RDI, _RSI)
         self._exit_now(a, code)
         return a
+
+
+def _compare_with_entry(
+    register: "RegisterValue", block: "RegisterValue", index: "RegisterValue"
+) -> Instruction:
+    """Cmp register, [control block + index * 8 + EntryTable.LIST]."""
+    operand = MemoryOperand(block, index, 8, EntryTable.LIST, 8)
+    return Instruction.create_reg_mem(Code.CMP_R64_RM64, register, operand)
 
 
 def _place_hook(hook: int, begin: int, end: int) -> None:

@@ -33,7 +33,10 @@ class Slot:
     DELIVERED: Final = 24  # 32 counters: exceptions delivered without Python, by vector
     RESUME: Final = 56  # the next block is here and has been counted already
     WALK: Final = 57  # what the last TLB fill that failed was after: Walk
-    END: Final = 58
+    ENTRY_SKIP: Final = 58  # an entry that is not told of, once
+    END: Final = 59
+    # What follows is no state of the guest: a restore leaves it alone.
+    WATCHING: Final = 59  # 1: tell of the entries in EntryTable, and of user code at CPL 0
 
 
 class Walk:
@@ -51,6 +54,20 @@ class Delivery:
     EXCEPTION: Final = 1
     INTERRUPT: Final = 2  # external, NMI included: no error code
     SOFTWARE: Final = 3  # INT n, INT3
+
+
+class EntryTable:
+    """Behind the slots: which addresses the BLOCK hook tells of; offsets in the control block.
+
+    One byte for each value of address bits 14:4, not 0 where one of the addresses has it; then
+    the number of addresses, and the addresses.
+    """
+
+    FILTER: Final = 4096
+    FILTER_SIZE: Final = 2048
+    COUNT: Final = FILTER + FILTER_SIZE
+    LIST: Final = COUNT + 8
+    CONTROL_SIZE: Final = 12288
 
 
 IN_DELIVERY_FLAG = 1 << 16
