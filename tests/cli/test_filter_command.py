@@ -5,6 +5,7 @@ import json
 import jsonschema
 import pytest
 
+import tiny_kernel
 from trapline.cli.main import run
 from trapline.devicefilter import listfile
 from trapline.model.errors import ExitCode
@@ -49,6 +50,22 @@ def test_a_kernel_that_is_not_there(capsys, tmp_path):
     code = run(["filter", "check", str(tmp_path / "vmlinux")])
     assert code == ExitCode.KERNEL_NOT_FOUND
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("debug", ["-g", "-g0"])
+def test_export_needs_debug_information_to_name_drivers(debug, capsys, tmp_path):
+    """Without it a listed virtio device's own driver would be kept from loading."""
+    vmlinux = tiny_kernel.build_vmlinux(tmp_path, None, debug)
+    folder = tmp_path / "out"
+    code = run(["filter", "export", str(folder), "--kernel", str(vmlinux), "--jobs", "1"])
+    words = capsys.readouterr().err
+    if debug == "-g":
+        assert code == ExitCode.CLEAN
+        assert (folder / "kernel-command-line").exists()
+    else:
+        assert code == ExitCode.NO_DEBUG_INFO
+        assert "without debug information" in words.splitlines()[-1]
+        assert not folder.exists()
 
 
 @pytest.mark.parametrize("arguments", [["filter"], ["filter", "-h"], ["filter", "check", "-h"]])

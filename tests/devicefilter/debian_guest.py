@@ -89,6 +89,7 @@ class Machine:
         shutil.copytree(self.folder / "base", over, symlinks=True, copy_function=os.link)
         place(over, exported)
         settings = over / "etc" / "initramfs-tools"
+        settings.mkdir(parents=True, exist_ok=True)
         if not most:
             # What /etc/initramfs-tools/modules names would be loaded whoever has it.
             place(settings, {"conf.d/modules": "MODULES=list\n", "hooks/few": _MODULES_HOOK})

@@ -19,7 +19,7 @@ from trapline.devicefilter import export, listfile, live
 from trapline.devicefilter.check import check
 from trapline.kernel.binary import Binary
 from trapline.kernel.locate import locate
-from trapline.model.errors import ExitCode
+from trapline.model.errors import ExitCode, NoDebugInfoError
 from trapline.report import filter_text, json_document, live_text
 from trapline.report.output import Destination
 from trapline.scan.engine import scan
@@ -107,9 +107,14 @@ def export_command(
         with ProgressReport("scanned") as progress:
             files = locate(kernel, modules, announce=progress.announce)
             checked = check(scan(files, allow_list, progress.advance, workers=jobs), allow_list)
-        if files.vmlinux is not None:
-            with Binary.open_vmlinux(files.vmlinux) as vmlinux:
-                blocked = export.initcalls(vmlinux.symbols.names, export.early(checked))
+        if files.vmlinux is None or not checked.kernel.has_dwarf:
+            # The root disk's driver could be among those kept from loading.
+            raise NoDebugInfoError(
+                f"{kernel}: without debug information it is not known which drivers the list lets "
+                "in; name a kernel that has it, or leave out --kernel."
+            )
+        with Binary.open_vmlinux(files.vmlinux) as vmlinux:
+            blocked = export.initcalls(vmlinux.symbols.names, export.early(checked))
     contents = export.files(allow_list, checked, blocked)
     export.write(contents, folder)
     for name in contents:
