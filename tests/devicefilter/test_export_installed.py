@@ -60,7 +60,7 @@ state udev
 for device in {DISK} {CARD}; do
   tested=$(udevadm test /sys/bus/pci/devices/$device 2> /dev/null)
   has=no
-  echo "$tested" | grep -q "^MODALIAS=pci:" && has=a
+  echo "$tested" | grep -q "^ *MODALIAS=pci:" && has=a
   say "$device has $has MODALIAS"
   say "udevadm test $device" $(echo "$tested" | sed -n "s|.*/device-filter ||p" | tr -d "'")
 done
