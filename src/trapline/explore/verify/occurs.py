@@ -35,7 +35,7 @@ class Occurrences:
             self._kinds[known[key]] += 1
         self.source = (
             f"{scan.kernel.release or 'kernel'}, {scan.kernel.modules} modules, "
-            f"{sum(self._kinds.values())} instructions"
+            f"{sum(self._kinds.values()):,} instructions"
         )
 
     def count(self, trap: str, forms: Iterable[int], words: Iterable[str]) -> int:
