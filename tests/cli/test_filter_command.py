@@ -68,6 +68,21 @@ def test_export_needs_debug_information_to_name_drivers(debug, capsys, tmp_path)
         assert not folder.exists()
 
 
+@pytest.mark.parametrize("debug", ["-g", "-g0"])
+def test_check_finds_nothing_rather_than_no_fault_without_debug_information(
+    debug, capsys, tmp_path
+):
+    vmlinux = tiny_kernel.build_vmlinux(tmp_path, None, debug)
+    code = run(["filter", "check", str(vmlinux), "--jobs", "1"])
+    captured = capsys.readouterr()
+    if debug == "-g":
+        assert code in {ExitCode.CLEAN, ExitCode.FINDINGS}
+        assert "Policy:" in captured.out
+    else:
+        assert code == ExitCode.NO_DEBUG_INFO
+        assert captured.out == ""
+
+
 @pytest.mark.parametrize("arguments", [["filter"], ["filter", "-h"], ["filter", "check", "-h"]])
 def test_help(arguments, capsys):
     assert run(arguments) in {ExitCode.CLEAN, ExitCode.USAGE}

@@ -74,9 +74,7 @@ def check_command(
     """
     destination = Destination(output)
     allow_list = listfile.load(allow)
-    with ProgressReport("scanned") as progress:
-        files = locate(kernel, modules, announce=progress.announce)
-        result = check(scan(files, allow_list, progress.advance, workers=jobs), allow_list)
+    _, result = _checked(kernel, modules, allow_list, jobs)
     destination.write(_result(result, format_name))
     return ExitCode.FINDINGS if result.findings else ExitCode.CLEAN
 
@@ -104,22 +102,30 @@ def export_command(
     checked: FilterResult | None = None
     blocked: tuple[str, ...] = ()
     if kernel is not None:
-        with ProgressReport("scanned") as progress:
-            files = locate(kernel, modules, announce=progress.announce)
-            checked = check(scan(files, allow_list, progress.advance, workers=jobs), allow_list)
-        if files.vmlinux is None or not checked.kernel.has_dwarf:
-            # The root disk's driver could be among those kept from loading.
-            raise NoDebugInfoError(
-                f"{kernel}: without debug information it is not known which drivers the list lets "
-                "in; name a kernel that has it, or leave out --kernel."
-            )
-        with Binary.open_vmlinux(files.vmlinux) as vmlinux:
+        path, checked = _checked(kernel, modules, allow_list, jobs)
+        with Binary.open_vmlinux(path) as vmlinux:
             blocked = export.initcalls(vmlinux.symbols.names, export.early(checked))
     contents = export.files(allow_list, checked, blocked)
     export.write(contents, folder)
     for name in contents:
         click.echo(str(folder / name))
     return ExitCode.CLEAN
+
+
+def _checked(
+    kernel: str, modules: Path | None, allow_list: "AllowList", jobs: int | None
+) -> "tuple[Path, FilterResult]":
+    """Scan a kernel and judge a list by it; gives the vmlinux, too."""
+    with ProgressReport("scanned") as progress:
+        files = locate(kernel, modules, announce=progress.announce)
+        result = check(scan(files, allow_list, progress.advance, workers=jobs), allow_list)
+    if files.vmlinux is None or not result.kernel.has_dwarf:
+        # "Nothing found" would be a lie, and the root disk's driver kept from loading.
+        raise NoDebugInfoError(
+            f"{kernel}: without debug information it is not known which code is which driver's; "
+            "name a kernel that has it."
+        )
+    return files.vmlinux, result
 
 
 @command.command("live")
