@@ -11,6 +11,7 @@ import pytest
 import scan_documents
 from trapline.cli.main import run
 from trapline.model.errors import ExitCode
+from trapline.td.loader import initramfs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "explore"))
 from guests import build
@@ -27,7 +28,10 @@ def test_the_scan_of_another_kernel_is_refused(command, tmp_path, capsys):
     document = scan_documents.document()
     path = tmp_path / "scan.json"
     path.write_bytes(msgspec.json.encode(document))
-    assert run([command, str(vmlinux), "--scan", str(path)]) == ExitCode.BAD_INPUT_FILE
+    initrd = tmp_path / "initrd"
+    initrd.write_bytes(initramfs.newc([]))  # so that none is fetched
+    arguments = [command, str(vmlinux), "--scan", str(path), "--initrd", str(initrd)]
+    assert run(arguments) == ExitCode.BAD_INPUT_FILE
     captured = capsys.readouterr()
     assert captured.out == ""
     assert str(document.kernel.build_id) in captured.err
