@@ -28,9 +28,11 @@ def test_the_scan_of_another_kernel_is_refused(command, tmp_path, capsys):
     document = scan_documents.document()
     path = tmp_path / "scan.json"
     path.write_bytes(msgspec.json.encode(document))
-    initrd = tmp_path / "initrd"
-    initrd.write_bytes(initramfs.newc([]))  # so that none is fetched
-    arguments = [command, str(vmlinux), "--scan", str(path), "--initrd", str(initrd)]
+    arguments = [command, str(vmlinux), "--scan", str(path)]
+    if command == "boot":
+        initrd = tmp_path / "initrd"
+        initrd.write_bytes(initramfs.newc([]))  # so that none is fetched
+        arguments += ["--initrd", str(initrd)]
     assert run(arguments) == ExitCode.BAD_INPUT_FILE
     captured = capsys.readouterr()
     assert captured.out == ""
