@@ -88,11 +88,16 @@ class Store:
                 f"{path}: holds an earlier campaign; go on with it by --resume, or name a new file."
             )
         try:
-            connection = sqlite3.connect(name, isolation_level=None)
-            store = cls(connection, name)
-            store._prepare(identity)
+            store = cls(sqlite3.connect(name, isolation_level=None), name)
         except sqlite3.DatabaseError as error:
             raise cls._error(name, error) from error
+        try:
+            store._prepare(identity)
+        except BaseException as error:
+            store._db.close()
+            if isinstance(error, sqlite3.DatabaseError):
+                raise cls._error(name, error) from error
+            raise
         return store
 
     def _prepare(self, identity: dict[str, str]) -> None:

@@ -68,9 +68,12 @@ def _check(path: Path) -> None:
 def _real(path: Path) -> Path:
     """Follow symbolic links, so that a link keeps pointing at the file it points at."""
     try:
-        return path.resolve()
+        real = path.resolve()
     except RuntimeError as error:  # what Python before 3.13 makes of ELOOP
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
+    if real.is_symlink():  # what 3.13 makes of it
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return real
 
 
 def _is_special(path: Path) -> bool:

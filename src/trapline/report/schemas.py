@@ -4,6 +4,7 @@ They are generated from the types that do the reading and writing; docs/schemas 
 files, and a test checks that those are current.
 """
 
+import inspect
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -163,4 +164,19 @@ SCHEMAS: "Final[dict[str, Callable[[], Schema]]]" = {
 
 def render(name: str) -> bytes:
     """Give the schema of that name as indented UTF-8 with a final newline; KeyError if unknown."""
-    return msgspec.json.format(msgspec.json.encode(SCHEMAS[name]()), indent=2) + b"\n"
+    schema = _told(SCHEMAS[name]())
+    return msgspec.json.format(msgspec.json.encode(schema), indent=2) + b"\n"
+
+
+def _told(node: Any) -> Any:  # noqa: ANN401 - any part of a schema
+    """Take the indentation off descriptions, which are docstrings; Python 3.13 has done so."""
+    if isinstance(node, list | tuple):
+        return [_told(item) for item in node]
+    if isinstance(node, dict):
+        return {
+            key: inspect.cleandoc(value)
+            if key == "description" and isinstance(value, str)
+            else _told(value)
+            for key, value in node.items()
+        }
+    return node
