@@ -1,11 +1,14 @@
-"""How worker processes start; here, because processes of all layers do."""
+"""How worker processes start and end; here, because several layers have some."""
 
 import signal
 from multiprocessing import resource_tracker
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from multiprocessing.process import BaseProcess
+
+PATIENCE: Final = 5.0  # seconds for a process to end after SIGTERM
 
 
 def start(process: "BaseProcess") -> None:
@@ -22,3 +25,19 @@ def start(process: "BaseProcess") -> None:
         process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end(processes: "Iterable[BaseProcess]") -> None:
+    """End and close worker processes, by SIGKILL where SIGTERM does not do.
+
+    One whose start was interrupted has no PID, and is left alone.
+    """
+    started = [process for process in processes if process.pid is not None]
+    for process in started:
+        process.terminate()
+    for process in started:
+        process.join(PATIENCE)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        process.close()

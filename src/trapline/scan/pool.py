@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     #: Told (objects done, objects in all).
     Progress = Callable[[int, int], None]
 
-_PATIENCE: Final = 5.0  # seconds for a process to end after SIGTERM
-
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Why an object was not scanned, in one sentence."""
@@ -78,15 +76,7 @@ class Pool:
     def __exit__(self, *exception: object) -> None:
         for worker in self._workers:
             worker.channel.close()
-        started = [worker for worker in self._workers if worker.process.pid is not None]
-        for worker in started:
-            worker.process.terminate()
-        for worker in started:
-            worker.process.join(_PATIENCE)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
-            worker.process.close()
+        processes.end(worker.process for worker in self._workers)
         self._workers.clear()
 
     def run(
@@ -135,7 +125,7 @@ class Pool:
 
     def _death(self, channel: "Connection") -> str:
         process = next(worker.process for worker in self._workers if worker.channel is channel)
-        process.join(_PATIENCE)
+        process.join(processes.PATIENCE)
         code = process.exitcode
         if code == -signal.SIGKILL:
             return "the process that scanned it was killed, probably for want of memory"

@@ -26,7 +26,6 @@ from trapline.model.errors import BadMachineError, TraplineError
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
-_PATIENCE: Final = 5.0  # seconds for a process to end after SIGTERM
 _CHUNK: Final = 64
 
 #: Told how many cases are done.
@@ -77,15 +76,7 @@ class Workers:
     def __exit__(self, *exception: object) -> None:
         for channel in self._channels:
             channel.close()
-        started = [process for process in self._processes if process.pid is not None]
-        for process in started:
-            process.terminate()
-        for process in started:
-            process.join(_PATIENCE)
-            if process.is_alive():
-                process.kill()
-                process.join()
-            process.close()
+        processes.end(self._processes)
 
     def _start(self) -> None:
         spawn = multiprocessing.get_context("spawn")
@@ -136,7 +127,7 @@ class Workers:
             answer = channel.recv()
         except (EOFError, ConnectionResetError):
             process = self._processes[self._channels.index(channel)]
-            process.join(_PATIENCE)
+            process.join(processes.PATIENCE)
             raise BadMachineError(
                 f"a process that ran the guest ended with status {process.exitcode}; "
                 "if it was killed, give fewer --jobs or more memory."
