@@ -62,7 +62,7 @@ flavours: $(VENV)/.run
 
 ## devices: test the drivers that only the full flavour has: 9p, e1000, rtl8139 (1.1 GB download)
 devices: $(VENV)/.dev
-	@TRAPLINE_FULL_KERNEL='$(firstword $(FLAVOURS))' $(RUN)/pytest tests/td/qemu -m kernel
+	@TRAPLINE_FULL_KERNEL='$(firstword $(FLAVOURS))' $(RUN)/pytest tests/machine/qemu -m kernel
 
 ## initramfs: test `filter export` in Debian's initramfs with all its modules (no more to download)
 initramfs: $(VENV)/.dev

@@ -16,10 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from trapline.kernel.deb import fetch_package
-from trapline.kernel.locate import locate
-from trapline.td.loader import initramfs, kernelimage
-from trapline.td.machine import Machine, MachineConfig
+from trapline.kernel.find.deb import fetch_package
+from trapline.kernel.find.locate import locate
+from trapline.machine.loader import initramfs, kernelimage
+from trapline.machine.machine import Machine, MachineConfig
 
 DEFAULT = "deb:linux-image-6.12-cloud-amd64|linux-image-cloud-amd64"
 COMMAND_LINE = "console=ttyS0,115200 earlyprintk=ttyS0,115200"

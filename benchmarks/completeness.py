@@ -22,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import diewalk
 import suspectwalk
-from trapline.devicefilter.listfile import load
-from trapline.kernel.files import KernelFiles
-from trapline.kernel.locate import locate
-from trapline.model.scan import Mapping, ScanResult, Site
-from trapline.scan.engine import scan
+from trapline.allowlist.listfile import load
+from trapline.kernel.find.files import KernelFiles
+from trapline.kernel.find.locate import locate
+from trapline.results.scan import Mapping, ScanResult, Site
+from trapline.scan.wholekernel import scan
 
 DEFAULT = "deb:linux-image-6.12-cloud-amd64|linux-image-cloud-amd64"
 

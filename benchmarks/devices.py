@@ -12,18 +12,18 @@ import tempfile
 import time
 from pathlib import Path
 
-from trapline.kernel.files import KernelFiles
-from trapline.kernel.locate import locate
-from trapline.td import memoryfile
-from trapline.td.bootplan import BootOptions, make_plan, parse_devices
-from trapline.td.bootrun import BootRun
-from trapline.td.devices.bus import Bus
-from trapline.td.devices.lapic import LocalApic
-from trapline.td.engine import Reg
-from trapline.td.loader.initramfs import workload
-from trapline.td.qemu import catalogue
-from trapline.td.qemu.board import QemuBoard
-from trapline.td.vmm.ghci import TdVmCall
+from trapline.boot.plan import BootOptions, make_plan, parse_devices
+from trapline.boot.run import BootRun
+from trapline.cpu.engine import Reg
+from trapline.cpu.unicorn import memoryfile
+from trapline.kernel.find.files import KernelFiles
+from trapline.kernel.find.locate import locate
+from trapline.machine.devices.bus import Bus
+from trapline.machine.devices.lapic import LocalApic
+from trapline.machine.loader.initramfs import workload
+from trapline.machine.qemu import catalogue
+from trapline.machine.qemu.board import QemuBoard
+from trapline.machine.vmm.ghci import TdVmCall
 
 KERNEL = "deb:linux-image-6.12-cloud-amd64|linux-image-cloud-amd64"
 MIB = 1 << 20

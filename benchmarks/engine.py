@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from trapline.td.engine import Exit, Reg, Segment
-from trapline.td.unicorn import UnicornEngine
+from trapline.cpu.engine import Exit, Reg, Segment
+from trapline.cpu.unicorn import UnicornEngine
 
 RAM = 512 << 20
 GDT, IDT, TABLES, CODE, STACK = 0x1000, 0x2000, 0x10000, 0x100000, 0x200000

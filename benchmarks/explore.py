@@ -13,14 +13,14 @@ import statistics
 import sys
 import time
 
+from trapline.boot.plan import BootOptions, make_plan
 from trapline.explore import campaign, scenario
 from trapline.explore.campaign import Ledger, LocalWorkers
 from trapline.explore.inject import Run
 from trapline.explore.stage import Stage, StageConfig
 from trapline.explore.store import Store
-from trapline.explore.target import TargetSource
-from trapline.kernel.locate import locate
-from trapline.td.bootplan import BootOptions, make_plan
+from trapline.guest.target import TargetSource
+from trapline.kernel.find.locate import locate
 
 DEFAULT_KERNEL = "deb:linux-image-6.12-cloud-amd64|linux-image-cloud-amd64"
 PAGES = 100

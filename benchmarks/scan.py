@@ -18,11 +18,11 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from trapline.devicefilter.listfile import load
+from trapline.allowlist.listfile import load
 from trapline.kernel.binary import Binary
-from trapline.kernel.files import KernelFiles
-from trapline.kernel.locate import locate
-from trapline.scan.engine import scan
+from trapline.kernel.find.files import KernelFiles
+from trapline.kernel.find.locate import locate
+from trapline.scan.wholekernel import scan
 
 KERNEL = "deb:linux-image-6.12-cloud-amd64|linux-image-cloud-amd64"
 _INTERVAL = 0.02  # seconds between two looks at the memory

@@ -8,10 +8,10 @@ import resource
 import sys
 import time
 
-from trapline.explore.target import TargetSource
-from trapline.explore.verify.campaign import Options, run
-from trapline.explore.verify.launch import initrd
-from trapline.kernel.locate import locate
+from trapline.guest.target import TargetSource
+from trapline.kernel.find.locate import locate
+from trapline.verify.launch import initrd
+from trapline.verify.rounds import Options, run
 
 DEFAULT = "deb:linux-image-6.12-cloud-amd64|linux-image-cloud-amd64"
 TARGET_CASES = 20_000

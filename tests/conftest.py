@@ -8,11 +8,12 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 
-from trapline.devicefilter.listfile import load
-from trapline.kernel.locate import locate
-from trapline.model.errors import FetchError
-from trapline.model.scan import ScanResult
-from trapline.scan.engine import scan
+from binutils import Assembler
+from trapline.allowlist.listfile import load
+from trapline.base.errors import FetchError
+from trapline.kernel.find.locate import locate
+from trapline.results.scan import ScanResult
+from trapline.scan.wholekernel import scan
 
 # A busy machine is no bug: no example has a deadline.
 settings.register_profile(
@@ -23,6 +24,12 @@ settings.load_profile("trapline")
 # Meta-packages: releases leave the archive in time, these stay. The second is what Debian 13
 # calls its own 6.12 kernel.
 DEBIAN_KERNEL = "deb:linux-image-6.12-cloud-amd64|linux-image-cloud-amd64"
+
+
+@pytest.fixture(scope="session")
+def assembler(tmp_path_factory):
+    """GNU as and objdump."""
+    return Assembler(tmp_path_factory.mktemp("as"))
 
 
 @pytest.fixture(scope="session")

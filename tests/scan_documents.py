@@ -2,7 +2,7 @@
 
 import msgspec
 
-from trapline.model.scan import (
+from trapline.results.scan import (
     AllowedId,
     Coverage,
     Driver,

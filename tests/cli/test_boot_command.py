@@ -3,8 +3,8 @@
 import pytest
 
 import tiny_kernel
+from trapline.base.errors import ExitCode
 from trapline.cli.main import run
-from trapline.model.errors import ExitCode
 
 
 @pytest.fixture(scope="module")

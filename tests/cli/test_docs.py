@@ -8,8 +8,8 @@ import click
 import pytest
 
 import scan_documents
+from trapline.base.errors import ExitCode, TraplineError
 from trapline.cli.main import COMMANDS, cli
-from trapline.model.errors import ExitCode, TraplineError
 from trapline.report import text
 
 ROOT = Path(__file__).parents[2]

@@ -9,14 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from guests import SYSCALL, build
+from trapline.base.errors import ExitCode
 from trapline.cli.main import run
 from trapline.cli.progress import ProgressReport
 from trapline.explore import scenario
-from trapline.model.errors import ExitCode
-from trapline.td.loader import initramfs
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "explore"))
-from guests import SYSCALL, build
+from trapline.machine.loader import initramfs
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import jsonschema
 import pytest
 
 import tiny_kernel
+from trapline.allowlist import listfile
+from trapline.base.errors import ExitCode
 from trapline.cli.main import run
-from trapline.devicefilter import listfile
-from trapline.model.errors import ExitCode
 
 
 def test_show_prints_the_eight_ids(capsysbinary):

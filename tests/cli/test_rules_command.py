@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from trapline.cli.main import run
-from trapline.model.rules import RulesCompared, RulesExplained, RulesShown
 from trapline.report.schemas import render
+from trapline.results.rules import RulesCompared, RulesExplained, RulesShown
 from trapline.rules.tables import TABLES
 
 

@@ -15,8 +15,8 @@ import jsonschema
 import pytest
 
 import tiny_kernel
+from trapline.base.errors import ExitCode
 from trapline.cli.main import run
-from trapline.model.errors import ExitCode
 from trapline.report.schemas import render
 
 PROGRAM = [sys.executable, "-c", "from trapline.cli.main import main; main()"]

@@ -2,19 +2,15 @@
 
 import struct
 import subprocess
-import sys
-from pathlib import Path
 
 import msgspec
 import pytest
 
 import scan_documents
-from trapline.cli.main import run
-from trapline.model.errors import ExitCode
-from trapline.td.loader import initramfs
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "explore"))
 from guests import build
+from trapline.base.errors import ExitCode
+from trapline.cli.main import run
+from trapline.machine.loader import initramfs
 
 
 @pytest.mark.parametrize("command", ["verify", "boot"])

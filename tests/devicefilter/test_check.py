@@ -6,12 +6,12 @@ import msgspec
 import pytest
 
 from scan_documents import document, driver, mapping, site
-from trapline.devicefilter import listfile
+from trapline.allowlist import listfile
+from trapline.allowlist.entries import AllowEntry, AllowList, parse_id
 from trapline.devicefilter.check import check
-from trapline.model.allow import AllowEntry, AllowList, parse_id
-from trapline.model.filter import FilterResult, Reach
 from trapline.report import filter_text
-from trapline.scan.engine import scan
+from trapline.results.filter import FilterResult, Reach
+from trapline.scan.wholekernel import scan
 
 VIRTIO_PCI = driver(
     name="virtio_pci",

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from devices_guest import Guest
 from scan_documents import document, driver, site
+from trapline.allowlist.listfile import load, parse
+from trapline.base.errors import OutputError
 from trapline.devicefilter import export
 from trapline.devicefilter.check import check
-from trapline.devicefilter.listfile import load, parse
-from trapline.model.errors import OutputError
-from trapline.td.qemu import process
+from trapline.machine.qemu import process
 
 NVME = "pci:v*d*sv*sd*bc01sc08i02*"
 BLK = "pci:v00001AF4d00001042sv00001AF4sd00001100bc01sc80i00"
@@ -236,10 +237,7 @@ def test_nothing_is_overwritten(tmp_path):
 @pytest.mark.skipif(
     shutil.which(process.EXECUTABLE) is None, reason="qemu-system-x86 is not installed"
 )
-def test_an_unlisted_device_stays_unbound_in_a_td(debian_kernel, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "td" / "qemu"))
-    from devices_guest import Guest  # noqa: PLC0415 - its folder is not on the path before
-
+def test_an_unlisted_device_stays_unbound_in_a_td(debian_kernel, tmp_path):
     image = tmp_path / "disk.img"
     image.write_bytes(b"sector" * 1000)
     script = export.files(one("1af4:1042"))[export.SCRIPT]

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from debian_guest import PATH, Machine, environment, lacking
 
+from devices_guest import Guest
+from trapline.allowlist.listfile import parse
 from trapline.devicefilter import export
 from trapline.devicefilter.check import check
-from trapline.devicefilter.listfile import parse
 from trapline.kernel.binary import Binary
-from trapline.td.outcome import OutcomeKind
-from trapline.td.qemu import process
+from trapline.machine.outcome import OutcomeKind
+from trapline.machine.qemu import process
 
 LIST = b"""\
 schema = "trapline/allow-list"
@@ -92,11 +93,8 @@ def machine(debian_kernel, tmp_path):
     shutil.rmtree(folder)  # some 300 MB
 
 
-def boot(machine, kernel, exported, monkeypatch):
+def boot(machine, kernel, exported):
     """Boot Debian's initramfs and a root disk with these files; returns the tree and the guest."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "td" / "qemu"))
-    from devices_guest import Guest  # noqa: PLC0415 - its folder is not on the path before
-
     image, tree = machine.initramfs(exported, most=os.environ.get("TRAPLINE_INITRAMFS") == "most")
     disk = machine.root(tree, exported, INIT)
     data = machine.folder / "data.img"
@@ -123,13 +121,13 @@ def modules(guest, when):
 @pytest.mark.kernel
 @needs_qemu
 @needs_debian
-def test_only_what_is_listed_is_bound(machine, debian_kernel, debian_scan, monkeypatch):
+def test_only_what_is_listed_is_bound(machine, debian_kernel, debian_scan):
     allow = parse(LIST, "test")
     checked = check(debian_scan, allow)
     with Binary.open_vmlinux(debian_kernel.vmlinux) as vmlinux:
         blocked = export.initcalls(vmlinux.symbols.names, export.early(checked))
     exported = export.files(allow, checked, blocked)
-    tree, guest = boot(machine, debian_kernel, exported, monkeypatch)
+    tree, guest = boot(machine, debian_kernel, exported)
     order = (tree / "scripts/init-top/ORDER").read_text()
     assert order.index("/scripts/init-top/trapline") < order.index("/scripts/init-top/udev")
     assert (tree / "usr/lib/udev/rules.d" / Path(RULES).name).read_text() == exported[RULES]
@@ -152,8 +150,8 @@ def test_only_what_is_listed_is_bound(machine, debian_kernel, debian_scan, monke
 @pytest.mark.kernel
 @needs_qemu
 @needs_debian
-def test_without_the_files_all_is_bound(machine, debian_kernel, monkeypatch):
-    _, guest = boot(machine, debian_kernel, {}, monkeypatch)
+def test_without_the_files_all_is_bound(machine, debian_kernel):
+    _, guest = boot(machine, debian_kernel, {})
     drivers = ("virtio-pci", "virtio-pci", "virtio-pci", "vmxnet3", "nvme")
     assert "nvme driver" in guest.lines
     for when in STATES:

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from trapline.allowlist.listfile import load
 from trapline.cli.main import run
-from trapline.devicefilter.listfile import load
 from trapline.devicefilter.live import inspect
 
 BLK = "pci:v00001AF4d00001042sv00001AF4sd00001100bc01sc80i00"

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from guests import NOISE, SYSCALL, build, source
 
+from guests import NOISE, SYSCALL, build, source
+from trapline.base import processes
+from trapline.base.errors import BadInputFileError, WorkersLostError
 from trapline.explore import baseline, campaign, scenario
 from trapline.explore.campaign import Ledger, LocalWorkers
 from trapline.explore.stage import Exactly, Stage, StageConfig
 from trapline.explore.store import Store
-from trapline.explore.verify.workers import Workers
-from trapline.model import processes
-from trapline.model.errors import BadInputFileError, WorkersLostError
-from trapline.model.explore import CLEAN
 from trapline.report import explore_text
+from trapline.results.explore import CLEAN
+from trapline.verify.workers import Workers
 
 BOTH = SYSCALL + '[[inject]]\nevent = "ve:wrmsr"\n'
 NESTED = BOTH + '[[inject]]\nevent = "nmi"\nthen = ["ve:wrmsr"]\nstride = 7\n'
@@ -252,7 +252,7 @@ def test_resume_after_kill_9(tmp_path):
     path = tmp_path / "a.db"
     program = textwrap.dedent(f"""
         import os, signal, sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
         import test_campaign as t
         def die(done, total):
             if done >= 12:

@@ -5,11 +5,11 @@ import sys
 import pytest
 from test_campaign import BOTH, NESTED, config, explore, silent
 
+from trapline.base.errors import ExitCode, ToolMissingError, WorkersLostError
 from trapline.explore import campaign
 from trapline.explore.campaign import Ledger
 from trapline.explore.cluster import ClusterWorkers
 from trapline.explore.store import Store
-from trapline.model.errors import ExitCode, ToolMissingError, WorkersLostError
 
 
 def explore_on(address, settings, progress=silent, path=None, *, resume=False):

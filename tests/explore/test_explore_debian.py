@@ -2,16 +2,16 @@
 
 import pytest
 
+from trapline.boot.plan import BootOptions, make_plan
 from trapline.explore import campaign, scenario
 from trapline.explore.campaign import Ledger, LocalWorkers
-from trapline.explore.host import take_over
 from trapline.explore.inject import Injector, Run
 from trapline.explore.stage import StageConfig
 from trapline.explore.store import Store
-from trapline.explore.target import Target, TargetSource
 from trapline.explore.triggers import Triggers
 from trapline.explore.window import LiveWindow
-from trapline.td.bootplan import BootOptions, make_plan
+from trapline.guest.playalong import take_over
+from trapline.guest.target import Target, TargetSource
 
 pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("debian-explore")]
 

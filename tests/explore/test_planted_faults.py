@@ -3,9 +3,9 @@
 import pytest
 from guests import COUNTED_TWICE, NOISE, SYSCALL, TRAP, Opened, explore
 
+from trapline.base.errors import BadInputFileError
 from trapline.explore.inject import NotApplicableError, ReferenceFailsError
-from trapline.model.errors import BadInputFileError
-from trapline.model.explore import CLEAN, NOTHING
+from trapline.results.explore import CLEAN, NOTHING
 
 GAP_IN = ["swapgs", "mov %rsp,%gs:@", "mov %gs:@,%rsp"]
 GAP_OUT = ["swapgs", "sysretq"]

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trapline.base.errors import BadInputFileError, UsageError
 from trapline.explore import scenario
-from trapline.model.errors import BadInputFileError, UsageError
 
 MINIMAL = b'title = "t"\n[start]\nsymbol = "f"\n[[inject]]\nevent = "nmi"\n'
 

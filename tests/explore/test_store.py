@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from trapline.base.errors import BadInputFileError, OutputError
 from trapline.explore.store import Store, key_of, row_of
-from trapline.model.errors import BadInputFileError, OutputError
-from trapline.model.explore import Boundary, Result, Window
+from trapline.results.explore import Boundary, Result, Window
 
 IDENTITY = {"kernel": "6.12", "options": "-"}
 

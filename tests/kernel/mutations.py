@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 from hypothesis import strategies as st
 
-from trapline.model.errors import BadImageError
+from trapline.base.errors import BadImageError
 
 # Values that hurt: sizes and offsets at the limits of their width.
 NASTY = [

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trapline.kernel.alternatives import Alternative, Alternatives, Span
+from trapline.kernel.elf.alternatives import Alternative, Alternatives, Span
 
 TABLE = 0xFFFFFFFF83000000
 CODE = Span(0xFFFFFFFF81000000, 0xFFFFFFFF81001000)

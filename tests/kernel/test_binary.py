@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from mutations import damaged, only_bad_image
 
 import tiny_kernel
+from trapline.base.errors import BadImageError
 from trapline.kernel.binary import Binary
-from trapline.kernel.elf import ElfFile
-from trapline.kernel.functions import source_name
-from trapline.kernel.linetable import LineTable
-from trapline.kernel.relocate import MODULE_BASE, LinkedModule
-from trapline.kernel.symcache import SymCache
-from trapline.kernel.units import UnitTable
-from trapline.model.errors import BadImageError
+from trapline.kernel.dwarf.linetable import LineTable
+from trapline.kernel.dwarf.symcache import SymCache
+from trapline.kernel.dwarf.units import UnitTable
+from trapline.kernel.elf.file import ElfFile
+from trapline.kernel.elf.functions import source_name
+from trapline.kernel.elf.relocate import MODULE_BASE, LinkedModule
 
 DRIVERS = ["drivers/demo/demo.c", "drivers/demo/spill.c", "arch/x86/kernel/head_64.S"]
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from mutations import damaged, only_bad_image
 
-from trapline.kernel.btf import Btf, Member
-from trapline.kernel.btftable import Kind
-from trapline.kernel.elf import ElfFile
-from trapline.model.errors import BadImageError
+from trapline.base.errors import BadImageError
+from trapline.kernel.elf.file import ElfFile
+from trapline.kernel.types.btf import Btf, Member
+from trapline.kernel.types.btftable import Kind
 
 SOURCE = """
 typedef unsigned long size_t;

@@ -11,14 +11,14 @@ from elf_images import boot_image, vmlinux, zlib_gzip
 from hypothesis import given
 from mutations import damaged, only_bad_image
 
-from trapline.kernel.bzimage import (
+from trapline.base.errors import BadImageError, KernelNotFoundError
+from trapline.kernel.elf.bzimage import (
     XLF_5LEVEL,
     is_boot_image,
     open_vmlinuz,
     read_setup_header,
     unpack_vmlinuz,
 )
-from trapline.model.errors import BadImageError, KernelNotFoundError
 
 KERNEL = vmlinux(dwarf=False)
 BLOCK = lz4.block.compress(KERNEL, store_size=False)

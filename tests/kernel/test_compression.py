@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import damaged, only_bad_image
 
-from trapline.kernel.compression import decompress, detect, inflate_section, peek
-from trapline.model.errors import BadImageError
+from trapline.base.errors import BadImageError
+from trapline.kernel.elf.compression import decompress, detect, inflate_section, peek
 
 MIB = 1 << 20
 TEXT = b"".join(b"%d: the quick brown fox\n" % number for number in range(3000))

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from trapline.kernel import apt as apt_module
-from trapline.kernel import deb
-from trapline.kernel.apt import Apt, parse_stanzas, run_program
-from trapline.kernel.deb import cache_folder, fetch_kernel, fetch_package, resolve_kernel
-from trapline.model.errors import FetchError, OutputError
+from trapline.base.errors import FetchError, OutputError
+from trapline.kernel.find import apt, deb
+from trapline.kernel.find.apt import Apt, parse_stanzas, run_program
+from trapline.kernel.find.deb import cache_folder, fetch_kernel, fetch_package, resolve_kernel
 
 # `apt-cache show` as recorded on Debian 12, shortened.
 META = """\
@@ -138,7 +137,7 @@ class FakeApt:
 def fake(monkeypatch):
     def use(*arguments, **options):
         runner = FakeApt(*arguments, **options)
-        monkeypatch.setattr(apt_module, "run_program", runner)
+        monkeypatch.setattr(apt, "run_program", runner)
         return runner
 
     return use
@@ -364,7 +363,7 @@ def _fetch_in_child(cache, log):
                     file.write(f"{action}\n")
             return super().answer(action, folder, operands)
 
-    apt_module.run_program = Slow()
+    apt.run_program = Slow()
     fetch_kernel(NAME, cache=cache)
 
 

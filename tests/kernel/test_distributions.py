@@ -2,7 +2,7 @@
 
 import pytest
 
-from trapline.kernel.distributions import debug_advice, image_advice
+from trapline.kernel.find.distributions import debug_advice, image_advice
 
 
 @pytest.mark.parametrize(

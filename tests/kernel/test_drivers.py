@@ -2,10 +2,10 @@
 
 import pytest
 
-from trapline.kernel import drivers
-from trapline.kernel.kbuild import UnitMap
-from trapline.kernel.modinfo import ModuleInfo, module_name, parse_modinfo
-from trapline.model.allow import AllowEntry, AllowList, parse_id
+from trapline.allowlist.entries import AllowEntry, AllowList, parse_id
+from trapline.kernel.drivers import binding
+from trapline.kernel.drivers.kbuild import UnitMap
+from trapline.kernel.drivers.modinfo import ModuleInfo, module_name, parse_modinfo
 
 VIRTIO_PCI = "pci:v00001AF4d*sv*sd*bc*sc*i*"
 NVME_CLASS = "pci:v*d*sv*sd*bc01sc08i02*"
@@ -32,7 +32,7 @@ MODULES = (
 
 def verdicts(*ids, modules=MODULES):
     entries = tuple(AllowEntry(i, i, None, parse_id(i)) for i in ids)
-    return drivers.admit(drivers.collect(modules), AllowList("t", "t", entries))
+    return binding.admit(binding.collect(modules), AllowList("t", "t", entries))
 
 
 def allowed(*ids):
@@ -40,7 +40,7 @@ def allowed(*ids):
 
 
 def test_drivers_are_what_binds_to_devices_or_lies_below_drivers():
-    names = {driver.name for driver in drivers.collect(MODULES)}
+    names = {driver.name for driver in binding.collect(MODULES)}
     assert names == {m.name for m in MODULES} - {"ext4", "libfoo"}
 
 
@@ -101,10 +101,10 @@ def test_what_a_driver_reaches():
     assert found["virtio_net"].reaches == (
         "virtio_ring",
         "virtio_pci",
-        drivers.PCI_MSI,
-        drivers.PCI_CONFIGURATION,
+        binding.PCI_MSI,
+        binding.PCI_CONFIGURATION,
     )
-    assert verdicts("8086:100e")["e1000"].reaches == (drivers.PCI_MSI, drivers.PCI_CONFIGURATION)
+    assert verdicts("8086:100e")["e1000"].reaches == (binding.PCI_MSI, binding.PCI_CONFIGURATION)
     assert found["e1000"].reaches == ()
 
 
@@ -124,7 +124,7 @@ def test_libraries_that_a_module_depends_on_act_for_it():
 def test_tables_add_aliases_to_built_in_drivers():
     bare = (module("virtio_pci", builtin=True), module("virtio_net", "virtio:d00000001v*"))
     tables = {"virtio_pci": (VIRTIO_PCI,), "efifb": ("platform:efi-framebuffer",)}
-    found = {d.name: d for d in drivers.collect(bare, tables)}
+    found = {d.name: d for d in binding.collect(bare, tables)}
     assert found["virtio_pci"].aliases == (VIRTIO_PCI,)
     assert found["efifb"].builtin
     assert found["efifb"].bus == "platform"
@@ -147,7 +147,7 @@ def test_tables_add_aliases_to_built_in_drivers():
     ],
 )
 def test_the_bus_of_an_alias(alias, bus):
-    assert drivers.bus_of(alias) == bus
+    assert binding.bus_of(alias) == bus
 
 
 def test_modinfo_is_read_leniently():

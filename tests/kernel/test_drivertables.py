@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import damaged, only_bad_image
 
-from trapline.kernel import drivertables
-from trapline.kernel.elf import ElfFile
-from trapline.kernel.kbuild import debug_descriptors, initcall_files
+from trapline.kernel.drivers import devicetables
+from trapline.kernel.drivers.kbuild import debug_descriptors, initcall_files
+from trapline.kernel.elf.file import ElfFile
 
 TYPES = """
 typedef unsigned char __u8;
@@ -131,7 +131,7 @@ def image(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tables(image):
     with ElfFile.open(image) as elf:
-        return {t.variable: t for t in drivertables.read(elf, ["fake_uart", "unrelated"])}
+        return {t.variable: t for t in devicetables.read(elf, ["fake_uart", "unrelated"])}
 
 
 def test_only_drivers_are_found(tables):
@@ -166,7 +166,7 @@ def test_the_module_is_that_of_the_initcall_or_of_the_file(tables):
 
 
 def test_aliases_are_merged_by_module(tables):
-    merged = drivertables.aliases_by_module(tuple(tables.values()))
+    merged = devicetables.aliases_by_module(tuple(tables.values()))
     assert set(merged) == {"fake_net", "fake_uart"}
     assert "virtio:d00000001v*" in merged["fake_net"]
     assert "platform:two" in merged["fake_uart"]
@@ -177,7 +177,7 @@ def test_nothing_without_types_or_symbols(image, tmp_path):
         stripped = tmp_path / "stripped"
         subprocess.run(["objcopy", *flags, str(image), str(stripped)], check=True)
         with ElfFile.open(stripped) as elf:
-            assert drivertables.read(elf) == ()
+            assert devicetables.read(elf) == ()
 
 
 def test_initcalls_name_the_module_of_their_file(image):
@@ -193,7 +193,7 @@ def test_debug_descriptors_name_the_module_of_their_file(image):
 @given(st.data())
 def test_damaged_images_are_refused_or_read(image, data):
     with only_bad_image(), ElfFile.open(data.draw(damaged(image.read_bytes()))) as elf:
-        drivertables.read(elf)
+        devicetables.read(elf)
         debug_descriptors(elf)
         initcall_files(elf)
 
@@ -201,7 +201,7 @@ def test_damaged_images_are_refused_or_read(image, data):
 @pytest.mark.kernel
 def test_drivers_of_a_real_kernel(debian_kernel):
     with ElfFile.open(debian_kernel.vmlinux) as elf:
-        merged = drivertables.aliases_by_module(drivertables.read(elf))
+        merged = devicetables.aliases_by_module(devicetables.read(elf))
         files = debug_descriptors(elf)
     assert merged["virtio_pci"] == ("pci:v00001AF4d*sv*sd*bc*sc*i*",)
     assert merged["virtio_console"] == ("virtio:d00000003v*",)

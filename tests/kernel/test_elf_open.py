@@ -25,10 +25,10 @@ from elf_images import (
 from hypothesis import given
 from mutations import damaged, only_bad_image
 
+from trapline.base.errors import BadImageError, KernelNotFoundError
 from trapline.kernel.binary import open_module_files
-from trapline.kernel.elf import MAX_MODULE, ElfFile
-from trapline.kernel.symtab import STT_FUNC
-from trapline.model.errors import BadImageError, KernelNotFoundError
+from trapline.kernel.elf.file import MAX_MODULE, ElfFile
+from trapline.kernel.elf.symtab import STT_FUNC
 
 TEXT = b"\x0f\xa2\xc3" * 100
 DWARF = bytes(range(256)) * 64

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trapline.kernel.binary import Binary
-from trapline.kernel.btf import Member
-from trapline.kernel.guestmodules import (
+from trapline.kernel.live.modules import (
     MAX_MODULES,
     Area,
     LoadedModule,
     ModuleReader,
     module_spans,
 )
+from trapline.kernel.types.btf import Member
 
 HEAD = 0xFFFFFFFF82D2EA00
 FIRST = 0xFFFFFFFFC0100000

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from mutations import damaged, only_bad_image
 
 from trapline.kernel.binary import Binary
-from trapline.kernel.elf import Section
-from trapline.kernel.kallsyms import read_kallsyms
+from trapline.kernel.elf.file import Section
+from trapline.kernel.elf.kallsyms import read_kallsyms
 
 TEXT = 0xFFFFFFFF81000000
 SYMBOLS = [

@@ -18,9 +18,9 @@ from elf_images import (
     zlib_gzip,
 )
 
-from trapline.kernel import deb, layout
-from trapline.kernel.locate import kind_of, locate
-from trapline.model.errors import BadImageError, KernelNotFoundError
+from trapline.base.errors import BadImageError, KernelNotFoundError
+from trapline.kernel.find import deb, layouts
+from trapline.kernel.find.locate import kind_of, locate
 
 RELEASE = "6.12.1-test"
 CONFIG = (
@@ -367,15 +367,15 @@ def test_package(tmp_path, monkeypatch):
 
 def test_layout_splits_what_it_joins(tmp_path):
     for pattern in (
-        *layout.VMLINUX,
-        *layout.VMLINUZ,
-        *layout.MODULES,
-        *layout.DEBUG_MODULES,
+        *layouts.VMLINUX,
+        *layouts.VMLINUZ,
+        *layouts.MODULES,
+        *layouts.DEBUG_MODULES,
     ):
         place = tmp_path / pattern.format(release=RELEASE)
-        assert layout.split(place) == (tmp_path, RELEASE)
-    assert layout.split(tmp_path / "elsewhere") is None
-    assert layout.split(tmp_path / "boot/vmlinuz-") is None
+        assert layouts.split(place) == (tmp_path, RELEASE)
+    assert layouts.split(tmp_path / "elsewhere") is None
+    assert layouts.split(tmp_path / "boot/vmlinuz-") is None
 
 
 @pytest.mark.kernel

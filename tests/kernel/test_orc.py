@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trapline.kernel.orc import NULL_CALL, OrcEntry, OrcReg, OrcTable, OrcType, orc_format
-from trapline.model.errors import BadImageError
+from trapline.base.errors import BadImageError
+from trapline.kernel.live.orc import NULL_CALL, OrcEntry, OrcReg, OrcTable, OrcType, orc_format
 
 BASE = 0xFFFFFFFF82E8F000
 TEXT = 0xFFFFFFFF81000000

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from trapline.kernel.binary import Binary
-from trapline.kernel.orc import OrcTable, OrcType
-from trapline.kernel.symtab import STT_FUNC
+from trapline.kernel.elf.symtab import STT_FUNC
+from trapline.kernel.live.orc import OrcTable, OrcType
 
 # Functions that switch stacks, paging or mode and are marked UNWIND_HINT_UNDEFINED or
 # STACK_FRAME_NON_STANDARD: do_suspend_lowlevel, machine_real_restart, __efi64_thunk,

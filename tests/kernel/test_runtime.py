@@ -5,16 +5,16 @@ import struct
 import pytest
 
 from trapline.kernel.binary import TextSection
-from trapline.kernel.functions import Symbol
-from trapline.kernel.orc import OrcReg, OrcTable, OrcType
-from trapline.kernel.runtime import (
+from trapline.kernel.elf.functions import Symbol
+from trapline.kernel.live.orc import OrcReg, OrcTable, OrcType
+from trapline.kernel.live.runtime import (
     KERNEL_MAP,
     PHYSICAL_ALIGN,
     RuntimeSymbols,
     Span,
     detect_slide,
 )
-from trapline.model.scan import Frame
+from trapline.results.scan import Frame
 
 TEXT = 0xFFFFFFFF81000000
 SLIDE = 0x1A000000

@@ -5,8 +5,8 @@ import struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trapline.kernel.orc import OrcEntry, OrcReg, OrcType
-from trapline.kernel.unwind import (
+from trapline.kernel.live.orc import OrcEntry, OrcReg, OrcType
+from trapline.kernel.live.unwind import (
     MAX_FRAMES,
     MAX_GUESSES,
     STACK_SIZE,

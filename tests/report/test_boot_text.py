@@ -3,7 +3,8 @@
 import msgspec
 import pytest
 
-from trapline.model.boot import (
+from trapline.report.boot_text import render
+from trapline.results.boot import (
     BootKernel,
     BootMachine,
     BootOutcome,
@@ -14,8 +15,7 @@ from trapline.model.boot import (
     Soundness,
     TrapSite,
 )
-from trapline.model.scan import Frame
-from trapline.report.boot_text import render
+from trapline.results.scan import Frame
 
 
 def site(**changes):

@@ -4,10 +4,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from trapline.model.explore import Boundary, ExploreResult, Forbidden, Result, Window
-from trapline.model.splat import Code, Place, Registers, Splat
 from trapline.report import explore_lines, explore_text, json_document, ktap
 from trapline.report.schemas import render as schema
+from trapline.results.explore import Boundary, ExploreResult, Forbidden, Result, Window
+from trapline.results.splat import Code, Place, Registers, Splat
 
 CODE = [("entry", "swapgs"), ("entry", "mov %rsp,@"), ("work", "nop"), ("work", "ret")]
 

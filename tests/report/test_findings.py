@@ -1,6 +1,6 @@
 from scan_documents import clean, document, driver, mapping, site
+from trapline.allowlist.listfile import load
 from trapline.devicefilter.check import check
-from trapline.devicefilter.listfile import load
 from trapline.report.findings import findings, is_refused, outsiders
 
 

@@ -3,8 +3,8 @@ import json
 import msgspec
 
 from scan_documents import document, kernel
-from trapline.model.scan import ScanResult
 from trapline.report import json_document, json_lines
+from trapline.results.scan import ScanResult
 
 
 def test_document_starts_with_schema_and_version_and_reads_back():

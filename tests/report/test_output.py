@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trapline.model.errors import OutputError
+from trapline.base.errors import OutputError
 from trapline.report.output import Destination
 
 

@@ -6,10 +6,10 @@ from importlib.resources import files
 import jsonschema
 import pytest
 
-from trapline.devicefilter.listfile import load
+from trapline.allowlist.listfile import load
 from trapline.report.formats import SCAN_FORMATS
 from trapline.report.schemas import render
-from trapline.scan.engine import scan
+from trapline.scan.wholekernel import scan
 
 # One worker, so that the kernel is scanned once.
 pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("report")]

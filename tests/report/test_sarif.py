@@ -7,9 +7,9 @@ import jsonschema
 import pytest
 
 from scan_documents import clean, document, site
-from trapline.model.scan import Frame, TrapClass
 from trapline.report import sarif
 from trapline.report.classes import CLASSES
+from trapline.results.scan import Frame, TrapClass
 
 # sarif-schema-2.1.0.json of the OASIS Standard with errata 01, as published.
 OASIS_SHA256 = "c3b4bb2d6093897483348925aaa73af03b3e3f4bd4ca38cef26dcb4212a2682e"

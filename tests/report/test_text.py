@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scan_documents import clean, document, driver, kernel, mapping, site
-from trapline.model.scan import AllowedId, Coverage, Frame
 from trapline.report import text
+from trapline.results.scan import AllowedId, Coverage, Frame
 
 MAIL = (
     "> That lists exactly 8 ids",

@@ -7,7 +7,7 @@ from importlib.resources import as_file, files
 
 import pytest
 
-from trapline.model.errors import BadInputFileError, UsageError
+from trapline.base.errors import BadInputFileError, UsageError
 from trapline.rules.lint import lint, lint_folder
 from trapline.rules.tables import TABLES, load, load_folder, versions
 

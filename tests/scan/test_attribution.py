@@ -2,11 +2,11 @@
 
 import pytest
 
-from trapline.devicefilter.listfile import load
-from trapline.kernel.files import KernelFiles, ModuleFile
-from trapline.kernel.modinfo import ModuleInfo, read_modules
-from trapline.scan import subsystems
-from trapline.scan.drivers import VMLINUX, Attribution, SiteCount
+from trapline.allowlist.listfile import load
+from trapline.kernel.drivers.modinfo import ModuleInfo, read_modules
+from trapline.kernel.find.files import KernelFiles, ModuleFile
+from trapline.linux import subsystems
+from trapline.scan.attribution import VMLINUX, Attribution, SiteCount
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 import diewalk
 import suspectwalk
 import tiny_kernel
-from trapline.devicefilter.listfile import load
-from trapline.kernel.files import KernelFiles
-from trapline.scan.engine import scan
+from trapline.allowlist.listfile import load
+from trapline.kernel.find.files import KernelFiles
+from trapline.scan.wholekernel import scan
 
 # Folders of modules with many MMIO sites, and few enough to walk in a test.
 _FOLDERS = ("kernel/drivers/net/ethernet/intel/", "kernel/drivers/gpu/", "kernel/drivers/virtio/")

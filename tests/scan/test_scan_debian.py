@@ -6,11 +6,11 @@ import drgn
 import msgspec
 import pytest
 
-from trapline.devicefilter.listfile import load
+from trapline.allowlist.listfile import load
 from trapline.kernel.binary import Binary
-from trapline.kernel.files import KernelFiles
-from trapline.model.scan import ScanResult
-from trapline.scan.engine import scan
+from trapline.kernel.find.files import KernelFiles
+from trapline.results.scan import ScanResult
+from trapline.scan.wholekernel import scan
 
 pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("debian")]
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 import tiny_kernel
-from trapline.devicefilter.listfile import load
-from trapline.isa import linux_ve
-from trapline.kernel.files import KernelFiles, ModuleFile
-from trapline.model.errors import BadImageError
-from trapline.scan.context import ScanContext
-from trapline.scan.engine import scan
+from trapline.allowlist.listfile import load
+from trapline.base.errors import BadImageError
+from trapline.kernel.find.files import KernelFiles, ModuleFile
+from trapline.linux import ve_handler
+from trapline.scan.kernelfacts import ScanContext
 from trapline.scan.pool import Pool
+from trapline.scan.wholekernel import scan
 
 # Inlined functions nested a million deep: more than a native stack holds.
 _NESTED = """
@@ -91,7 +91,7 @@ def children(process):
 
 
 def test_ctrl_c_does_not_reach_a_process_that_starts():
-    context = ScanContext(paravirt={}, handler=linux_ve.UPSTREAM)
+    context = ScanContext(paravirt={}, handler=ve_handler.UPSTREAM)
     with Pool(context, 2) as pool:
         for process, _ in pool._workers:
             # From the first moment on: it has not even loaded Python.
@@ -109,9 +109,9 @@ def test_ctrl_c_ends_all_processes_without_a_traceback(kernel, tmp_path):
         textwrap.dedent(f"""
             import sys
             from pathlib import Path
-            from trapline.devicefilter.listfile import load
-            from trapline.kernel.files import KernelFiles
-            from trapline.scan import engine
+            from trapline.allowlist.listfile import load
+            from trapline.kernel.find.files import KernelFiles
+            from trapline.scan import wholekernel
 
             def progress(done, total):
                 print("started", flush=True)
@@ -120,7 +120,7 @@ def test_ctrl_c_ends_all_processes_without_a_traceback(kernel, tmp_path):
             if __name__ == "__main__":
                 kernel = KernelFiles("6.12.0", Path({str(vmlinux)!r}), None)
                 try:
-                    engine.scan(kernel, load(), progress, workers=2)
+                    wholekernel.scan(kernel, load(), progress, workers=2)
                 except KeyboardInterrupt:
                     sys.exit(130)
         """)

@@ -9,16 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny_kernel
-from trapline.devicefilter.listfile import load
-from trapline.isa import linux_ve
-from trapline.kernel.elf import ElfFile
-from trapline.kernel.files import KernelFiles, ModuleFile
-from trapline.model.errors import BadImageError, KernelNotFoundError, TraplineError
-from trapline.scan.accessors import CALLED, PARAVIRT
-from trapline.scan.context import ScanContext
-from trapline.scan.engine import scan
+from trapline.allowlist.listfile import load
+from trapline.base.errors import BadImageError, KernelNotFoundError, TraplineError
+from trapline.kernel.elf.file import ElfFile
+from trapline.kernel.find.files import KernelFiles, ModuleFile
+from trapline.linux import ve_handler
+from trapline.linux.accessors import CALLED, PARAVIRT
+from trapline.scan.kernelfacts import ScanContext
 from trapline.scan.objects import Task, scan_object
 from trapline.scan.verdicts import of_call
+from trapline.scan.wholekernel import scan
 
 
 def files(vmlinux=None, modules=(), **rest):
@@ -239,11 +239,11 @@ def test_calls_that_change_bits_of_the_pci_configuration(tmp_path):
 
 @pytest.mark.parametrize("called", sorted({*CALLED.values(), *PARAVIRT.values()}))
 def test_each_accessor_has_a_verdict(called):
-    assert of_call(called, linux_ve.UPSTREAM).reason.startswith("it ends in a trap: ")
+    assert of_call(called, ve_handler.UPSTREAM).reason.startswith("it ends in a trap: ")
 
 
 def test_calls_of_the_copy_that_is_a_string_move_are_refused():
-    copies = {name: of_call(CALLED[name], linux_ve.UPSTREAM, name) for name in CALLED}
+    copies = {name: of_call(CALLED[name], ve_handler.UPSTREAM, name) for name in CALLED}
     refused = {name for name in copies if CALLED[name].trap == "mmio" and not copies[name].emulable}
     assert refused == {"__iowrite32_copy"}
     assert "handle_mmio() refuses MOVS" in copies["__iowrite32_copy"].reason
@@ -465,7 +465,7 @@ def test_any_damaged_object_ends_in_a_result_or_one_sentence(tmp_path_factory, d
         raw[place] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.mktemp("damaged") / "object"
     path.write_bytes(raw)
-    context = ScanContext(paravirt={16: "cpu.read_msr"}, handler=linux_ve.UPSTREAM)
+    context = ScanContext(paravirt={16: "cpu.read_msr"}, handler=ve_handler.UPSTREAM)
     with suppress(TraplineError):
         scan_object(Task(name="x", kind=kind, path=str(path)), context)
 

@@ -6,10 +6,10 @@ import pytest
 
 import scan_documents
 import tiny_kernel
-from trapline.devicefilter.listfile import load
-from trapline.kernel.files import ModuleFile
-from trapline.kernel.locate import locate
-from trapline.model.errors import BadInputFileError
+from trapline.allowlist.listfile import load
+from trapline.base.errors import BadInputFileError
+from trapline.kernel.find.files import ModuleFile
+from trapline.kernel.find.locate import locate
 from trapline.scan import stored
 from trapline.scan.stored import require_same_kernel
 

@@ -7,13 +7,13 @@ import urllib.request
 import msgspec
 import pytest
 
-from trapline.devicefilter.listfile import load
-from trapline.model.boot import BootKernel
-from trapline.model.errors import ToolMissingError
-from trapline.model.tradeoff import Design, TradeoffResult, WorkStep
+from trapline.allowlist.listfile import load
+from trapline.base.errors import ToolMissingError
+from trapline.machine.qemu import process
 from trapline.report import tradeoff_text
+from trapline.results.boot import BootKernel
+from trapline.results.tradeoff import Design, TradeoffResult, WorkStep
 from trapline.scan.stored import scan_once
-from trapline.td.qemu import process
 from trapline.tradeoff.compare import DESIGNS, METHOD, compare, growth
 from trapline.tradeoff.workload import CONSOLE_LINES, DISK_SIZE, Workload
 

@@ -8,35 +8,35 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trapline.cli.options import format_option, kernel_argument, modules_option, output_option
-from trapline.cli.progress import ProgressReport
-from trapline.cli.sizes import SECONDS, SIZE
-from trapline.devicefilter import listfile
-from trapline.kernel.locate import locate
-from trapline.model.errors import ExitCode, UsageError
-from trapline.report.formats import BOOT_FORMATS
-from trapline.report.output import Destination
-from trapline.report.terminal import Screen
-from trapline.rules.tables import DEFAULT_VERSION, versions
-from trapline.scan.stored import read_scan, require_same_kernel, scan_once
-from trapline.td.bootplan import (
+from trapline.allowlist import listfile
+from trapline.base.errors import ExitCode, UsageError
+from trapline.boot.plan import (
     BootOptions,
     make_plan,
     open_symbols,
     parse_devices,
     without_boot_image,
 )
-from trapline.td.bootrun import BootRun, trace_header
-from trapline.td.gdb.server import GdbServer
-from trapline.td.machine import DEFAULT_MEMORY
-from trapline.td.policy import CLASSES, MODES, Guard
-from trapline.td.policy import parse as parse_policies
-from trapline.td.qemu.catalogue import CATALOGUE
-from trapline.td.trace import TraceWriter
+from trapline.boot.policy import CLASSES, MODES, Guard
+from trapline.boot.policy import parse as parse_policies
+from trapline.boot.run import BootRun, trace_header
+from trapline.boot.trace import TraceWriter
+from trapline.cli.options import format_option, kernel_argument, modules_option, output_option
+from trapline.cli.progress import ProgressReport
+from trapline.cli.sizes import SECONDS, SIZE
+from trapline.kernel.find.locate import locate
+from trapline.machine.gdb.server import GdbServer
+from trapline.machine.machine import DEFAULT_MEMORY
+from trapline.machine.qemu.catalogue import CATALOGUE
+from trapline.report.formats import BOOT_FORMATS
+from trapline.report.output import Destination
+from trapline.report.terminal import Screen
+from trapline.rules.tables import DEFAULT_VERSION, versions
+from trapline.scan.stored import read_scan, require_same_kernel, scan_once
 
 if TYPE_CHECKING:
-    from trapline.model.scan import ScanResult
-    from trapline.td.bootplan import BootPlan
+    from trapline.boot.plan import BootPlan
+    from trapline.results.scan import ScanResult
 
 
 @click.command("boot", short_help="Run a kernel as a TD without TDX hardware.")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 import click
 import msgspec
 
+from trapline.base.errors import BadInputFileError, ExitCode, NoDebugInfoError, UsageError
+from trapline.boot.plan import BootOptions, make_plan
 from trapline.cli.options import format_option, kernel_argument, output_option, verbose_option
 from trapline.cli.progress import ProgressReport
 from trapline.explore import baseline, campaign, scenario
@@ -16,17 +18,15 @@ from trapline.explore.cluster import ClusterWorkers
 from trapline.explore.scenario import EVENTS, Inject, Scenario
 from trapline.explore.stage import Exactly, StageConfig
 from trapline.explore.store import Store
-from trapline.explore.target import DEFAULT_MEMORY, TargetSource
-from trapline.kernel.elf import ElfFile
-from trapline.kernel.locate import locate
-from trapline.model.errors import BadInputFileError, ExitCode, NoDebugInfoError, UsageError
+from trapline.guest.target import DEFAULT_MEMORY, TargetSource
+from trapline.kernel.elf.file import ElfFile
+from trapline.kernel.find.locate import locate
 from trapline.report.explore_text import is_finding
 from trapline.report.formats import EXPLORE_FORMATS
 from trapline.report.output import Destination
-from trapline.td.bootplan import BootOptions, make_plan
 
 if TYPE_CHECKING:
-    from trapline.model.explore import ExploreResult, NotOpened
+    from trapline.results.explore import ExploreResult, NotOpened
 
 _PATH: Final = click.Path(path_type=Path)
 _LIST: Final = "list"

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from trapline.allowlist import listfile
+from trapline.base.errors import ExitCode, NoDebugInfoError
 from trapline.cli.options import (
     allow_option,
     format_option,
@@ -15,18 +17,17 @@ from trapline.cli.options import (
     output_option,
 )
 from trapline.cli.progress import ProgressReport
-from trapline.devicefilter import export, listfile, live
+from trapline.devicefilter import export, live
 from trapline.devicefilter.check import check
 from trapline.kernel.binary import Binary
-from trapline.kernel.locate import locate
-from trapline.model.errors import ExitCode, NoDebugInfoError
+from trapline.kernel.find.locate import locate
 from trapline.report import filter_text, json_document, live_text
 from trapline.report.output import Destination
-from trapline.scan.engine import scan
+from trapline.scan.wholekernel import scan
 
 if TYPE_CHECKING:
-    from trapline.model.allow import AllowList
-    from trapline.model.filter import FilterResult
+    from trapline.allowlist.entries import AllowList
+    from trapline.results.filter import FilterResult
 
 _FORMATS = ("text", "json")
 

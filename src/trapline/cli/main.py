@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from trapline import __version__
-from trapline.model.errors import ExitCode, TraplineError
+from trapline.base.errors import ExitCode, TraplineError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
+from trapline.base.errors import ExitCode, UsageError
 from trapline.cli.options import format_option, output_option
-from trapline.model.errors import ExitCode, UsageError
 from trapline.report import json_document, rules_csv, rules_text
 from trapline.report.output import Destination
 from trapline.rules.documents import compared, shown

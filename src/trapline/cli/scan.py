@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from trapline.allowlist import listfile
+from trapline.base.errors import ExitCode
 from trapline.cli.options import (
     allow_option,
     format_option,
@@ -14,13 +16,11 @@ from trapline.cli.options import (
     verbose_option,
 )
 from trapline.cli.progress import ProgressReport
-from trapline.devicefilter import listfile
-from trapline.kernel.locate import locate
-from trapline.model.errors import ExitCode
+from trapline.kernel.find.locate import locate
 from trapline.report.findings import findings
 from trapline.report.formats import SCAN_FORMATS
 from trapline.report.output import Destination
-from trapline.scan.engine import scan
+from trapline.scan.wholekernel import scan
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from trapline.base.errors import ExitCode
 from trapline.cli.options import output_option
-from trapline.model.errors import ExitCode
 from trapline.report.output import Destination
 from trapline.report.schemas import SCHEMAS, render
 

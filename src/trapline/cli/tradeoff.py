@@ -5,19 +5,19 @@ from typing import TYPE_CHECKING
 
 import click
 
+from trapline.allowlist import listfile
+from trapline.base.errors import ExitCode
 from trapline.cli.options import format_option, kernel_argument, modules_option, output_option
 from trapline.cli.progress import ProgressReport
-from trapline.devicefilter import listfile
-from trapline.kernel.locate import locate
-from trapline.model.errors import ExitCode
+from trapline.kernel.find.locate import locate
 from trapline.report.formats import TRADEOFF_FORMATS
 from trapline.report.output import Destination
 from trapline.scan.stored import scan_once
 from trapline.tradeoff.compare import compare
 
 if TYPE_CHECKING:
-    from trapline.model.scan import ScanResult
-    from trapline.td.bootplan import BootPlan
+    from trapline.boot.plan import BootPlan
+    from trapline.results.scan import ScanResult
 
 
 @click.command("tradeoff", short_help="Count what #VE, paravirtualised and forbidden MMIO cost.")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from trapline.allowlist import listfile
+from trapline.base.errors import ExitCode, NoDebugInfoError
 from trapline.cli.options import (
     format_option,
     jobs_option,
@@ -13,19 +15,17 @@ from trapline.cli.options import (
     verbose_option,
 )
 from trapline.cli.progress import ProgressReport
-from trapline.devicefilter import listfile
-from trapline.explore.target import TargetSource
-from trapline.explore.verify.campaign import Options, verify
-from trapline.explore.verify.launch import initrd
-from trapline.explore.verify.occurs import Occurrences
-from trapline.kernel.elf import ElfFile
-from trapline.kernel.locate import locate
-from trapline.model.errors import ExitCode, NoDebugInfoError
-from trapline.model.verify import VerifiedKernel
+from trapline.guest.target import TargetSource
+from trapline.kernel.elf.file import ElfFile
+from trapline.kernel.find.locate import locate
 from trapline.report.formats import VERIFY_FORMATS
 from trapline.report.output import Destination
+from trapline.results.verify import VerifiedKernel
 from trapline.rules.tables import DEFAULT_VERSION, versions
 from trapline.scan.stored import read_scan, require_same_kernel, scan_once
+from trapline.verify.launch import initrd
+from trapline.verify.occurs import Occurrences
+from trapline.verify.rounds import Options, verify
 
 
 @click.command("verify", short_help="Hold what the #VE handler emulates against the processor.")

@@ -4,15 +4,15 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from trapline import __version__
-from trapline.kernel.drivers import VIRTIO_PCI, Admission, KernelDriver, admit
-from trapline.model.filter import FilterDriver, FilterResult, Reach, Shared, Verdict
+from trapline.kernel.drivers.binding import VIRTIO_PCI, Admission, KernelDriver, admit
+from trapline.results.filter import FilterDriver, FilterResult, Reach, Shared, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from trapline.model.allow import AllowList
-    from trapline.model.scan import Driver, ScanResult, Site
-    from trapline.model.scan import Mapping as MappingSite
+    from trapline.allowlist.entries import AllowList
+    from trapline.results.scan import Driver, ScanResult, Site
+    from trapline.results.scan import Mapping as MappingSite
 
 #: Buses whose devices the host presents, or whose descriptions (ACPI tables) it writes.
 HOST_BUSES: Final = frozenset({"pci", "virtio", "vmbus", "xen", "usb", "acpi", "pnp", "platform"})

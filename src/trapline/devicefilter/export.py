@@ -18,14 +18,14 @@ drivers_autoprobe. Its bind event then has the rules unbind it.
 import re
 from typing import TYPE_CHECKING, Final
 
-from trapline.model.errors import OutputError
+from trapline.base.errors import OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from trapline.model.allow import AllowList
-    from trapline.model.filter import FilterResult
+    from trapline.allowlist.entries import AllowList
+    from trapline.results.filter import FilterResult
 
 SCRIPT: Final = "usr/lib/trapline/device-filter"
 _EXECUTABLE: Final = frozenset(

@@ -7,15 +7,15 @@ read is said to be unknown; nothing is written.
 from typing import TYPE_CHECKING, Final
 
 from trapline import __version__
-from trapline.model.errors import UsageError
-from trapline.model.live import LiveCheck, LiveDevice, LiveResult
+from trapline.base.errors import UsageError
+from trapline.results.filter_live import LiveCheck, LiveDevice, LiveResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from trapline.model.allow import AllowList
-    from trapline.model.live import Standing
+    from trapline.allowlist.entries import AllowList
+    from trapline.results.filter_live import Standing
 
 _MAX_FILE: Final = 1 << 20
 _MAX_DEVICES: Final = 4096

@@ -11,9 +11,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from trapline.base.errors import BadInputFileError
 from trapline.explore.store import read_store
-from trapline.model.errors import BadInputFileError
-from trapline.model.explore import (
+from trapline.results.explore import (
     CLEAN,
     SEVERITY,
     ExploreResult,

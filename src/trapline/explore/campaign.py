@@ -11,12 +11,12 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Final
 
 from trapline import __version__
+from trapline.base import processes
+from trapline.base.errors import NotReproducibleError, WorkersLostError
 from trapline.explore.stage import Plan, StageConfig, Task
 from trapline.explore.store import Row, Store
 from trapline.explore.worker import Done, Failed, Finished, Message, Opened, work
-from trapline.model import processes
-from trapline.model.errors import NotReproducibleError, WorkersLostError
-from trapline.model.explore import NOTHING, ExploreResult, NotOpened
+from trapline.results.explore import NOTHING, ExploreResult, NotOpened
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess

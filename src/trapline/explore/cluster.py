@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any, Final
 
-from trapline.explore.campaign import Ledger
-from trapline.explore.stage import Plan, Stage, StageConfig, Task
-from trapline.explore.store import Row, row_of
-from trapline.model.errors import (
+from trapline.base.errors import (
     NotReproducibleError,
     ToolMissingError,
     WorkersLostError,
 )
-from trapline.model.explore import NotOpened
+from trapline.explore.campaign import Ledger
+from trapline.explore.stage import Plan, Stage, StageConfig, Task
+from trapline.explore.store import Row, row_of
+from trapline.results.explore import NotOpened
 
 _CONNECT_SECONDS: Final = 20
 

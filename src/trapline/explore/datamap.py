@@ -8,13 +8,13 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from trapline.explore.noise import NoiseRule
-from trapline.explore.target import Target
-from trapline.kernel.btf import Btf
-from trapline.kernel.runtime import KERNEL_MAP
-from trapline.kernel.symtab import STT_OBJECT
-from trapline.model.errors import TraplineError
-from trapline.td.engine import Engine, Reg
+from trapline.base.errors import TraplineError
+from trapline.cpu.engine import Engine, Reg
+from trapline.guest.target import Target
+from trapline.kernel.elf.symtab import STT_OBJECT
+from trapline.kernel.live.runtime import KERNEL_MAP
+from trapline.kernel.types.btf import Btf
+from trapline.linux.noise import NoiseRule
 
 PAGE: Final = 4096
 _ADDRESS: Final = 0xFFFFFFFFFF000

@@ -11,12 +11,12 @@ from typing import Final, NamedTuple
 
 import iced_x86 as ix
 
-from trapline.explore.host import ExpectedMmio, ExpectedWrmsr, ExploredServices
+from trapline.cpu.engine import Engine, Reg
+from trapline.guest.playalong import ExpectedMmio, ExpectedWrmsr, ExploredServices
 from trapline.isa.operands import memory_operand
-from trapline.td.devices.lapic import ApicMsr
-from trapline.td.engine import Engine, Reg
-from trapline.td.machine import Machine
-from trapline.td.module.vmm_interface import ExitReason, TdExit, VeInfo
+from trapline.machine.devices.lapic import ApicMsr
+from trapline.machine.machine import Machine
+from trapline.tdx.vmm_interface import ExitReason, TdExit, VeInfo
 
 NMI: Final = "nmi"
 INT80_VECTOR: Final = 0x80

@@ -9,20 +9,20 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final, NamedTuple, NoReturn
 
+from trapline.base.errors import NotReproducibleError, UsageError
+from trapline.boot.trace import describe
+from trapline.cpu.engine import Reg
 from trapline.explore import events
-from trapline.explore.compare import differing_registers, registers
 from trapline.explore.events import Decision
-from trapline.explore.oracle import Ending, Watch
+from trapline.explore.oracle import differing_registers, registers
 from trapline.explore.scenario import Inject
+from trapline.explore.watch import Ending, Watch
 from trapline.explore.window import LiveWindow, ReferenceEnd, Step
-from trapline.model.errors import NotReproducibleError, UsageError
-from trapline.model.explore import CLEAN, NOTHING, Result, Verdict
-from trapline.model.splat import Splat
-from trapline.td.engine import Reg
-from trapline.td.outcome import OutcomeKind
-from trapline.td.record import Trap
-from trapline.td.splat import take_splat
-from trapline.td.trace import describe
+from trapline.machine.observe.lastwords import take_splat
+from trapline.machine.observe.recorder import Trap
+from trapline.machine.outcome import OutcomeKind
+from trapline.results.explore import CLEAN, NOTHING, Result, Verdict
+from trapline.results.splat import Splat
 
 DEFAULT_BUDGET: Final = 3_000_000  # instructions from the event on
 _LAST: Final = 16

@@ -1,248 +1,273 @@
-"""Watches one run of a window, and says how it ended.
+"""Is a run's end the reference's end? Registers, memory, and what the rules say of a difference.
 
-What ends a run: the compare point, a fault that no kernel survives, a kernel that gives up on
-itself, a TD exit, a handler that runs with what belongs to user mode, or the budget. The first
-of these stands, but for an oops: a kernel that survives it may still panic.
+Memory is compared page by page, only where one of the two runs wrote; differences are looked
+at in words of 8 bytes, and each word is judged once per window.
 """
 
-import struct
-from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from trapline.explore.target import KERNEL_HALF
-from trapline.explore.window import LiveWindow
-from trapline.model.explore import Verdict
-from trapline.td.engine import Exit, Reg
-from trapline.td.module.vmm_interface import TrapListener, VeInfo
-from trapline.td.outcome import OutcomeKind
-from trapline.td.vmm.ghci import TdVmCall
+import numpy as np
+import numpy.typing as npt
 
-_VECTOR_NMI: Final = 2
-_VECTOR_DF: Final = 8
-_VECTOR_VE: Final = 20
-_GATE_SIZE: Final = 16
-_IST_MASK: Final = 7
-_GS_BASE: Final = 0xC0000101
-# How long a kernel that has oopsed may take to panic.
-_AFTER_OOPS: Final = 300_000
-# MR.RTMR.EXTEND, MR.REPORT, MEM.PAGE.ACCEPT.
-_WRITING_TDCALLS: Final = frozenset({2, 4, 6})
-_WRITING_TDVMCALLS: Final = frozenset({TdVmCall.MAP_GPA, TdVmCall.GET_QUOTE})
+from trapline.cpu.engine import Engine, Reg
+from trapline.explore.datamap import DataMap
+from trapline.linux.noise import NoiseRule
 
-_OUTCOMES: Final[dict[OutcomeKind, Verdict]] = {
-    OutcomeKind.FATAL_ERROR: "panic",
-    OutcomeKind.PANIC: "panic",
-    OutcomeKind.DOUBLE_FAULT: "double-fault",
-    OutcomeKind.TRIPLE_FAULT: "triple-fault",
-    OutcomeKind.EPT_VIOLATION: "td-exit",
-    OutcomeKind.TD_DEAD: "td-exit",
-    OutcomeKind.RESET: "td-exit",
-    OutcomeKind.POWERED_OFF: "td-exit",
-    OutcomeKind.HANG: "hang",
-    OutcomeKind.CONSOLE_FLOOD: "hang",
-}
+PAGE: Final = 4096
+WORD: Final = 8
+_COLUMNS: Final = PAGE // WORD
+_ALL_BITS: Final = (1 << 64) - 1
+_PAGE_TABLE_NOISE: Final = 0x60  # accessed and dirty
+_Words = npt.NDArray[np.uint64]
+_MAX_NAMED: Final = 12
+# Status flags and IF, DF, NT, AC; RF is for the processor, the others are fixed.
+_RFLAGS: Final = 0x3F7FD7 & ~(1 << 16)
+_SEGMENTS: Final = ("cs", "ss", "ds", "es", "fs", "gs")
+_MSRS: Final = {"FS.base": 0xC0000100, "GS.base": 0xC0000101, "KERNEL_GS_BASE": 0xC0000102}
 
 
-class Ending(NamedTuple):
-    """How a run ended; `verdict` is None at the compare point."""
+class Difference(NamedTuple):
+    """What the memory of two ends differs in.
 
-    verdict: Verdict | None
-    detail: str
+    `corrupt` are words that nothing declares, `handled` the names of declared effects,
+    `missing` sentences about demanded effects that are not there.
+    """
+
+    corrupt: tuple[str, ...]
+    handled: tuple[str, ...]
+    missing: tuple[str, ...]
 
 
-class Watch(TrapListener):
-    """The exit handler of a run. `ending` is set when the run is over."""
+class Taken(NamedTuple):
+    """A copy of pages: their GPAs, sorted, and their words, one row each."""
 
-    def __init__(self, window: LiveWindow) -> None:
-        self._window = window
-        self._machine = window.machine
-        self._engine = window.engine
-        target = window.target
-        names = target.names
-        self._oops = target.addresses(names.oops)
-        self._panic = target.addresses(names.panic)
-        self._handlers = target.handlers
-        self._end_rip = window.end.rip
-        self.breakpoints = frozenset({self._end_rip, *self._oops, *self._panic})
-        self.entries = frozenset(self._handlers)
-        self._gates: dict[int, bool] = {}
-        self.listener: TrapListener | None = None  # told of all traps, too
-        self.reset()
+    pages: list[int]
+    words: "_Words"
 
-    def reset(self, counts: Counter[int] | None = None) -> None:
-        """Forget the run before; `counts` were delivered before this one begins."""
-        self.ending: Ending | None = None
-        self.ends_at_oops = False  # rather than to see whether a panic follows
-        self._oopsed: str | None = None
-        self.counts: Counter[int] = Counter() if counts is None else counts.copy()
-        self._deliveries: list[tuple[int, int, int]] = []
-        self._ends_at: int | None = None
 
-    def stop_at(self, instructions: int) -> None:
-        """End the stretch at hand, without an ending, when so many have retired."""
-        self._ends_at = instructions
-        self._arm()
+class _Demand(NamedTuple):
+    """A number that grows by `rule.by` for each event."""
 
-    def _arm(self) -> None:
-        """Ask for an exit when the stretch at hand ends.
+    rule: NoiseRule
+    gpa: int
+    size: int
+    before: int
 
-        Without counting, `Engine.instructions` is told from code bytes, which a time budget
-        goes by; but the host sets that, too.
+
+def registers(engine: Engine) -> dict[str, int]:
+    """Take all registers that code can tell apart."""
+    values = {reg.name: int(engine.regs[reg]) for reg in Reg}
+    values["RFLAGS"] = engine.rflags & _RFLAGS
+    values["CPL"] = engine.cpl
+    values |= {name: engine.segment(name).selector & 0xFFFF for name in _SEGMENTS}
+    values |= {name: engine.msr(index) for name, index in _MSRS.items()}
+    # An NMI between a page fault and its handler must leave CR2 alone.
+    values |= {f"CR{number}": engine.cr(number) for number in (0, 2, 3, 4)}
+    values["NMI blocked"] = int(engine.nmi_blocked)
+    return values
+
+
+def differing_registers(
+    reference: dict[str, int], found: dict[str, int], events: Collection[str]
+) -> tuple[str, ...]:
+    """Describe registers that differ, but for those that one of the events may change.
+
+    An interrupt handler may fault: interrupts are off until a page fault's own has read CR2.
+    """
+    ignored = {"CR2"} if any(event.startswith(("irq:", "int80")) for event in events) else set()
+    return tuple(
+        f"{name} is {found[name]:#x}, {value:#x} expected"
+        for name, value in reference.items()
+        if found[name] != value and name not in ignored
+    )
+
+
+class _Sheet:
+    """What is expected of each page that came up so far, for runs with the same events.
+
+    Rows are pages, columns words. `ignored` are the bits that may differ, `handled` those of
+    them whose difference is an effect; both are filled in as differences come up.
+    """
+
+    def __init__(self) -> None:
+        self.rows: dict[int, int] = {}
+        self.labels: dict[tuple[int, int], str] = {}  # of handled words, by page and column
+        self.expected: _Words = np.zeros((0, _COLUMNS), np.uint64)
+        self.ignored: _Words = np.zeros((0, _COLUMNS), np.uint64)
+        self.handled: _Words = np.zeros((0, _COLUMNS), np.uint64)
+        self._chosen: tuple[list[int], _Words, _Words, _Words] | None = None
+
+    def choose(self, pages: list[int]) -> tuple[_Words, _Words, _Words]:
+        """Return expected content, compared bits and effects, one row for each page.
+
+        Most runs of a window touch the same pages: what was chosen last is kept.
         """
-        if self._ends_at is None:
-            return
-        left = self._ends_at - self._engine.instructions
-        if self._window.counts:
-            self._engine.set_instruction_budget(left)
-        else:
-            self._engine.set_time_budget(left)
+        if self._chosen is None or self._chosen[0] != pages:
+            rows = np.array([self.rows[page] for page in pages], np.intp)
+            self._chosen = pages, self.expected[rows], ~self.ignored[rows], self.handled[rows]
+        return self._chosen[1:]
 
-    def finish(self, verdict: Verdict | None, detail: str = "") -> None:
-        """End the run."""
-        if self.ending is None:
-            if self._oopsed is not None and verdict not in ("panic", "privilege", "double-fault"):
-                verdict, detail = "oops", self._oopsed
-            self.ending = Ending(verdict, detail)
-        self._engine.stop()
+    def allow(self, page: int, column: int, bits: int, label: str | None) -> None:
+        """Let bits of a word differ from now on; a label makes that an effect."""
+        at = self.rows[page], column
+        self.ignored[at] |= np.uint64(bits)
+        if label is not None:
+            self.handled[at] |= np.uint64(bits)
+            self.labels[page, column] = label
+        self._chosen = None
 
-    def on_exit(self, exit_: Exit) -> None:
-        """Serve one exit."""
-        engine = self._engine
-        if exit_ is Exit.BREAKPOINT:
-            self._on_breakpoint(int(engine.regs[Reg.RIP]))
-            return
-        if exit_ is Exit.ENTRY:
-            self._check_entry(int(engine.regs[Reg.RIP]))
-            return
-        if (
-            exit_ is Exit.BOUNDARY
-            and self._ends_at is not None
-            and engine.instructions >= self._ends_at
-        ):
-            engine.stop()
-            return
-        if exit_ is Exit.EXCEPTION and engine.fault.vector == _VECTOR_DF:
-            self.finish("double-fault", "The processor makes a fault in a fault a double fault.")
-            return
-        pending = None
-        if exit_ is Exit.INTERRUPT_WINDOW:
-            pending = self._machine.apic.pending()
-        elif exit_ is Exit.NMI_WINDOW and self._nmi_is_due():
-            pending = _VECTOR_NMI
-        if pending is not None and not self.note_delivery(pending):
-            return
-        self._window.serve(exit_)
-        if not self._window.counts:
-            self._arm()
-        outcome = self._machine.host.outcome
-        if outcome is not None and self.ending is None:
-            self.finish(_OUTCOMES.get(outcome.kind, "hang"), outcome.detail)
+    def add(self, pages: list[int], expected: dict[int, bytes], ignored: list[int]) -> None:
+        """Add pages, with the bits that are ignored in each word of them."""
+        for page in pages:
+            self.rows[page] = len(self.rows)
+        content = np.frombuffer(b"".join(expected[page] for page in pages), np.uint64)
+        bits = np.repeat(np.array(ignored, np.uint64)[:, None], _COLUMNS, axis=1)
+        self.expected = np.concatenate((self.expected, content.reshape(-1, _COLUMNS)))
+        self.ignored = np.concatenate((self.ignored, bits))
+        self.handled = np.concatenate((self.handled, np.zeros_like(bits)))
+        self._chosen = None
 
-    def _nmi_is_due(self) -> bool:
-        """Whether the module delivers an NMI here: one that it holds, with VE_INFO free."""
-        module = self._machine.module
-        return module.nmi_pending and module.ve_info is None
 
-    def note_delivery(self, vector: int) -> bool:
-        """Note that an event is about to be delivered; False when that ends the run."""
-        engine = self._engine
-        self.counts[vector] += 1
-        self._deliveries.append((vector, engine.instructions, int(engine.regs[Reg.RIP])))
-        rsp = int(engine.regs[Reg.RSP])
-        if engine.cpl == 0 and rsp < KERNEL_HALF and not self._has_stack(vector):
-            self.finish(
-                "privilege",
-                f"Vector {vector} has no stack of its own: at CPL 0 its frame goes to RSP "
-                f"{rsp:#x}, which belongs to user mode.",
-            )
-            return False
-        return True
+class MemoryOracle:
+    """The reference's end state in memory, and the judgement of others.
 
-    def first_after(self, vector: int, instructions: int) -> tuple[int, int] | None:
-        """Return when and where (RIP) a vector was first delivered from a count on."""
-        for delivered, at, rip in self._deliveries:
-            if delivered == vector and at >= instructions:
-                return at, rip
+    Make it at the reference's end. `pages` are those that the reference wrote.
+    """
+
+    def __init__(
+        self, engine: Engine, data: DataMap, rules: Sequence[NoiseRule], pages: Iterable[int]
+    ) -> None:
+        self._engine = engine
+        self._data = data
+        self._expected = {page: self._page(page) for page in pages}
+        self._written = frozenset(self._expected)
+        self._dynamic = [rule for rule in rules if rule.region == "dynamic"]
+        self._words: dict[int, list[NoiseRule]] = {}
+        self._masks: dict[int, int] = {}
+        self._demands: list[_Demand] = []
+        self._sheets: dict[tuple[str, ...], _Sheet] = {}
+        for rule in rules:
+            self._resolve(rule)
+
+    @property
+    def written(self) -> frozenset[int]:
+        """GPAs of the pages that the reference wrote."""
+        return self._written
+
+    def take(self, pages: Iterable[int]) -> Taken:
+        """Copy what a comparison needs: pages of this run, and those of the reference."""
+        chosen = sorted(self._written.union(pages))
+        # Not kept: memory that is looked at cannot be freed.
+        ram = np.frombuffer(self._engine.ram, np.uint64).reshape(-1, _COLUMNS)
+        return Taken(chosen, ram[np.array(chosen, np.intp) // PAGE])
+
+    def unknown(self, taken: Taken) -> list[int]:
+        """Return those of the pages whose expected content is not known yet."""
+        return [page for page in taken.pages if page not in self._expected]
+
+    def learn(self, pages: Iterable[int]) -> None:
+        """Note the content of pages at the window's start; call with the machine restored.
+
+        What the reference did not write is at its end as it was at its start.
+        """
+        for page in pages:
+            if page not in self._expected:
+                self._expected[page] = self._page(page)
+
+    def compare(self, taken: Taken, delivered: dict[str, int]) -> Difference:
+        """Judge the copy of a run's memory.
+
+        `delivered` says how much oftener than in the reference each event was delivered.
+        """
+        names = tuple(sorted(delivered))
+        sheet = self._sheets.setdefault(names, _Sheet())
+        new = [page for page in taken.pages if page not in sheet.rows]
+        if new:
+            tables = self._data.table_pages
+            ignored = [_PAGE_TABLE_NOISE if page in tables else 0 for page in new]
+            sheet.add(new, self._expected, ignored)
+        expected, compared, effects = sheet.choose(taken.pages)
+        changed = taken.words ^ expected
+        corrupt = []
+        unexplained = changed & compared
+        if unexplained.any():
+            for row, column in np.argwhere(unexplained).tolist():
+                text = self._judge(sheet, taken, names, row, column)
+                if text is not None:
+                    corrupt.append(text)
+            effects = sheet.choose(taken.pages)[2]
+        changed &= effects
+        handled: dict[str, None] = {}
+        for row, column in zip(*(part.tolist() for part in changed.nonzero()), strict=True):
+            handled[sheet.labels[taken.pages[row], column]] = None
+        missing = [text for d in self._demands for text in self._unmet(d, taken, delivered)]
+        return Difference(tuple(corrupt[:_MAX_NAMED]), tuple(handled), tuple(missing))
+
+    def _judge(
+        self, sheet: _Sheet, taken: Taken, names: tuple[str, ...], row: int, column: int
+    ) -> str | None:
+        """Judge a word that differs: note that it may, or describe it."""
+        page = taken.pages[row]
+        gpa = page + column * WORD
+        at = sheet.rows[page], column
+        found, expected = int(taken.words[row, column]), int(sheet.expected[at])
+        rule = self._rule(gpa, names)
+        mask = 0 if rule is None else self._masks.get(gpa, _ALL_BITS)
+        if (found ^ expected) & ~mask & ~int(sheet.ignored[at]):
+            return f"{self._data.describe(gpa)} is {found:#x}, {expected:#x} expected"
+        assert rule is not None
+        sheet.allow(page, column, mask, rule.label if rule.effect == "handled" else None)
         return None
 
-    def _has_stack(self, vector: int) -> bool:
-        """Whether the gate of a vector switches stacks (IST)."""
-        if vector not in self._gates:
-            gate = self._engine.read(
-                self._engine.segment("idtr").base + vector * _GATE_SIZE, _GATE_SIZE
-            )
-            ist = struct.unpack_from("<B", gate, 4)[0] & _IST_MASK if gate else 0
-            self._gates[vector] = bool(ist)
-        return self._gates[vector]
+    def _rule(self, gpa: int, names: tuple[str, ...]) -> NoiseRule | None:
+        for rule in self._words.get(gpa, ()):
+            if any(rule.applies_to(name) for name in names):
+                return rule
+        if self._data.is_dynamic(gpa):
+            for rule in self._dynamic:
+                if any(rule.applies_to(name) for name in names):
+                    return rule
+        return None
 
-    def _on_breakpoint(self, rip: int) -> None:
-        if rip == self._end_rip and self._window.is_end():
-            if not self._is_deliverable():
-                self.finish(None)
-            return
-        if rip in self._panic:
-            self.finish("panic", f"{self._caller()} calls {self._panic[rip]}().")
-        elif rip in self._oops and self._oopsed is None:
-            self._oopsed = f"{self._caller()} calls {self._oops[rip]}()."
-            if self.ends_at_oops:
-                self.finish("oops", self._oopsed)
-            elif self._ends_at is not None:
-                self.stop_at(min(self._ends_at, self._engine.instructions + _AFTER_OOPS))
+    def _unmet(self, demand: _Demand, taken: Taken, delivered: dict[str, int]) -> Iterator[str]:
+        rule, gpa, size, before = demand
+        assert rule.by is not None
+        times = sum(count for event, count in delivered.items() if rule.applies_to(event))
+        mask = (1 << 8 * size) - 1
+        now = before
+        if gpa & -PAGE in taken.pages:
+            row = taken.words[taken.pages.index(gpa & -PAGE)]
+            now = int(row[gpa % PAGE // WORD]) >> 8 * (gpa % WORD) & mask
+        wanted = before + rule.by * times & mask
+        if now != wanted:
+            yield f"{rule.label} is {now}, {wanted} expected: {rule.why}"
 
-    def _caller(self) -> str:
-        """Name the function whose call has just been made."""
-        data = self._engine.read(int(self._engine.regs[Reg.RSP]), 8)
-        address = int.from_bytes(data, "little") if data else 0
-        location = self._window.target.symbols.locate(address, is_call=True)
-        return f"{location.function}()" if location.function else "The kernel"
+    def _resolve(self, rule: NoiseRule) -> None:
+        for piece in self._data.pieces(rule):
+            for gpa, size in self._data.gpas(piece):
+                if rule.bits is not None:
+                    word = gpa & -WORD
+                    self._cover(word, rule, rule.bits << 8 * (gpa - word))
+                    break
+                if rule.by is not None:
+                    # Numbers are aligned to their size.
+                    number = min(piece.size, WORD)
+                    self._demands.append(_Demand(rule, gpa, number, self._number(gpa, number)))
+                    size = number  # noqa: PLW2901 - no more than the number is covered
+                for word in range(gpa & -WORD, gpa + size, WORD):
+                    low = max(gpa - word, 0) * 8
+                    high = min(gpa + size - word, WORD) * 8
+                    self._cover(word, rule, (1 << high) - (1 << low))
+                if rule.by is not None:
+                    break
 
-    def _is_deliverable(self) -> bool:
-        """Whether an event waits that comes before the instruction at hand."""
-        engine = self._engine
-        if self._nmi_is_due() and not engine.nmi_blocked:
-            return True
-        return self._machine.apic.pending() is not None and bool(
-            engine.rflags & 1 << 9 and not engine.interrupt_shadow
-        )
+    def _cover(self, word: int, rule: NoiseRule, bits: int) -> None:
+        self._words.setdefault(word, []).append(rule)
+        self._masks[word] = self._masks.get(word, 0) | bits
 
-    def _check_entry(self, rip: int) -> None:
-        """Look at a handler that begins, or at code of the user that is about to run at CPL 0."""
-        engine = self._engine
-        if rip < KERNEL_HALF:
-            self.finish("privilege", f"Code of the user, at {rip:#x}, is about to run at CPL 0.")
-            return
-        name = self._handlers[rip]
-        gs_base = engine.msr(_GS_BASE)
-        rsp = int(engine.regs[Reg.RSP])
-        if gs_base < KERNEL_HALF:
-            self.finish("privilege", f"{name}() runs with the user's GS base, {gs_base:#x}.")
-        elif rsp < KERNEL_HALF:
-            self.finish("privilege", f"{name}() runs on the user's stack, at {rsp:#x}.")
+    def _number(self, gpa: int, size: int) -> int:
+        return int.from_bytes(self._engine.ram[gpa : gpa + size], "little")
 
-    def _announce_all(self) -> None:
-        self._engine.code_changed(0, len(self._engine.ram))
-
-    # vmm_interface.TrapListener
-
-    def on_ve(self, rip: int, info: VeInfo, *, double_fault: bool) -> None:
-        """Look at a #VE that is about to be delivered."""
-        if self.listener is not None:
-            self.listener.on_ve(rip, info, double_fault=double_fault)
-        if double_fault:
-            self.finish("double-fault", "A #VE before the one before it was collected is a #DF.")
-        else:
-            self.note_delivery(_VECTOR_VE)
-
-    def on_tdcall(self, rip: int, leaf: int, status: int) -> None:
-        """Announce writes to guest memory by the module: any page may have changed."""
-        if leaf in _WRITING_TDCALLS:
-            self._announce_all()
-        if self.listener is not None:
-            self.listener.on_tdcall(rip, leaf, status)
-
-    def on_tdvmcall(self, rip: int, registers: list[int]) -> None:
-        """Announce writes to guest memory by the host."""
-        if registers[Reg.R11] in _WRITING_TDVMCALLS:
-            self._announce_all()
-        if self.listener is not None:
-            self.listener.on_tdvmcall(rip, registers)
+    def _page(self, page: int) -> bytes:
+        return bytes(self._engine.ram[page : page + PAGE])

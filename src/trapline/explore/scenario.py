@@ -26,8 +26,8 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from trapline.model.errors import BadInputFileError, UsageError
-from trapline.model.explore import Verdict
+from trapline.base.errors import BadInputFileError, UsageError
+from trapline.results.explore import Verdict
 
 _MAX_FILE: Final = 64 << 10
 _INTERRUPT: Final = r"^(timer|0x[2-9a-f][0-9a-f])$"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import msgspec
 
-from trapline.explore.host import take_over
+from trapline.base.errors import BadInputFileError
 from trapline.explore.inject import (
     DEFAULT_BUDGET,
     Injector,
@@ -21,14 +21,14 @@ from trapline.explore.inject import (
     decide_at,
 )
 from trapline.explore.scenario import Inject, Scenario
-from trapline.explore.target import Target, TargetSource
 from trapline.explore.triggers import Triggers, lacking
 from trapline.explore.window import LiveWindow
-from trapline.model.errors import BadInputFileError
-from trapline.model.explore import Forbidden, NotOpened, Result, Window
+from trapline.guest.playalong import take_over
+from trapline.guest.target import Target, TargetSource
+from trapline.results.explore import Forbidden, NotOpened, Result, Window
 
 if TYPE_CHECKING:
-    from trapline.td.machine import Machine
+    from trapline.machine.machine import Machine
 
 _DIGEST_SIZE: Final = 16
 

@@ -16,8 +16,8 @@ from typing import Final, Self, TypeVar
 
 import msgspec
 
-from trapline.model.errors import BadInputFileError, OutputError
-from trapline.model.explore import Result, Window
+from trapline.base.errors import BadInputFileError, OutputError
+from trapline.results.explore import Result, Window
 
 _FORMAT: Final = 2
 _SCHEMA: Final = """

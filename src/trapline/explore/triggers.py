@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from trapline.cpu.engine import Exit, Reg
 from trapline.explore.scenario import EndSymbol, Scenario, Start
-from trapline.explore.target import Target
-from trapline.td.engine import Exit, Reg
-from trapline.td.machine import Machine
-from trapline.td.module.vmm_interface import ExitReason, TrapListener, VeInfo
+from trapline.guest.target import Target
+from trapline.machine.machine import Machine
+from trapline.tdx.vmm_interface import ExitReason, TrapListener, VeInfo
 
 _TRAPS: Final[dict[int, str]] = {
     ExitReason.CPUID: "cpuid",

@@ -6,19 +6,19 @@ from typing import Final, NamedTuple
 
 import iced_x86 as ix
 
-from trapline.explore.compare import MemoryOracle, registers
+from trapline.base.errors import BadInputFileError
+from trapline.cpu.engine import Engine, Exit, ExitHandler, Reg
 from trapline.explore.datamap import DataMap
-from trapline.explore.dirty import DirtyPages
 from trapline.explore.events import Conditions, conditions, inject
-from trapline.explore.machinestate import Checkpoint, FrozenMachine
+from trapline.explore.oracle import MemoryOracle, registers
 from trapline.explore.scenario import EndSymbol
-from trapline.explore.target import Target
 from trapline.explore.triggers import Opening
+from trapline.guest.dirty import DirtyPages
+from trapline.guest.frozen import Checkpoint, FrozenMachine
+from trapline.guest.target import Target
 from trapline.isa.operands import normalise
-from trapline.model.errors import BadInputFileError
-from trapline.model.explore import Boundary
-from trapline.td.engine import Engine, Exit, ExitHandler, Reg
-from trapline.td.machine import Machine
+from trapline.machine.machine import Machine
+from trapline.results.explore import Boundary
 
 _MAX_STEPS: Final = 200_000
 _MAX_INSTRUCTION: Final = 15

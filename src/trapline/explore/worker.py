@@ -10,10 +10,10 @@ import signal
 from multiprocessing.connection import Connection
 from typing import Final, NamedTuple
 
+from trapline.base.errors import TraplineError
 from trapline.explore.stage import Plan, Stage, StageConfig, Task
 from trapline.explore.store import Row, row_of
-from trapline.model.errors import TraplineError
-from trapline.model.explore import NotOpened
+from trapline.results.explore import NotOpened
 
 _PR_SET_PDEATHSIG: Final = 1
 

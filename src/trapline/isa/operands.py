@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from iced_x86 import Instruction
     from iced_x86._iced_x86_py import Register as RegisterValue
 
-    from trapline.model.scan import Access
+    from trapline.results.scan import Access
 
 _ACCESS: "Final[dict[int, Access]]" = {
     OpAccess.READ: "read",

@@ -7,19 +7,19 @@ addresses are arbitrary; `offset_of` turns one into what a `.ko` has: an offset 
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
-from trapline.kernel.alternatives import Alternatives, Span
-from trapline.kernel.bzimage import open_vmlinuz
-from trapline.kernel.elf import MAX_MODULE, PT_LOAD, SHT_PROGBITS, ElfFile, Section
-from trapline.kernel.functions import FunctionTable, Symbol
-from trapline.kernel.kallsyms import read_kallsyms
-from trapline.kernel.linetable import LineTable
-from trapline.kernel.relocate import MODULE_BASE, LinkedModule
-from trapline.kernel.sourcepath import SourceTree
-from trapline.kernel.symcache import SymCache
-from trapline.kernel.symtab import SymbolTable
-from trapline.kernel.units import Unit, UnitTable
-from trapline.model.errors import BadImageError
-from trapline.model.scan import Frame
+from trapline.base.errors import BadImageError
+from trapline.kernel.dwarf.linetable import LineTable
+from trapline.kernel.dwarf.sourcepath import SourceTree
+from trapline.kernel.dwarf.symcache import SymCache
+from trapline.kernel.dwarf.units import Unit, UnitTable
+from trapline.kernel.elf.alternatives import Alternatives, Span
+from trapline.kernel.elf.bzimage import open_vmlinuz
+from trapline.kernel.elf.file import MAX_MODULE, PT_LOAD, SHT_PROGBITS, ElfFile, Section
+from trapline.kernel.elf.functions import FunctionTable, Symbol
+from trapline.kernel.elf.kallsyms import read_kallsyms
+from trapline.kernel.elf.relocate import MODULE_BASE, LinkedModule
+from trapline.kernel.elf.symtab import SymbolTable
+from trapline.results.scan import Frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

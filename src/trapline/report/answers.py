@@ -7,7 +7,7 @@ number is followed by how it was got: a reader must be able to doubt it in the r
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-from trapline.model.allow import DeviceAlias
+from trapline.allowlist.entries import DeviceAlias
 from trapline.report.classes import CLASSES
 from trapline.report.findings import findings
 from trapline.report.table import counted, paragraph, table
@@ -16,7 +16,7 @@ from trapline.report.tally import VMLINUX, Tally, allowed, group, is_mmio, reach
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from trapline.model.scan import Driver, ScanResult, Site
+    from trapline.results.scan import Driver, ScanResult, Site
 
 # The devices the e-mail names, as QEMU presents them: hw/net/e1000.c, hw/net/rtl8139.c.
 _EMULATED: Final = (

@@ -9,7 +9,7 @@ from trapline.report.table import counted, paragraph, printable, table
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from trapline.model.boot import BootDevice, BootResult, TrapSite
+    from trapline.results.boot import BootDevice, BootResult, TrapSite
 
 _TOP: Final = 20
 _SPLATS: Final = 2

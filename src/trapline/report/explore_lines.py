@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from trapline.model.document import Document
-from trapline.model.explore import SCHEMA, VERSION, ExploreResult, NotOpened, Result, Window
+from trapline.results.document import Document
+from trapline.results.explore import SCHEMA, VERSION, ExploreResult, NotOpened, Result, Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,14 +7,14 @@ instruction of the window, the function's name beneath its first instruction.
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from trapline.model.explore import CLEAN, SEVERITY
 from trapline.report.splat import render_splat
 from trapline.report.table import WIDTH, counted, paragraph, printable, table
+from trapline.results.explore import CLEAN, SEVERITY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from trapline.model.explore import Boundary, ExploreResult, Result, Verdict, Window
+    from trapline.results.explore import Boundary, ExploreResult, Result, Verdict, Window
 
 #: What a strip shows for each verdict; a boundary that was not tried is a space.
 MARKS: "Final[dict[Verdict, str]]" = {

@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, Final
 
-from trapline.model import virtio
+from trapline.allowlist import virtio
 from trapline.report.table import counted, paragraph, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from trapline.model.allow import AllowEntry, AllowList
-    from trapline.model.filter import FilterDriver, FilterResult, Reach
+    from trapline.allowlist.entries import AllowEntry, AllowList
+    from trapline.results.filter import FilterDriver, FilterResult, Reach
 
 _COUNTS: Final = ("MMIO", "calls", "port I/O", "other", "maps")
 _GROUPS: Final = (

@@ -17,7 +17,7 @@ from trapline.devicefilter.check import HOST_BUSES
 from trapline.report.tally import reached
 
 if TYPE_CHECKING:
-    from trapline.model.scan import Driver, ScanResult, Site
+    from trapline.results.scan import Driver, ScanResult, Site
 
 
 class Findings(NamedTuple):

@@ -19,11 +19,11 @@ from trapline.report import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from trapline.model.boot import BootResult
-    from trapline.model.explore import ExploreResult
-    from trapline.model.scan import ScanResult
-    from trapline.model.tradeoff import TradeoffResult
-    from trapline.model.verify import VerifyResult
+    from trapline.results.boot import BootResult
+    from trapline.results.explore import ExploreResult
+    from trapline.results.scan import ScanResult
+    from trapline.results.tradeoff import TradeoffResult
+    from trapline.results.verify import VerifyResult
 
 #: Name -> renderer of a result and a verbosity; only text knows more than one verbosity.
 SCAN_FORMATS: "Final[dict[str, Callable[[ScanResult, int], Iterator[bytes]]]]" = {

@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from trapline.model.document import encode
+from trapline.results.document import encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from trapline.model.document import Document
+    from trapline.results.document import Document
 
 
 def render(result: "Document") -> "Iterator[bytes]":

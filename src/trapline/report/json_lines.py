@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from trapline.model.document import Document
-from trapline.model.scan import (
+from trapline.results.document import Document
+from trapline.results.scan import (
     SCHEMA,
     VERSION,
     AllowedId,

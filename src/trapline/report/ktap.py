@@ -11,7 +11,7 @@ from trapline.report.table import printable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from trapline.model.explore import ExploreResult, Result, Window
+    from trapline.results.explore import ExploreResult, Result, Window
 
 
 def render(result: "ExploreResult") -> "Iterator[bytes]":

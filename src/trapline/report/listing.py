@@ -12,7 +12,7 @@ from trapline.report.tally import VMLINUX
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from trapline.model.scan import Frame, Mapping, ScanResult, Site
+    from trapline.results.scan import Frame, Mapping, ScanResult, Site
 
 
 def listing(result: "ScanResult", *, evidence: bool) -> "Iterator[str]":

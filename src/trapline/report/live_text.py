@@ -7,7 +7,7 @@ from trapline.report.table import counted, paragraph, table
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from trapline.model.live import LiveResult
+    from trapline.results.filter_live import LiveResult
 
 
 def render(result: "LiveResult") -> "Iterator[bytes]":

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trapline.model.errors import OutputError
+from trapline.base.errors import OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

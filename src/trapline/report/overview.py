@@ -11,7 +11,7 @@ from trapline.report.tally import VMLINUX, allowed, group, tally
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from trapline.model.scan import Driver, ScanResult
+    from trapline.results.scan import Driver, ScanResult
 
 _COUNTS: Final = ("MMIO", "MMIO calls", "port I/O", "other")
 

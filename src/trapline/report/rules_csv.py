@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from trapline.model.rules import Cell, RulesShown
+    from trapline.results.rules import Cell, RulesShown
 
 _HEXADECIMAL: Final = frozenset(
     ("first", "last", "subleaf", "function", "value", "code", "read_mask", "write_mask")

@@ -7,7 +7,7 @@ from trapline.report.table import counted, paragraph, table
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from trapline.model.rules import (
+    from trapline.results.rules import (
         Cell,
         ColumnChange,
         RuleQuestion,

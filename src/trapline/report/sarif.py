@@ -19,8 +19,8 @@ from trapline.report.table import counted
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from trapline.model.scan import Driver, ScanResult, Site
-    from trapline.model.scan import Mapping as MappingSite
+    from trapline.results.scan import Driver, ScanResult, Site
+    from trapline.results.scan import Mapping as MappingSite
 
 _SCHEMA: Final = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"

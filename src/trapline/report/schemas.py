@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from trapline.devicefilter import listfile
-from trapline.model.boot import BootResult
-from trapline.model.explore import ExploreResult
-from trapline.model.filter import FilterResult
-from trapline.model.live import LiveResult
-from trapline.model.rules import RulesCompared, RulesExplained, RulesShown
-from trapline.model.scan import ScanResult
-from trapline.model.tradeoff import TradeoffResult
-from trapline.model.verify import VerifyResult
+from trapline.allowlist import listfile
 from trapline.report.explore_lines import ExploreHead, RunLine, WindowLine
 from trapline.report.json_lines import DriverLine, HeadLine, MappingLine, SiteLine
 from trapline.report.verify_lines import FindingLine, RefusedLine, VerifyHead
+from trapline.results.boot import BootResult
+from trapline.results.explore import ExploreResult
+from trapline.results.filter import FilterResult
+from trapline.results.filter_live import LiveResult
+from trapline.results.rules import RulesCompared, RulesExplained, RulesShown
+from trapline.results.scan import ScanResult
+from trapline.results.tradeoff import TradeoffResult
+from trapline.results.verify import VerifyResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable

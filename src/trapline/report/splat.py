@@ -9,13 +9,13 @@ unless a name is longer than that.
 
 from typing import TYPE_CHECKING
 
+from trapline.machine.observe.backtrace import backtrace_lines
 from trapline.report.table import paragraph, printable
-from trapline.td.backtrace import backtrace_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from trapline.model.splat import Code, Place, Registers, Splat
+    from trapline.results.splat import Code, Place, Registers, Splat
 
 _ROWS = (
     ("rax", "rbx", "rcx"),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from trapline.model.scan import Driver, ScanResult, Site
+    from trapline.results.scan import Driver, ScanResult, Site
 
 VMLINUX = "vmlinux"
 

@@ -16,7 +16,7 @@ from trapline.report.tally import VMLINUX, is_mmio
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from trapline.model.scan import Kernel, ScanResult
+    from trapline.results.scan import Kernel, ScanResult
 
 
 def render(result: "ScanResult", verbosity: int = 0) -> "Iterator[bytes]":

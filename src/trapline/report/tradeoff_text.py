@@ -7,7 +7,7 @@ from trapline.report.table import paragraph, table
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from trapline.model.tradeoff import Design, TradeoffResult
+    from trapline.results.tradeoff import Design, TradeoffResult
 
 _TITLES: Final = {"trap": "#VE trapping", "paravirt": "paravirtualised", "forbid": "no MMIO"}
 

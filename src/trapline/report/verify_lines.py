@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from trapline.model.document import Document
-from trapline.model.verify import (
+from trapline.results.document import Document
+from trapline.results.verify import (
     SCHEMA,
     VERSION,
     Finding,

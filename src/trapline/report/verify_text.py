@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING, Final
 
-from trapline.model.verify import SEVERITY
 from trapline.report.table import counted, paragraph, table
+from trapline.results.verify import SEVERITY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from trapline.model.verify import Finding, Kind, VerifyResult
+    from trapline.results.verify import Finding, Kind, VerifyResult
 
 _VERDICTS: Final = (
     "same",

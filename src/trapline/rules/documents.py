@@ -3,8 +3,8 @@
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from trapline.model.errors import UsageError
-from trapline.model.rules import (
+from trapline.base.errors import UsageError
+from trapline.results.rules import (
     Cell,
     ColumnChange,
     RuleChange,

@@ -18,8 +18,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
-from trapline.model.errors import UsageError
-from trapline.model.rules import RuleAnswer, RuleQuestion, RulesExplained
+from trapline.base.errors import UsageError
+from trapline.results.rules import RuleAnswer, RuleQuestion, RulesExplained
 from trapline.rules.documents import row_document
 from trapline.rules.rows import (
     CpuidKind,

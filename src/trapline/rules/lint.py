@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trapline.model.errors import BadInputFileError
+from trapline.base.errors import BadInputFileError
 from trapline.rules.rows import CpuidKind, CpuidRule, MsrKind, MsrRule, StatusRule, TdcallRule
 from trapline.rules.tables import Located, Problem, folder_of, read, versions
 

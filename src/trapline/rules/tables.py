@@ -16,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from trapline.model.errors import BadInputFileError, UsageError
+from trapline.base.errors import BadInputFileError, UsageError
 from trapline.rules.rows import (
     AttributeRule,
     CpuidRule,

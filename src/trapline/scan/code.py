@@ -5,8 +5,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from trapline.isa.sweep import Sweep
-from trapline.scan.accessors import CALLED, INLINED, MAPPERS
-from trapline.scan.context import PV_OPS
+from trapline.linux.accessors import CALLED, INLINED, MAPPERS
+from trapline.scan.kernelfacts import PV_OPS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from iced_x86 import Instruction
 
     from trapline.kernel.binary import Binary
-    from trapline.scan.context import ScanContext
+    from trapline.scan.kernelfacts import ScanContext
 
 _POINTER: Final = 8
 

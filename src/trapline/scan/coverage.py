@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING, Final
 
-from trapline.model.scan import Coverage
+from trapline.results.scan import Coverage
 from trapline.scan.pool import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from trapline.kernel.files import KernelFiles
+    from trapline.kernel.find.files import KernelFiles
     from trapline.scan.objects import ObjectResult
 
 # Measured on Debian's linux-image-6.12.117+deb12-cloud-amd64, with and without its DWARF.

@@ -11,12 +11,12 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from trapline.kernel.functions import source_name
+from trapline.kernel.elf.functions import source_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from trapline.model.scan import Frame
+    from trapline.results.scan import Frame
 
 _SEPARATOR: Final = "\x1f"
 # Which registers a function uses changes with every line that is added to it.

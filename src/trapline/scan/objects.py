@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from trapline.kernel.binary import Binary, has_dwarf, open_module_files
-from trapline.kernel.modinfo import ModuleInfo, module_info
-from trapline.model.scan import Mapping, Site
+from trapline.kernel.drivers.modinfo import ModuleInfo, module_info
+from trapline.results.scan import Mapping, Site
 from trapline.scan.code import Code
 from trapline.scan.identity import Key
-from trapline.scan.mappings import find_mappings
+from trapline.scan.ioremap import find_mappings
 from trapline.scan.sites import SiteFinder
 from trapline.scan.triage import may_have_sites
 
 if TYPE_CHECKING:
-    from trapline.scan.context import ScanContext
+    from trapline.scan.kernelfacts import ScanContext
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """One object to scan; `path` and `debug` as in `trapline.kernel.files.ModuleFile`."""
+    """One object to scan; `path` and `debug` as in `trapline.kernel.find.files.ModuleFile`."""
 
     name: str
     kind: Literal["vmlinux", "vmlinuz", "module"]

@@ -7,7 +7,7 @@ from trapline.kernel.binary import REPLACEMENTS
 
 if TYPE_CHECKING:
     from trapline.kernel.binary import Binary
-    from trapline.model.scan import Frame
+    from trapline.results.scan import Frame
 
 
 @dataclass(frozen=True, slots=True)

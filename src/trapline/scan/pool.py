@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import msgspec
 
-from trapline.model import processes
-from trapline.model.errors import TraplineError
+from trapline.base import processes
+from trapline.base.errors import TraplineError
 from trapline.scan.objects import ObjectResult, Task, scan_object
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from multiprocessing.connection import Connection
 
-    from trapline.scan.context import ScanContext
+    from trapline.scan.kernelfacts import ScanContext
 
     #: Told (objects done, objects in all).
     Progress = Callable[[int, int], None]

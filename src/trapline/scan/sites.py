@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from iced_x86 import Mnemonic
 
-from trapline.isa import linux_ve, traps
+from trapline.isa import traps
 from trapline.isa.operands import format_instruction, memory_operands, normalise
-from trapline.model.scan import Site
+from trapline.linux import ve_handler
+from trapline.linux.accessors import CALLED, INLINED, PARAVIRT, QUEUES
+from trapline.results.scan import Site
 from trapline.scan import verdicts
-from trapline.scan.accessors import CALLED, INLINED, PARAVIRT, QUEUES
 from trapline.scan.identity import Key, key
 from trapline.scan.places import place_of
 
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
 
     from iced_x86 import Instruction
 
-    from trapline.isa.linux_ve import Emulation
     from trapline.isa.sweep import Sweep
     from trapline.kernel.binary import Binary
-    from trapline.model.scan import Access, Form, Frame, TrapClass
-    from trapline.scan.accessors import Inlined
+    from trapline.linux.accessors import Inlined
+    from trapline.linux.ve_handler import Emulation
+    from trapline.results.scan import Access, Form, Frame, TrapClass
     from trapline.scan.code import Code
-    from trapline.scan.context import ScanContext
+    from trapline.scan.kernelfacts import ScanContext
 
 _FRAME_BASE: Final = "rbp"
 # Prologues of functions that keep their frame in RBP: push %rbp; mov %rsp,%rbp.
@@ -94,7 +95,7 @@ class SiteFinder:
                     _What(
                         *(trap.kind, "instruction", trap.access, trap.width, None),
                         *(format_instruction(instruction), normalise(instruction)),
-                        linux_ve.emulable(instruction, self._context.handler),
+                        ve_handler.emulable(instruction, self._context.handler),
                     ),
                 )
 
@@ -112,7 +113,7 @@ class SiteFinder:
                         _What(
                             *("mmio", "instruction", access, width, name),
                             *(format_instruction(instruction), normalise(instruction)),
-                            linux_ve.emulable_mmio(instruction, self._context.handler),
+                            ve_handler.emulable_mmio(instruction, self._context.handler),
                         ),
                     )
 

@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from trapline import __version__
-from trapline.kernel.deb import cache_folder
-from trapline.model.errors import BadInputFileError, OutputError
-from trapline.model.scan import VERSION, ScanResult
-from trapline.scan.engine import scan
+from trapline.base.errors import BadInputFileError, OutputError
+from trapline.kernel.find.deb import cache_folder
+from trapline.results.scan import VERSION, ScanResult
+from trapline.scan.wholekernel import scan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from trapline.kernel.files import KernelFiles, ModuleFile
-    from trapline.model.allow import AllowList
+    from trapline.allowlist.entries import AllowList
+    from trapline.kernel.find.files import KernelFiles, ModuleFile
     from trapline.scan.pool import Progress
 
 _MAX_SIZE: Final = 1 << 30  # bytes; the full Debian flavour with all modules has 60 MB
 # The packages that a scan's result depends on.
-_MAKERS: Final = ("isa", "kernel", "model", "scan")
+_MAKERS: Final = ("allowlist", "base", "isa", "kernel", "linux", "results", "scan")
 
 
 def read_scan(path: Path) -> ScanResult:

@@ -12,13 +12,13 @@ import numpy as np
 from trapline.isa.sweep import Sweep
 from trapline.isa.traps import classify
 from trapline.kernel.binary import code_sections, has_dwarf
-from trapline.scan.accessors import CALLED, INLINED, MAPPERS
-from trapline.scan.context import PV_OPS
+from trapline.linux.accessors import CALLED, INLINED, MAPPERS
+from trapline.scan.kernelfacts import PV_OPS
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from trapline.kernel.elf import ElfFile
+    from trapline.kernel.elf.file import ElfFile
 
 _CALLED: Final = frozenset({*CALLED, *MAPPERS, PV_OPS})
 _TAIL: Final = 8  # bytes of a name that are compared at once

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Final
 
 from iced_x86 import Decoder
 
-from trapline.isa import linux_ve
+from trapline.linux import ve_handler
 
 if TYPE_CHECKING:
-    from trapline.isa.linux_ve import Emulation, VeHandler
-    from trapline.scan.accessors import Called
+    from trapline.linux.accessors import Called
+    from trapline.linux.ve_handler import Emulation, VeHandler
 
 # One instruction for each class and direction, as the native functions have it.
 _SAMPLES: Final = {
@@ -47,4 +47,4 @@ def of_call(called: "Called", handler: "VeHandler", accessor: str | None = None)
 
 @cache
 def _of_code(code: str, handler: "VeHandler") -> "Emulation":
-    return linux_ve.emulable(Decoder(64, bytes.fromhex(code)).decode(), handler)
+    return ve_handler.emulable(Decoder(64, bytes.fromhex(code)).decode(), handler)

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from trapline import __version__
-from trapline.kernel.alternatives import Alternatives
-from trapline.model.tradeoff import Design, DesignName, TradeoffResult
-from trapline.td.bootplan import BootOptions, make_plan, open_symbols, parse_devices
-from trapline.td.bootrun import BootRun
-from trapline.td.policy import Guard
-from trapline.td.qemu import process
+from trapline.boot.plan import BootOptions, make_plan, open_symbols, parse_devices
+from trapline.boot.policy import Guard
+from trapline.boot.run import BootRun
+from trapline.kernel.elf.alternatives import Alternatives
+from trapline.machine.qemu import process
+from trapline.results.tradeoff import Design, DesignName, TradeoffResult
 from trapline.tradeoff.workload import COMMAND_LINE, MODULES, Workload
 
 if TYPE_CHECKING:
+    from trapline.boot.plan import BootPlan
     from trapline.kernel.binary import Binary
-    from trapline.kernel.files import KernelFiles
-    from trapline.model.boot import BootResult
-    from trapline.model.scan import ScanResult
-    from trapline.td.bootplan import BootPlan
+    from trapline.kernel.find.files import KernelFiles
+    from trapline.results.boot import BootResult
+    from trapline.results.scan import ScanResult
 
 DESIGNS: Final[tuple[DesignName, ...]] = ("trap", "paravirt", "forbid")
 MAX_SECONDS: Final = 100

@@ -11,8 +11,8 @@ import threading
 from pathlib import Path
 from typing import Final, Self
 
-from trapline.model.tradeoff import WorkStep
-from trapline.td.loader.initramfs import workload
+from trapline.machine.loader.initramfs import workload
+from trapline.results.tradeoff import WorkStep
 
 DISK_SIZE: Final = 4 << 20
 PAGE_SIZE: Final = 64 << 10

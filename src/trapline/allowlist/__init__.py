@@ -1,0 +1,1 @@
+"""Device allow lists: which devices a confidential guest lets its drivers bind to."""

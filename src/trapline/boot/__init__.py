@@ -1,0 +1,1 @@
+"""One run of a guest: what to boot, the run, its accounting, its policies, its trace."""

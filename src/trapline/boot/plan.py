@@ -1,0 +1,184 @@
+"""What to boot: from kernel files and options to a kernel image, an initramfs, a command line."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from trapline.base.errors import BadImageError, BadMachineError, FetchError, KernelNotFoundError
+from trapline.base.mapping import mapped
+from trapline.boot.policy import Guard
+from trapline.kernel.binary import Binary
+from trapline.kernel.drivers.modinfo import module_info
+from trapline.kernel.elf import compression
+from trapline.kernel.elf.file import MAX_MODULE, ElfFile
+from trapline.kernel.find import deb
+from trapline.kernel.find.files import KernelFiles, ModuleFile
+from trapline.machine.loader import initramfs, kernelimage
+from trapline.machine.loader.acpi import Board
+from trapline.machine.loader.kernelimage import KernelImage
+from trapline.machine.machine import DEFAULT_MEMORY, DEFAULT_VIRTUAL_SECONDS
+from trapline.machine.qemu import catalogue
+from trapline.machine.qemu.catalogue import Request
+
+# What Debian's cloud images put on the command line.
+DISTRIBUTION_COMMAND_LINE: Final = (
+    "console=tty0 console=ttyS0,115200 earlyprintk=ttyS0,115200 consoleblank=0"
+)
+# Devices of the machine itself; all others are QEMU's.
+BOARD_DEVICES: Final = ("ioapic", "hpet", "mmio-uart")
+BUSYBOX_PACKAGE: Final = "busybox-static"
+_BUSYBOX_PATHS: Final = ("bin/busybox", "usr/bin/busybox")
+_MAX_MODULE: Final = 256 << 20
+_MAX_MODULES: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class BootOptions:
+    """What the user may choose; sizes in bytes, times in seconds.
+
+    `command_line` replaces the distribution's, `append` goes behind either. `insmod` names
+    modules that the self-test initramfs loads, with all they depend on; `init` replaces its
+    /init. `devices` are QEMU's. `guard` says which accesses the guest may make.
+    """
+
+    initrd: Path | None = None
+    command_line: str | None = None
+    append: tuple[str, ...] = ()
+    insmod: tuple[str, ...] = ()
+    init: str | None = None
+    memory: int = DEFAULT_MEMORY
+    unaccepted: int = 0
+    board: Board = field(default_factory=Board)
+    devices: tuple[Request, ...] = ()
+    module_version: str = "1.5.01"
+    timeout: float | None = None
+    virtual_seconds: int = DEFAULT_VIRTUAL_SECONDS
+    seed: int = 1
+    guard: Guard = field(default_factory=Guard)
+
+
+@dataclass(frozen=True, slots=True)
+class BootPlan:
+    """What will be booted. `modules` are the files that may turn up in the guest."""
+
+    files: KernelFiles
+    image: KernelImage
+    initrd: bytes
+    initrd_name: str
+    command_line: str
+    modules: tuple[ModuleFile, ...]
+    options: BootOptions
+
+
+def without_boot_image(files: KernelFiles, spec: str) -> KernelFiles:
+    """Leave the boot image out where `spec`, the user's KERNEL, is the vmlinux itself."""
+    named = files.vmlinux is not None and Path(spec).is_file() and files.vmlinux.samefile(spec)
+    return replace(files, vmlinuz=None) if named else files
+
+
+def make_plan(
+    files: KernelFiles, options: BootOptions, announce: Callable[[str], None] | None = None
+) -> BootPlan:
+    """Choose and read everything; `announce` is told what is about to be downloaded.
+
+    The boot image is preferred to the vmlinux, as it is what ships. Raises a TraplineError for
+    whatever cannot be booted.
+    """
+    path = files.vmlinuz or files.vmlinux
+    if path is None:
+        raise KernelNotFoundError(
+            "there is neither a vmlinuz nor a vmlinux to boot; give one of them, or "
+            "deb:linux-image-…"
+        )
+    image = kernelimage.open_image(path)
+    if options.initrd is not None:
+        if options.insmod:
+            raise BadMachineError("--insmod is for the initramfs that is made here, not --initrd.")
+        initrd, name = initramfs.read_initrd(options.initrd), str(options.initrd)
+        modules: tuple[ModuleFile, ...] = files.modules
+    else:
+        modules = with_dependencies(files, options.insmod)
+        init = options.init or initramfs.SELF_TEST
+        initrd = _own_initrd(modules, init, announce)
+        name = "self-test" if options.init is None else "workload"
+    return BootPlan(files, image, initrd, name, command_line(options), modules, options)
+
+
+def command_line(options: BootOptions) -> str:
+    """Return what the kernel gets: an empty line where the user asks for one."""
+    first = options.command_line
+    words = (DISTRIBUTION_COMMAND_LINE if first is None else first, *options.append)
+    return " ".join(word for word in words if word)
+
+
+def parse_devices(texts: Iterable[str]) -> tuple[Board, tuple[Request, ...]]:
+    """Turn `--device` arguments into a board and QEMU's devices; raises UsageError."""
+    words = tuple(texts)
+    requests = tuple(catalogue.parse(text) for text in words if text not in BOARD_DEVICES)
+    hpet = "hpet" in words
+    board = Board(
+        # Linux ignores an HPET that has no interrupts.
+        ioapic="ioapic" in words or hpet or catalogue.needs_io_apic(requests),
+        hpet=hpet,
+        pci=bool(requests),
+        mmio_uart="mmio-uart" in words,
+    )
+    return board, requests
+
+
+def open_symbols(plan: BootPlan) -> Binary:
+    """Open the vmlinux that belongs to the image, or what the image itself knows of symbols.
+
+    Raises BadImageError where the vmlinux is of another build.
+    """
+    path = plan.files.vmlinux
+    if path is None:
+        assert plan.files.vmlinuz is not None, "make_plan has found one of them"
+        return Binary.open_vmlinuz(plan.files.vmlinuz)
+    binary = Binary.open_vmlinux(path)
+    build_id = plan.image.build_id
+    if build_id is not None and binary.elf.build_id not in (None, build_id):
+        binary.close()
+        raise BadImageError(f"{path}: is of another build than {plan.image.name}; remove one.")
+    return binary
+
+
+def with_dependencies(files: KernelFiles, names: Iterable[str]) -> tuple[ModuleFile, ...]:
+    """Return the modules and all they depend on, in the order in which they must be loaded."""
+    known = {module.name: module for module in files.modules}
+    order: dict[str, ModuleFile] = {}
+    pending = [(name.replace("-", "_"), False) for name in reversed(tuple(names))]
+    seen: set[str] = set()
+    while pending:
+        name, is_ready = pending.pop()
+        if is_ready:
+            order[name] = known[name]
+            continue
+        if name in seen:
+            continue
+        seen.add(name)
+        if name not in known or len(seen) > _MAX_MODULES:
+            raise KernelNotFoundError(f"there is no module {name} for this kernel to load.")
+        pending.append((name, True))
+        with ElfFile.open(known[name].path, limit=MAX_MODULE) as elf:
+            pending += [(needed, False) for needed in module_info(elf, name).depends]
+    return tuple(order.values())
+
+
+def _own_initrd(
+    modules: tuple[ModuleFile, ...], init: str, announce: Callable[[str], None] | None
+) -> bytes:
+    tree = deb.fetch_package(BUSYBOX_PACKAGE, announce=announce)
+    found = next((tree / path for path in _BUSYBOX_PATHS if (tree / path).is_file()), None)
+    if found is None:
+        raise FetchError(f"the package {BUSYBOX_PACKAGE} holds no busybox; give --initrd.")
+    contents = [(f"{module.name}.ko", _unpacked(module.path)) for module in modules]
+    return initramfs.self_test(found.read_bytes(), contents, init)
+
+
+def _unpacked(path: Path) -> bytes:
+    with mapped(path) as data:
+        if compression.detect(data) is None:
+            return bytes(data)
+        return compression.decompress(data, limit=_MAX_MODULE, name=str(path))

@@ -1,0 +1,350 @@
+"""One boot from beginning to end: a plan becomes a machine, its run a result document.
+
+`BootRun` ties the machine to what looks at it: symbols, milestones, the trace file, gdb, and
+the splat of a guest that dies.
+"""
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Final, Self
+
+from trapline import __version__
+from trapline.boot.accounting import SiteIndex, account, soundness, trap_class
+from trapline.boot.enforcement import BootGuard
+from trapline.boot.milestones import BREAKPOINTS, Milestones
+from trapline.boot.trace import describe
+from trapline.machine.gdb.debugview import TdTarget
+from trapline.machine.machine import Machine, MachineConfig
+from trapline.machine.observe.lastwords import take_splat
+from trapline.machine.observe.symbols import GuestSymbols
+from trapline.machine.outcome import OutcomeKind
+from trapline.machine.vmm.ghci import call_name
+from trapline.results.boot import (
+    BootKernel,
+    BootMachine,
+    BootOutcome,
+    BootResult,
+    Hashes,
+    Refusals,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from trapline.boot.plan import BootPlan
+    from trapline.cpu.engine import ExitHandler
+    from trapline.kernel.binary import Binary
+    from trapline.machine.devices.console import Echo
+    from trapline.machine.gdb.server import GdbServer
+    from trapline.machine.observe.recorder import Place, Sink, Trap
+    from trapline.machine.outcome import Outcome
+    from trapline.results.scan import ScanResult
+    from trapline.results.splat import Splat
+
+GENERATOR: Final = f"trapline {__version__}"
+KERNEL_HALF: Final = 1 << 63
+SPLAT_TRAPS: Final = 8
+
+
+class BootRun:
+    """One run of one plan; use as a context manager, which frees the guest's memory.
+
+    `vmlinux` is the source of symbols and stays the caller's. `reproduce` is the command line
+    that does the same again. `echo` gets console output, `sink` each trap. `scan` is of the same
+    kernel; policies other than "trap" need it before the run.
+    """
+
+    def __init__(
+        self,
+        plan: "BootPlan",
+        vmlinux: "Binary | None",
+        *,
+        reproduce: str,
+        echo: "Echo | None" = None,
+        sink: "Sink | None" = None,
+        scan: "ScanResult | None" = None,
+    ) -> None:
+        self._plan = plan
+        self._vmlinux = vmlinux
+        self._reproduce = reproduce
+        self._splat: Splat | None = None
+        self._gdb: GdbServer | None = None
+        options = plan.options
+        self.machine = Machine(
+            MachineConfig(
+                image=plan.image,
+                command_line=plan.command_line,
+                initrd=plan.initrd,
+                memory=options.memory,
+                unaccepted=options.unaccepted,
+                board=options.board,
+                devices=options.devices,
+                module_version=options.module_version,
+                seed=options.seed,
+                seconds=options.timeout,
+                virtual_seconds=options.virtual_seconds,
+                echo=echo,
+                on_line=self._on_line,
+                trap_sink=sink,
+                on_place=self._on_place,
+            ),
+            on_dying=self._on_dying,
+        )
+        self.milestones = Milestones(self._seconds)
+        self.symbols = GuestSymbols(
+            self.machine.engine, vmlinux, release=plan.files.release, modules=plan.modules
+        )
+        image = plan.image
+        if image.kind == "vmlinux":
+            self.symbols.place_kernel(0, 0)
+            self.milestones.note("kernel entered", "loader")
+        else:
+            self.symbols.place_decompressor(image.start, image.end - image.start)
+            self.milestones.note("decompressor entered", "loader")
+        self.guard = BootGuard(
+            options.guard, self.machine, self.symbols, SiteIndex(scan), self._take_splat
+        )
+        self._kernel_seen = False
+        self._user_seen = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.symbols.close()
+        self.machine.close()
+
+    def run(self, gdb: "GdbServer | None" = None) -> "Outcome":
+        """Run the guest to its end, under a debugger if one is given."""
+        if gdb is None:
+            return self.machine.run()
+        self._gdb = gdb
+        self.machine.recorder.on_trap = gdb.on_ve
+        self.machine.host.paused = lambda: gdb.halted
+
+        def drive(handler: "ExitHandler") -> None:
+            gdb.run(handler, self.machine.ended)
+            if gdb.was_killed:
+                self.machine.host.end(OutcomeKind.INTERRUPTED, "The debugger killed the guest.")
+
+        outcome = self.machine.run(drive)
+        gdb.finish(clean=outcome.is_clean, text=outcome.detail)
+        return outcome
+
+    def debug_target(self) -> TdTarget:
+        """Return what gdb may ask for."""
+        engine, files = self.machine.engine, self._plan.files
+        return TdTarget(engine, self.symbols, self.recent_traps, files.vmlinux)
+
+    def recent_traps(self, count: int) -> "Sequence[str]":
+        """Return a line for each of the last `count` traps, oldest first."""
+        recent = list(self.machine.recorder.last)
+        return [self._line(trap) for trap in recent[max(0, len(recent) - count) :]]
+
+    # The result.
+
+    def result(self, outcome: "Outcome", scan: "ScanResult | None") -> BootResult:
+        """Describe the run, and free the guest's memory; `scan` is of the same kernel.
+
+        Symbols with their inline chains take as much memory as the guest: they come after it.
+        """
+        machine, recorder = self.machine, self.machine.recorder
+        self.symbols.settle()
+        if machine.devices is not None:
+            machine.devices.inspect()
+        ram = machine.ram_digest()
+        devices = self.guard.devices(self.symbols.pci_devices())
+        machine.close()
+        index = SiteIndex(scan)
+        sites = account(recorder.sites.items(), self.symbols, index)
+        traps: dict[str, int] = {}
+        for reason, count in recorder.ve.items():
+            name = trap_class(reason)
+            traps[name] = traps.get(name, 0) + count
+        return BootResult(
+            generator=GENERATOR,
+            kernel=self._kernel(),
+            machine=self._machine(),
+            outcome=BootOutcome(
+                kind=outcome.kind.value,
+                detail=outcome.detail,
+                exit_code=int(outcome.kind.exit_code),
+                seconds=outcome.cycles / machine.frequency,
+                place=self.symbols.locate(outcome.rip).label,
+            ),
+            milestones=self.milestones.reached,
+            traps=_by_count(traps),
+            tdcalls=_by_count(self._tdcalls()),
+            tdvmcalls=_by_count(
+                {call_name(leaf): count for leaf, count in recorder.tdvmcalls.items()}
+            ),
+            sites=sites,
+            sites_dropped=recorder.sites_dropped,
+            soundness=soundness(sites, scanned=index.scanned),
+            unaccounted=tuple(site for site in sites if site.standing == "unaccounted"),
+            refused=Refusals(
+                ports=_hex(machine.ports.unclaimed),
+                mmio=_hex(machine.mmio.unclaimed),
+                msrs=_hex(machine.host.services.msrs.refused),
+                dma=()
+                if machine.devices is None
+                else tuple(f"{gpa:#x}" for gpa in machine.devices.refused_pages),
+            ),
+            console_bytes=machine.console.written,
+            hashes=Hashes(trace=recorder.digest, console=machine.console.digest, ram=ram),
+            splat=self._splat,
+            devices=devices,
+            policy=self.guard.policy,
+            screams=self.guard.screams,
+            in_nmi=recorder.in_nmi,
+            nested=recorder.nested,
+            repeatable=machine.devices is None,
+        )
+
+    def _kernel(self) -> BootKernel:
+        plan, slide = self._plan, self.symbols.slide
+        return BootKernel(
+            release=plan.files.release,
+            build_id=plan.image.build_id,
+            image=plan.image.kind,
+            file=plan.image.name,
+            slide=None if slide is None else f"{slide:#x}",
+        )
+
+    def _machine(self) -> BootMachine:
+        plan, options = self._plan, self._plan.options
+        return BootMachine(
+            module_version=options.module_version,
+            memory=options.memory,
+            unaccepted=options.unaccepted,
+            command_line=plan.command_line,
+            initrd=plan.initrd_name,
+            devices=tuple(region.name for region in self.machine.ports.regions)
+            + tuple(region.name for region in self.machine.mmio.regions),
+        )
+
+    def _tdcalls(self) -> dict[str, int]:
+        names = {row.leaf: row.name for row in self.machine.module.rules.tdcalls}
+        return {
+            names.get(leaf, f"{leaf:#x}"): count
+            for leaf, count in self.machine.recorder.tdcalls.items()
+        }
+
+    # What happens during the run.
+
+    def _seconds(self) -> float:
+        return self.machine.engine.cycles / self.machine.frequency
+
+    def _on_line(self, line: bytes) -> None:
+        self.milestones.console_line(line)
+
+    def _on_place(self, place: "Place") -> None:
+        """Look at each place that traps for the first time."""
+        if place.rip >= KERNEL_HALF:
+            if not self._kernel_seen:
+                self._kernel_seen = True
+                self.milestones.note("first trap of the kernel proper", "trap")
+                self._watch_functions()
+                if self.guard.enforcer is not None:
+                    self.guard.enforcer.forget()
+            # Modules are looked up while they are there: init code is freed, and some are
+            # unloaded again. What is known already is left for later.
+            if not self.symbols.runtime.is_text(place.rip):
+                self.symbols.locate(place.rip)
+        elif place.is_user and not self._user_seen:
+            self._user_seen = True
+            self.milestones.note("first trap in ring 3", "trap")
+
+    def _watch_functions(self) -> None:
+        self.symbols.refresh()
+        slide, vmlinux = self.symbols.slide, self._vmlinux
+        if slide is None or vmlinux is None or self._gdb is not None:
+            return  # a debugger's breakpoints would be lost
+        self.machine.watch(
+            {
+                address + slide: self._reached(symbol, name)
+                for symbol, name in BREAKPOINTS.items()
+                if (address := vmlinux.address_of(symbol)) is not None
+            }
+        )
+
+    def _reached(self, symbol: str, name: str) -> "Callable[[], None]":
+        return lambda: self.milestones.note(name, f"breakpoint at {symbol}")
+
+    def _on_dying(self, machine: Machine) -> None:
+        del machine
+        self._splat = self._take_splat(self._banner())
+
+    def _take_splat(self, banner: str) -> "Splat":
+        self.symbols.refresh()
+        return take_splat(
+            self.machine.engine,
+            self.symbols.runtime,
+            banner=banner,
+            injected=(),
+            traps=self.recent_traps(SPLAT_TRAPS),
+            reproduce=self._reproduce,
+        )
+
+    def _banner(self) -> str:
+        machine = self.machine
+        release = self._plan.files.release or "unknown release"
+        if machine.host.outcome is not None:
+            what = machine.host.outcome.detail
+        elif machine.panic is not None:
+            what = f"Kernel panic: {machine.panic}."
+        else:
+            what = "The guest took a double fault."
+        return f"trapline: {what} ({release}, {self._seconds():.6f} s)"
+
+    def _line(self, trap: "Trap") -> str:
+        fields = describe(trap)
+        kind = str(fields.pop("kind"))
+        label = self.symbols.locate(trap.rip).label
+        seconds = trap.cycles / self.machine.frequency
+        del fields["cycles"], fields["rip"]
+        rest = " ".join(
+            f"{name}={value}" for name, value in fields.items() if value not in (0, "0x0")
+        )
+        return f"[{seconds:12.6f}] {kind:<8} {label} {rest}"
+
+
+def _by_count(counts: dict[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _hex(counts: dict[int, int]) -> dict[str, int]:
+    return {f"{address:#x}": count for address, count in sorted(counts.items())}
+
+
+def _digest(data: bytes) -> str:
+    return blake2b(data, digest_size=16).hexdigest()
+
+
+def trace_header(plan: "BootPlan") -> dict[str, object]:
+    """Return all that determines a run, for the first line of its trace.
+
+    QEMU's devices are named, but what they do and their images are not determined.
+    """
+    options = plan.options
+    guard = options.guard
+    return {
+        "kernel": plan.files.release or "",
+        "build_id": plan.image.build_id or "",
+        "image": plan.image.kind,
+        "command_line": plan.command_line,
+        "initrd": plan.initrd_name,
+        "initrd_hash": _digest(plan.initrd),
+        "insmod": options.insmod,
+        "memory": options.memory,
+        "unaccepted": options.unaccepted,
+        "devices": (*options.board.extras, *map(str, options.devices)),
+        "policy": guard.classes,
+        "on_forbidden": "panic" if guard.panic else "report",
+        "allow": None if guard.allow is None else guard.allow.title,
+        "allow_hash": None if guard.allow is None else _digest(repr(guard.allow.entries).encode()),
+        "allow_mode": "hide" if guard.hide else "report",
+        "module_version": options.module_version,
+        "virtual_seconds": options.virtual_seconds,
+        "seed": options.seed,
+        "generator": GENERATOR,
+    }

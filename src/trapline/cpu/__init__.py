@@ -1,0 +1,1 @@
+"""The CPU engine as an interface, and the one on Unicorn."""

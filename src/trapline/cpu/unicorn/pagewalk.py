@@ -1,0 +1,120 @@
+"""Linear addresses: walks of the guest's page tables, without side effects."""
+
+from typing import Final
+
+from trapline.cpu.unicorn.layout import Env, HFlags
+from trapline.cpu.unicorn.nested import NestedTables
+from trapline.cpu.unicorn.ram import Ram
+from trapline.cpu.unicorn.state import CR0_PG, CR4_PAE, CR4_PSE, CpuState
+from trapline.cpu.unicorn.writelog import WriteLog
+
+_PAGE: Final = 4096
+_ADDRESS = 0xFFFFFFFFFF000  # bits 51:12 of a page table entry
+
+
+class GuestMemory(CpuState):
+    """Linear addresses of the guest."""
+
+    shared_bit: int
+    _ram: Ram
+    _nested: NestedTables
+    _write_log: WriteLog
+
+    def translate(self, gla: int) -> int | None:
+        """Return the GPA behind a linear address, or None if no page table maps it.
+
+        The shared bit is kept. Permissions are not looked at, accessed and dirty bits not
+        set.
+        """
+        if not self.cr(0) & CR0_PG:
+            return gla & 0xFFFFFFFF
+        if self._env32[Env.HFLAGS // 4] & HFlags.LMA:
+            return self._walk(gla, (39, 30, 21, 12), self.cr(3) & _ADDRESS)
+        if self.cr(4) & CR4_PAE:
+            return self._walk(gla & 0xFFFFFFFF, (30, 21, 12), self.cr(3) & 0xFFFFFFE0)
+        return self._walk_legacy(gla & 0xFFFFFFFF)
+
+    def read(self, gla: int, size: int) -> bytes | None:
+        """Read linear memory; None if any of it is not mapped to RAM."""
+        parts = []
+        while size > 0:
+            chunk = min(size, _PAGE - gla % _PAGE)
+            at = self._ram_offset(gla, chunk)
+            if at is None:
+                return None
+            parts.append(bytes(self._ram.whole[at : at + chunk]))
+            gla, size = gla + chunk, size - chunk
+        return b"".join(parts)
+
+    def write(self, gla: int, data: bytes) -> bool:
+        """Write linear memory, code included; False (and nothing written) if not mapped."""
+        places: list[tuple[int, bytes]] = []
+        while data:
+            chunk = min(len(data), _PAGE - gla % _PAGE)
+            at = self._ram_offset(gla, chunk)
+            if at is None:
+                return False
+            places.append((at, data[:chunk]))
+            gla, data = gla + chunk, data[chunk:]
+        for at, part in places:
+            self._ram.whole[at : at + len(part)] = part
+            self.code_changed(at, len(part))
+        return True
+
+    def code_changed(self, gpa: int, size: int) -> None:
+        """Take note that the host wrote to RAM, at `gpa` without shared bit.
+
+        What was translated from there is dropped, and the pages are among `written_pages`.
+        """
+        self._write_log.add(gpa, size)
+        self._library.tb_invalidate_phys_range(self._fields.uc, gpa, gpa + size)
+
+    def written_pages(self) -> list[int] | None:
+        """Return the GPAs of pages written since the last freeze or restore.
+
+        Pages that the guest could write are listed, and what was announced by `write` or
+        `code_changed`. None: some of them cannot be told.
+        """
+        return self._write_log.pages()
+
+    def _ram_offset(self, gla: int, size: int) -> int | None:
+        """Where in `Ram.whole` the bytes are, all of which are on one page."""
+        gpa = self.translate(gla)
+        return None if gpa is None else self._offset(gpa, size)
+
+    def _offset(self, gpa: int, size: int) -> int | None:
+        at = gpa & ~self.shared_bit
+        if at + size > self._ram.size:
+            return None
+        return at + self._ram.shared_offset if gpa & self.shared_bit else at
+
+    def _entry(self, gpa: int) -> int:
+        """One page table entry; 0 (not present) where no RAM is."""
+        at = self._offset(gpa, 8)
+        return 0 if at is None else self._ram.words[at >> 3]
+
+    def _walk(self, gla: int, shifts: tuple[int, ...], table: int) -> int | None:
+        if shifts[0] == 39 and gla >> 47 not in {0, 0x1FFFF}:
+            return None
+        for shift in shifts:
+            index = gla >> shift & (0x1FF if shift != 30 or len(shifts) == 4 else 3)
+            entry = self._entry(table + index * 8)
+            if not entry & 1:
+                return None
+            if shift == 12 or (entry & 0x80 and shift < 39):
+                mask = (1 << shift) - 1
+                return entry & _ADDRESS & ~mask | gla & mask
+            table = entry & _ADDRESS
+        return None
+
+    def _walk_legacy(self, gla: int) -> int | None:
+        def entry(gpa: int) -> int:
+            return self._entry(gpa & ~7) >> (gpa & 4) * 8 & 0xFFFFFFFF
+
+        directory = entry((self.cr(3) & 0xFFFFF000) + (gla >> 22) * 4)
+        if not directory & 1:
+            return None
+        if directory & 0x80 and self.cr(4) & CR4_PSE:
+            return directory & 0xFFC00000 | (directory & 0x1FE000) << 19 | gla & 0x3FFFFF
+        table = entry((directory & 0xFFFFF000) + (gla >> 12 & 0x3FF) * 4)
+        return table & 0xFFFFF000 | gla & 0xFFF if table & 1 else None

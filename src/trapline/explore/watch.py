@@ -1,0 +1,248 @@
+"""Watches one run of a window, and says how it ended.
+
+What ends a run: the compare point, a fault that no kernel survives, a kernel that gives up on
+itself, a TD exit, a handler that runs with what belongs to user mode, or the budget. The first
+of these stands, but for an oops: a kernel that survives it may still panic.
+"""
+
+import struct
+from collections import Counter
+from typing import Final, NamedTuple
+
+from trapline.cpu.engine import Exit, Reg
+from trapline.explore.window import LiveWindow
+from trapline.guest.target import KERNEL_HALF
+from trapline.machine.outcome import OutcomeKind
+from trapline.machine.vmm.ghci import TdVmCall
+from trapline.results.explore import Verdict
+from trapline.tdx.vmm_interface import TrapListener, VeInfo
+
+_VECTOR_NMI: Final = 2
+_VECTOR_DF: Final = 8
+_VECTOR_VE: Final = 20
+_GATE_SIZE: Final = 16
+_IST_MASK: Final = 7
+_GS_BASE: Final = 0xC0000101
+# How long a kernel that has oopsed may take to panic.
+_AFTER_OOPS: Final = 300_000
+# MR.RTMR.EXTEND, MR.REPORT, MEM.PAGE.ACCEPT.
+_WRITING_TDCALLS: Final = frozenset({2, 4, 6})
+_WRITING_TDVMCALLS: Final = frozenset({TdVmCall.MAP_GPA, TdVmCall.GET_QUOTE})
+
+_OUTCOMES: Final[dict[OutcomeKind, Verdict]] = {
+    OutcomeKind.FATAL_ERROR: "panic",
+    OutcomeKind.PANIC: "panic",
+    OutcomeKind.DOUBLE_FAULT: "double-fault",
+    OutcomeKind.TRIPLE_FAULT: "triple-fault",
+    OutcomeKind.EPT_VIOLATION: "td-exit",
+    OutcomeKind.TD_DEAD: "td-exit",
+    OutcomeKind.RESET: "td-exit",
+    OutcomeKind.POWERED_OFF: "td-exit",
+    OutcomeKind.HANG: "hang",
+    OutcomeKind.CONSOLE_FLOOD: "hang",
+}
+
+
+class Ending(NamedTuple):
+    """How a run ended; `verdict` is None at the compare point."""
+
+    verdict: Verdict | None
+    detail: str
+
+
+class Watch(TrapListener):
+    """The exit handler of a run. `ending` is set when the run is over."""
+
+    def __init__(self, window: LiveWindow) -> None:
+        self._window = window
+        self._machine = window.machine
+        self._engine = window.engine
+        target = window.target
+        names = target.names
+        self._oops = target.addresses(names.oops)
+        self._panic = target.addresses(names.panic)
+        self._handlers = target.handlers
+        self._end_rip = window.end.rip
+        self.breakpoints = frozenset({self._end_rip, *self._oops, *self._panic})
+        self.entries = frozenset(self._handlers)
+        self._gates: dict[int, bool] = {}
+        self.listener: TrapListener | None = None  # told of all traps, too
+        self.reset()
+
+    def reset(self, counts: Counter[int] | None = None) -> None:
+        """Forget the run before; `counts` were delivered before this one begins."""
+        self.ending: Ending | None = None
+        self.ends_at_oops = False  # rather than to see whether a panic follows
+        self._oopsed: str | None = None
+        self.counts: Counter[int] = Counter() if counts is None else counts.copy()
+        self._deliveries: list[tuple[int, int, int]] = []
+        self._ends_at: int | None = None
+
+    def stop_at(self, instructions: int) -> None:
+        """End the stretch at hand, without an ending, when so many have retired."""
+        self._ends_at = instructions
+        self._arm()
+
+    def _arm(self) -> None:
+        """Ask for an exit when the stretch at hand ends.
+
+        Without counting, `Engine.instructions` is told from code bytes, which a time budget
+        goes by; but the host sets that, too.
+        """
+        if self._ends_at is None:
+            return
+        left = self._ends_at - self._engine.instructions
+        if self._window.counts:
+            self._engine.set_instruction_budget(left)
+        else:
+            self._engine.set_time_budget(left)
+
+    def finish(self, verdict: Verdict | None, detail: str = "") -> None:
+        """End the run."""
+        if self.ending is None:
+            if self._oopsed is not None and verdict not in ("panic", "privilege", "double-fault"):
+                verdict, detail = "oops", self._oopsed
+            self.ending = Ending(verdict, detail)
+        self._engine.stop()
+
+    def on_exit(self, exit_: Exit) -> None:
+        """Serve one exit."""
+        engine = self._engine
+        if exit_ is Exit.BREAKPOINT:
+            self._on_breakpoint(int(engine.regs[Reg.RIP]))
+            return
+        if exit_ is Exit.ENTRY:
+            self._check_entry(int(engine.regs[Reg.RIP]))
+            return
+        if (
+            exit_ is Exit.BOUNDARY
+            and self._ends_at is not None
+            and engine.instructions >= self._ends_at
+        ):
+            engine.stop()
+            return
+        if exit_ is Exit.EXCEPTION and engine.fault.vector == _VECTOR_DF:
+            self.finish("double-fault", "The processor makes a fault in a fault a double fault.")
+            return
+        pending = None
+        if exit_ is Exit.INTERRUPT_WINDOW:
+            pending = self._machine.apic.pending()
+        elif exit_ is Exit.NMI_WINDOW and self._nmi_is_due():
+            pending = _VECTOR_NMI
+        if pending is not None and not self.note_delivery(pending):
+            return
+        self._window.serve(exit_)
+        if not self._window.counts:
+            self._arm()
+        outcome = self._machine.host.outcome
+        if outcome is not None and self.ending is None:
+            self.finish(_OUTCOMES.get(outcome.kind, "hang"), outcome.detail)
+
+    def _nmi_is_due(self) -> bool:
+        """Whether the module delivers an NMI here: one that it holds, with VE_INFO free."""
+        module = self._machine.module
+        return module.nmi_pending and module.ve_info is None
+
+    def note_delivery(self, vector: int) -> bool:
+        """Note that an event is about to be delivered; False when that ends the run."""
+        engine = self._engine
+        self.counts[vector] += 1
+        self._deliveries.append((vector, engine.instructions, int(engine.regs[Reg.RIP])))
+        rsp = int(engine.regs[Reg.RSP])
+        if engine.cpl == 0 and rsp < KERNEL_HALF and not self._has_stack(vector):
+            self.finish(
+                "privilege",
+                f"Vector {vector} has no stack of its own: at CPL 0 its frame goes to RSP "
+                f"{rsp:#x}, which belongs to user mode.",
+            )
+            return False
+        return True
+
+    def first_after(self, vector: int, instructions: int) -> tuple[int, int] | None:
+        """Return when and where (RIP) a vector was first delivered from a count on."""
+        for delivered, at, rip in self._deliveries:
+            if delivered == vector and at >= instructions:
+                return at, rip
+        return None
+
+    def _has_stack(self, vector: int) -> bool:
+        """Whether the gate of a vector switches stacks (IST)."""
+        if vector not in self._gates:
+            gate = self._engine.read(
+                self._engine.segment("idtr").base + vector * _GATE_SIZE, _GATE_SIZE
+            )
+            ist = struct.unpack_from("<B", gate, 4)[0] & _IST_MASK if gate else 0
+            self._gates[vector] = bool(ist)
+        return self._gates[vector]
+
+    def _on_breakpoint(self, rip: int) -> None:
+        if rip == self._end_rip and self._window.is_end():
+            if not self._is_deliverable():
+                self.finish(None)
+            return
+        if rip in self._panic:
+            self.finish("panic", f"{self._caller()} calls {self._panic[rip]}().")
+        elif rip in self._oops and self._oopsed is None:
+            self._oopsed = f"{self._caller()} calls {self._oops[rip]}()."
+            if self.ends_at_oops:
+                self.finish("oops", self._oopsed)
+            elif self._ends_at is not None:
+                self.stop_at(min(self._ends_at, self._engine.instructions + _AFTER_OOPS))
+
+    def _caller(self) -> str:
+        """Name the function whose call has just been made."""
+        data = self._engine.read(int(self._engine.regs[Reg.RSP]), 8)
+        address = int.from_bytes(data, "little") if data else 0
+        location = self._window.target.symbols.locate(address, is_call=True)
+        return f"{location.function}()" if location.function else "The kernel"
+
+    def _is_deliverable(self) -> bool:
+        """Whether an event waits that comes before the instruction at hand."""
+        engine = self._engine
+        if self._nmi_is_due() and not engine.nmi_blocked:
+            return True
+        return self._machine.apic.pending() is not None and bool(
+            engine.rflags & 1 << 9 and not engine.interrupt_shadow
+        )
+
+    def _check_entry(self, rip: int) -> None:
+        """Look at a handler that begins, or at code of the user that is about to run at CPL 0."""
+        engine = self._engine
+        if rip < KERNEL_HALF:
+            self.finish("privilege", f"Code of the user, at {rip:#x}, is about to run at CPL 0.")
+            return
+        name = self._handlers[rip]
+        gs_base = engine.msr(_GS_BASE)
+        rsp = int(engine.regs[Reg.RSP])
+        if gs_base < KERNEL_HALF:
+            self.finish("privilege", f"{name}() runs with the user's GS base, {gs_base:#x}.")
+        elif rsp < KERNEL_HALF:
+            self.finish("privilege", f"{name}() runs on the user's stack, at {rsp:#x}.")
+
+    def _announce_all(self) -> None:
+        self._engine.code_changed(0, len(self._engine.ram))
+
+    # vmm_interface.TrapListener
+
+    def on_ve(self, rip: int, info: VeInfo, *, double_fault: bool) -> None:
+        """Look at a #VE that is about to be delivered."""
+        if self.listener is not None:
+            self.listener.on_ve(rip, info, double_fault=double_fault)
+        if double_fault:
+            self.finish("double-fault", "A #VE before the one before it was collected is a #DF.")
+        else:
+            self.note_delivery(_VECTOR_VE)
+
+    def on_tdcall(self, rip: int, leaf: int, status: int) -> None:
+        """Announce writes to guest memory by the module: any page may have changed."""
+        if leaf in _WRITING_TDCALLS:
+            self._announce_all()
+        if self.listener is not None:
+            self.listener.on_tdcall(rip, leaf, status)
+
+    def on_tdvmcall(self, rip: int, registers: list[int]) -> None:
+        """Announce writes to guest memory by the host."""
+        if registers[Reg.R11] in _WRITING_TDVMCALLS:
+            self._announce_all()
+        if self.listener is not None:
+            self.listener.on_tdvmcall(rip, registers)

@@ -1,0 +1,1 @@
+"""A frozen, running guest: what explore and verify stand on."""

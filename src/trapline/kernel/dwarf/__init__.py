@@ -1,0 +1,1 @@
+"""Debug information: which functions, lines and source files own an address."""

@@ -1,0 +1,317 @@
+"""Which source file, and so which object file, an address was compiled from.
+
+Reads the root entry of each DWARF compilation unit: its name, address ranges and line table. The
+rest of the DWARF is read by symbolic, which tells functions, but not to which unit they belong:
+a static inline function of a header is compiled into many objects.
+
+Source: DWARF 5, 7.5 (units, abbreviations, forms) and 7.25, 7.28 (ranges); DWARF 4 likewise.
+"""
+
+import bisect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from trapline.base.cursor import Cursor
+
+if TYPE_CHECKING:
+    from trapline.kernel.elf.file import ElfFile
+
+LANGUAGE_ASSEMBLER: Final = 0x8001  # DW_LANG_Mips_Assembler, which gas uses for all machines
+
+_OLDEST: Final = 2
+_NEWEST: Final = 5
+_UNIT_TYPES: Final = 5  # the first version with unit types
+_UT_COMPILE: Final = 1
+_FORM_ADDR: Final = 0x01
+_FORM_IMPLICIT_CONST: Final = 0x21
+_TAG_COMPILE_UNIT: Final = 0x11
+_AT_NAME: Final = 0x03
+_AT_STMT_LIST: Final = 0x10
+_AT_LOW_PC: Final = 0x11
+_AT_HIGH_PC: Final = 0x12
+_AT_LANGUAGE: Final = 0x13
+_AT_COMP_DIR: Final = 0x1B
+_AT_RANGES: Final = 0x55
+_AT_ADDR_BASE: Final = 0x73
+_AT_STR_OFFSETS_BASE: Final = 0x72
+_AT_RNGLISTS_BASE: Final = 0x74
+# Kinds of range list entries, and how the two addresses of each are given.
+_RLE_END_OF_LIST: Final = 0
+_RLE_BASES: Final = {1: "index", 5: "address"}
+_RLE_SPANS: Final = {
+    2: ("index", "index"),
+    3: ("index", "length"),
+    4: ("offset", "offset"),
+    6: ("address", "address"),
+    7: ("address", "length"),
+}
+_MAX_UNITS: Final = 1_000_000
+_MAX_RANGES: Final = 4_000_000
+_MASK: Final = (1 << 64) - 1
+
+# Forms by what has to be read; DWARF 5, table 7.6.
+_FIXED: Final = {0x0B: 1, 0x11: 1, 0x0C: 1, 0x05: 2, 0x12: 2, 0x06: 4, 0x13: 4, 0x07: 8, 0x14: 8}
+_STRX: Final = {0x25: 1, 0x26: 2, 0x27: 3, 0x28: 4}
+_ADDRX: Final = {0x29: 1, 0x2A: 2, 0x2B: 3, 0x2C: 4}
+_BLOCKS: Final = {0x0A: 1, 0x03: 2, 0x04: 4}
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One compilation unit. `line_table` is an offset in .debug_line, None where it has none."""
+
+    name: str
+    compilation: str
+    language: int
+    line_table: int | None
+
+    @property
+    def is_assembly(self) -> bool:
+        """Whether the source is a .S file."""
+        return self.language == LANGUAGE_ASSEMBLER
+
+
+class UnitTable:
+    """All compilation units of a file, by address."""
+
+    def __init__(self, elf: "ElfFile") -> None:
+        self._elf = elf
+        self._info = elf.contents(".debug_info")
+        self._abbreviations = bytes(elf.contents(".debug_abbrev"))
+        self.units: list[Unit] = []
+        ranges = self._read_units()
+        ranges.sort()
+        self._starts = [start for start, _, _ in ranges]
+        self._ranges = ranges
+
+    def unit_at(self, address: int) -> Unit | None:
+        """Return the unit whose code is at an address."""
+        index = bisect.bisect_right(self._starts, address) - 1
+        if index < 0 or address >= self._ranges[index][1]:
+            return None
+        return self.units[self._ranges[index][2]]
+
+    def _cursor(self, section: str, position: int) -> Cursor:
+        return Cursor(self._elf.contents(section), f"{self._elf.name}: {section}", position)
+
+    def _read_units(self) -> list[tuple[int, int, int]]:
+        what = f"{self._elf.name}: .debug_info"
+        ranges: list[tuple[int, int, int]] = []
+        position = 0
+        while position < len(self._info) and len(self.units) < _MAX_UNITS:
+            cursor = Cursor(self._info, what, position)
+            length = cursor.unsigned(4)
+            size = 4
+            if length == 0xFFFFFFFF:
+                length = cursor.unsigned(8)
+                size = 8
+            position = cursor.position + length
+            cursor = Cursor(self._info, what, cursor.position, position)
+            root = self._root(cursor, size)
+            if root is not None:
+                self._add(root, ranges)
+        return ranges
+
+    def _add(self, root: "_Root", ranges: list[tuple[int, int, int]]) -> None:
+        values = root.values
+        number = len(self.units)
+        line_table = values.get(_AT_STMT_LIST)
+        self.units.append(
+            Unit(
+                str(values.get(_AT_NAME, "")),
+                str(values.get(_AT_COMP_DIR, "")),
+                int(values.get(_AT_LANGUAGE, 0)),
+                line_table if isinstance(line_table, int) else None,
+            )
+        )
+        low = self._address(root, values.get(_AT_LOW_PC, 0))
+        if _AT_RANGES in values:
+            spans = self._spans(root, low, values[_AT_RANGES])
+        elif _AT_HIGH_PC in values:
+            high = self._address(root, values[_AT_HIGH_PC])
+            spans = [(low, high if root.high_is_address else low + high)]
+        else:
+            return
+        ranges.extend((start, end, number) for start, end in spans if start < end)
+        if len(ranges) > _MAX_RANGES:
+            raise Cursor(b"", f"{self._elf.name}: .debug_info").bad()
+
+    def _root(self, cursor: Cursor, offset_size: int) -> "_Root | None":
+        """Read the root entry of the unit at `cursor`; None for one that compiles nothing."""
+        version = cursor.unsigned(2)
+        if not _OLDEST <= version <= _NEWEST:
+            raise cursor.bad()
+        if version >= _UNIT_TYPES and cursor.unsigned(1) != _UT_COMPILE:
+            return None
+        if version >= _UNIT_TYPES:
+            address_size, table = cursor.unsigned(1), cursor.unsigned(offset_size)
+        else:
+            table, address_size = cursor.unsigned(offset_size), cursor.unsigned(1)
+        if address_size != 8:
+            raise cursor.bad()
+        abbreviation = self._abbreviation(table, cursor.uleb())
+        if abbreviation is None:
+            return None
+        root = _Root(version, offset_size)
+        self._read_attributes(cursor, abbreviation, root)
+        return root
+
+    def _read_attributes(self, cursor: Cursor, abbreviation: Cursor, root: "_Root") -> None:
+        while True:
+            name, form = abbreviation.uleb(), abbreviation.uleb()
+            if name == form == 0:
+                break
+            constant = abbreviation.sleb() if form == _FORM_IMPLICIT_CONST else 0
+            value = self._value(cursor, form, constant, root)
+            if name == _AT_HIGH_PC:
+                # A number is a length, an address is an address.
+                root.high_is_address = form == _FORM_ADDR or isinstance(value, _Indirect)
+            root.values[name] = value
+        # The bases of indexed values may come after them.
+        for name, value in root.values.items():
+            if isinstance(value, _Indirect) and value.kind == "string":
+                root.values[name] = self._indexed_string(root, value.index)
+
+    def _abbreviation(self, table: int, code: int) -> Cursor | None:
+        """Find the attribute list of a unit's root; None where `code` is of no root, or 0.
+
+        GCC numbers it last of some hundred.
+        A declaration ends with two zero bytes, so the next starts behind them; reading all
+        declarations before it one by one would take most of a scan's time.
+        """
+        key = bytearray()
+        rest = code
+        while rest > 0x7F:
+            key.append(rest & 0x7F | 0x80)
+            rest >>= 7
+        key += bytes([rest, _TAG_COMPILE_UNIT])
+        if self._abbreviations.startswith(bytes(key), table):
+            position = table
+        else:
+            position = self._abbreviations.find(b"\0\0" + key, table) + 2
+            if position < 2:
+                return None
+        what = f"{self._elf.name}: .debug_abbrev"
+        return Cursor(self._abbreviations, what, position + len(key) + 1)
+
+    def _value(self, cursor: Cursor, form: int, constant: int, root: "_Root") -> Any:  # noqa: ANN401 - an attribute is a number, a string or an index
+        if form == _FORM_ADDR:
+            return cursor.unsigned(8)
+        if form in _FIXED:
+            return cursor.unsigned(_FIXED[form])
+        if form in {0x0E, 0x1F}:  # strp, line_strp
+            section = ".debug_str" if form == 0x0E else ".debug_line_str"
+            return self._cursor(section, cursor.unsigned(root.offset_size)).string()
+        if form in {0x10, 0x17, 0x1D}:  # ref_addr, sec_offset, strp_sup
+            return cursor.unsigned(root.offset_size)
+        if form == 0x08:
+            return cursor.string()
+        if form in {0x0F, 0x15}:  # udata, ref_udata
+            return cursor.uleb()
+        if form == 0x0D:
+            return cursor.sleb()
+        if form == 0x19:
+            return 1
+        if form == _FORM_IMPLICIT_CONST:
+            return constant
+        return self._rare_value(cursor, form)
+
+    def _rare_value(self, cursor: Cursor, form: int) -> Any:  # noqa: ANN401 - as _value
+        if form == 0x1A or form in _STRX:
+            return _Indirect(
+                "string", cursor.uleb() if form == 0x1A else cursor.unsigned(_STRX[form])
+            )
+        if form == 0x1B or form in _ADDRX:
+            return _Indirect(
+                "address", cursor.uleb() if form == 0x1B else cursor.unsigned(_ADDRX[form])
+            )
+        if form == 0x23:
+            return _Indirect("ranges", cursor.uleb())
+        if form in {0x09, 0x18}:  # block, exprloc
+            cursor.skip(cursor.uleb())
+        elif form in _BLOCKS:
+            cursor.skip(cursor.unsigned(_BLOCKS[form]))
+        elif form == 0x1E:  # data16
+            cursor.skip(16)
+        else:
+            raise cursor.bad()
+        return 0
+
+    def _indexed_string(self, root: "_Root", index: int) -> str:
+        base = int(root.values.get(_AT_STR_OFFSETS_BASE, 8))
+        offsets = self._cursor(".debug_str_offsets", base + index * root.offset_size)
+        return self._cursor(".debug_str", offsets.unsigned(root.offset_size)).string()
+
+    def _address(self, root: "_Root", value: Any) -> int:  # noqa: ANN401 - as _value
+        if not isinstance(value, _Indirect):
+            return int(value)
+        base = int(root.values.get(_AT_ADDR_BASE, 8))
+        return self._cursor(".debug_addr", base + value.index * 8).unsigned(8)
+
+    def _spans(self, root: "_Root", low: int, value: Any) -> list[tuple[int, int]]:  # noqa: ANN401 - as _value
+        if root.version < 5:
+            return self._old_spans(low, int(value))
+        if isinstance(value, _Indirect):
+            base = int(root.values.get(_AT_RNGLISTS_BASE, 12))
+            slot = self._cursor(".debug_rnglists", base + value.index * root.offset_size)
+            value = base + slot.unsigned(root.offset_size)
+        return self._new_spans(root, low, int(value))
+
+    def _new_spans(self, root: "_Root", low: int, offset: int) -> list[tuple[int, int]]:
+        """Read a range list of DWARF 5 (2.17.3, 7.25)."""
+        cursor = self._cursor(".debug_rnglists", offset)
+        spans: list[tuple[int, int]] = []
+        while len(spans) < _MAX_RANGES:
+            kind = cursor.unsigned(1)
+            if kind == _RLE_END_OF_LIST:
+                return spans
+            if kind in _RLE_BASES:
+                low = self._bound(cursor, root, _RLE_BASES[kind], 0)
+            elif kind in _RLE_SPANS:
+                first, last = _RLE_SPANS[kind]
+                start = self._bound(cursor, root, first, low)
+                spans.append(
+                    (start, self._bound(cursor, root, last, start if last == "length" else low))
+                )
+            else:
+                raise cursor.bad()
+        raise cursor.bad()
+
+    def _bound(self, cursor: Cursor, root: "_Root", how: str, base: int) -> int:
+        if how == "address":
+            return cursor.unsigned(8)
+        if how == "index":
+            return self._address(root, _Indirect("address", cursor.uleb()))
+        return base + cursor.uleb()  # "offset", "length"
+
+    def _old_spans(self, low: int, offset: int) -> list[tuple[int, int]]:
+        """Read a range list of DWARF 4 and before (2.17.3)."""
+        cursor = self._cursor(".debug_ranges", offset)
+        spans: list[tuple[int, int]] = []
+        while len(spans) < _MAX_RANGES:
+            start, end = cursor.unsigned(8), cursor.unsigned(8)
+            if start == end == 0:
+                return spans
+            if start == _MASK:
+                low = end
+            else:
+                spans.append((low + start, low + end))
+        raise cursor.bad()
+
+
+@dataclass(frozen=True, slots=True)
+class _Indirect:
+    """An index into one of the tables of DWARF 5."""
+
+    kind: str
+    index: int
+
+
+class _Root:
+    """The root entry of a unit, while it is read."""
+
+    def __init__(self, version: int, offset_size: int) -> None:
+        self.version = version
+        self.offset_size = offset_size
+        self.values: dict[int, Any] = {}
+        self.high_is_address = False

@@ -1,0 +1,1 @@
+"""ELF files that nobody vouches for: sections, symbols, relocations, boot images."""

@@ -1,0 +1,1 @@
+"""A kernel that runs: its modules, devices, addresses and stacks, read from its memory."""

@@ -1,0 +1,1 @@
+"""Everything that is Linux's own: names of accessors, subsystems, what its #VE handler emulates."""

@@ -1,0 +1,324 @@
+"""A TD put together: engine, TDX module, VMM, devices and guest memory.
+
+    machine = Machine(config)
+    outcome = machine.run()
+
+Without QEMU's devices everything in it is deterministic: the same configuration gives the same
+traps, console output and memory, and the wall clock only ends runs (`MachineConfig.seconds`).
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from trapline.cpu.engine import Engine, ExitHandler, Reg
+from trapline.cpu.unicorn import UnicornEngine
+from trapline.machine.devices import hpet, ioapic, pit, power, rtc, uart
+from trapline.machine.devices.bus import Bus
+from trapline.machine.devices.console import DEFAULT_LIMIT, Console, Echo
+from trapline.machine.devices.interface import IrqLine, no_irq
+from trapline.machine.devices.lapic import LocalApic
+from trapline.machine.loader import gpamap, place
+from trapline.machine.loader.acpi import Board
+from trapline.machine.loader.kernelimage import KernelImage
+from trapline.machine.observe.recorder import Place, Sink, TrapRecorder
+from trapline.machine.outcome import Outcome, OutcomeKind
+from trapline.machine.qemu.board import QemuBoard
+from trapline.machine.qemu.catalogue import Request
+from trapline.machine.qemu.qtest import QemuDiedError
+from trapline.machine.vmm.host import VECTOR_DOUBLE_FAULT, Host, Limits
+from trapline.tdx.module import TdxModule
+from trapline.tdx.vmm_interface import TdConfig
+
+PORT_SPACE: Final = 1 << 16
+DEFAULT_MEMORY: Final = 512 * gpamap.MIB
+DEFAULT_VIRTUAL_SECONDS: Final = 300
+# Ends that may only follow from what the guest died of.
+CONSEQUENCES: Final = frozenset(
+    {
+        OutcomeKind.POWERED_OFF,
+        OutcomeKind.RESET,
+        OutcomeKind.HANG,
+        OutcomeKind.TIMEOUT,
+        OutcomeKind.PANIC,
+        OutcomeKind.TRIPLE_FAULT,
+    }
+)
+
+# kernel/panic.c; the first may be preceded by a time stamp and a log level.
+_PANIC: Final = re.compile(rb"(?:^|\] )Kernel panic - not syncing: (.*)")
+# Printed when all else is said: the guest now waits for ever, or for its reset.
+_PANIC_END: Final = re.compile(rb"---\[ end Kernel panic|(?:^|\] )Rebooting in \d+ seconds")
+
+# kernel/reboot.c. On a hardware-reduced platform Linux resets through EFI only
+# (efi_reboot_required(), arch/x86/platform/efi/quirks.c); without EFI it goes on to real mode,
+# where a TD cannot go: the triple fault is the reset.
+_RESTART: Final = re.compile(rb"(?:^|\] )reboot: Restarting system")
+
+
+@dataclass(frozen=True, slots=True)
+class MachineConfig:
+    """What TD to build.
+
+    `memory` and `unaccepted` are bytes, `seconds` limits the wall clock, `virtual_seconds` the
+    guest's own. `devices` are modelled by QEMU and need `board.pci`. `echo` gets the console's
+    output line by line, `on_line` the same without line ends; `trap_sink` gets each trap,
+    `on_place` each place at its first trap.
+    """
+
+    image: KernelImage
+    command_line: str
+    initrd: bytes
+    memory: int = DEFAULT_MEMORY
+    unaccepted: int = 0
+    board: Board = field(default_factory=Board)
+    devices: tuple[Request, ...] = ()
+    module_version: str = "1.5.01"
+    seed: int = 1
+    epoch: int = rtc.DEFAULT_EPOCH
+    seconds: float | None = None
+    virtual_seconds: int = DEFAULT_VIRTUAL_SECONDS
+    console_limit: int = DEFAULT_LIMIT
+    echo: Echo | None = None
+    on_line: Callable[[bytes], None] | None = None
+    trap_sink: Sink | None = None
+    on_place: Callable[[Place], None] | None = None
+
+
+class _ApicPage:
+    """The virtual APIC page: after each write, interrupts may have become deliverable."""
+
+    def __init__(self, apic: LocalApic, settle: Callable[[], None]) -> None:
+        self._apic = apic
+        self._settle = settle
+
+    def read(self, index: int) -> int:
+        return self._apic.read(index)
+
+    def write(self, index: int, value: int) -> bool:
+        done = self._apic.write(index, value)
+        self._settle()
+        return done
+
+
+class Machine:
+    """One TD, ready to run. `engine`, `module` and `recorder` may be looked at afterwards.
+
+    `on_dying` is called, once, while the guest's state is still that of its first double
+    fault or of the end of a run that was not clean.
+    """
+
+    def __init__(
+        self, config: MachineConfig, *, on_dying: Callable[["Machine"], None] | None = None
+    ) -> None:
+        place.check_memory(config.memory)
+        self.config = config
+        self._on_dying = on_dying
+        self._watched: dict[int, Callable[[], None]] = {}
+        self.panic: str | None = None
+        self._restarting = False
+        self.double_faults = 0
+        self.nmis = 0  # sent to the guest through its local APIC
+        td = TdConfig(
+            memory_size=config.memory,
+            module_version=config.module_version,
+            random_seed=config.seed,
+            no_rbp_mod=True,  # as KVM builds its TDs (setup_tdparams)
+        )
+        self.frequency = td.tsc_frequency
+        engine = UnicornEngine(config.memory, seed=config.seed, split_ram=bool(config.devices))
+        self.engine: Engine = engine
+        self.apic = LocalApic(self._now, self.frequency, self._pend_nmi)
+        self.console = Console(
+            echo=config.echo,
+            on_line=self._console_line,
+            limit=config.console_limit,
+            on_limit=self._console_flood,
+        )
+        self.mmio = Bus("MMIO", engine.shared_bit)
+        self.ioapic: ioapic.IoApic | None = None
+        serial_irq = self._build_mmio()
+        self.ports = self._build_ports(serial_irq)
+        self.recorder = TrapRecorder(engine, config.trap_sink, config.on_place, self.double_fault)
+        limits = Limits(config.virtual_seconds * self.frequency, config.seconds)
+        self.host = Host(engine, self.apic, self.ports, self.mmio, limits, self)
+        self.module = TdxModule(
+            engine,
+            self.host,
+            td,
+            apic=_ApicPage(self.apic, self.host.settle),
+            listener=self.recorder,
+        )
+        self.host.attach(self.module.sept)
+        self.devices = self._start_devices(engine) if config.devices else None
+        engine.intercept_exceptions(frozenset({VECTOR_DOUBLE_FAULT}))
+        self.placement = self._load()
+
+    def run(self, drive: Callable[[ExitHandler], None] | None = None) -> Outcome:
+        """Run until the guest ends, one way or the other.
+
+        `drive` replaces `Engine.run`, as a debugger does; it must return once `ended` is true.
+        """
+        self.host.start()
+        try:
+            (drive or self.engine.run)(self.module.on_exit)
+        except QemuDiedError as error:
+            self._devices_died(error)
+        finally:
+            self.host.finish()
+        self.console.flush()
+        outcome = self.host.outcome
+        if outcome is None:
+            self.host.end(OutcomeKind.INTERRUPTED, "The run was interrupted.")
+            outcome = self.host.outcome
+            assert outcome is not None
+        outcome = self._explain(outcome)
+        if not outcome.is_clean:
+            self._dying()
+        return outcome
+
+    def watch(self, places: dict[int, Callable[[], None]]) -> None:
+        """Call each function when its linear address is about to execute for the first time."""
+        self._watched = dict(places)
+        self.engine.set_breakpoints(frozenset(self._watched))
+
+    def ended(self) -> bool:
+        """Whether the run is over."""
+        return self.host.outcome is not None
+
+    def ram_digest(self) -> str:
+        """BLAKE2b-128 of guest memory, in hexadecimal."""
+        return self.engine.ram_digest()
+
+    def close(self) -> None:
+        """End the devices and free guest memory."""
+        if self.devices is not None:
+            self.devices.close()
+        self.engine.close()
+
+    # Building.
+
+    def _now(self) -> int:
+        return self.engine.cycles
+
+    def _build_mmio(self) -> IrqLine:
+        """Add what the board has beyond ports; returns the serial port's interrupt line."""
+        board = self.config.board
+        if board.hpet:
+            timer = hpet.Hpet(self._now, self.frequency)
+            self.mmio.add(gpamap.HPET, hpet.SIZE, "HPET", timer, width=8)
+        if board.mmio_uart:
+            port = uart.Uart16550(self.console.put)
+            self.mmio.add(gpamap.MMIO_UART, uart.PORTS, "memory-mapped serial port", port)
+        if not board.ioapic:
+            return no_irq
+        interrupts = self.ioapic = ioapic.IoApic(self.apic.raise_vector)
+        self.mmio.add(gpamap.IOAPIC, ioapic.SIZE, "IO-APIC", interrupts, width=4)
+        return partial(interrupts.set_line, uart.COM1_IRQ)
+
+    def _build_ports(self, serial_irq: IrqLine) -> Bus:
+        ports = Bus("port", PORT_SPACE)
+        timer = pit.Pit(self._now, self.frequency)
+        control = pit.SystemControlPort(timer)
+        clock = rtc.CmosRtc(self._now, self.frequency, self.config.epoch)
+        registers = power.AcpiPower(self._powered_off, self._reset)
+        serial = uart.Uart16550(self.console.put, serial_irq)
+        ports.add(uart.COM1, uart.PORTS, "serial port", serial)
+        ports.add(rtc.INDEX_PORT, rtc.PORTS, "RTC", clock)
+        ports.add(pit.PORT, pit.PORTS, "PIT", timer)
+        ports.add(pit.SYSTEM_CONTROL_PORT, 1, "system control port", control)
+        ports.add(power.PORT, power.PORTS, "ACPI power registers", registers)
+        return ports
+
+    def _start_devices(self, engine: UnicornEngine) -> QemuBoard:
+        board = QemuBoard(
+            self.config.devices,
+            engine.shared_fd,
+            self.config.memory,
+            apic=self.apic,
+            ioapic=self.ioapic,
+            frequency=self.frequency,
+        )
+        board.attach(self.ports, self.mmio, self.module.sept)
+        self.host.outside = board
+        return board
+
+    def _load(self) -> place.Placement:
+        config = self.config
+        plan = place.Plan(
+            config.image, config.command_line, config.initrd, config.board, config.unaccepted
+        )
+        placement = place.load(self.engine, plan)
+        sept = self.module.sept
+        # The TD's firmware has accepted this part; the rest is for the guest to accept.
+        sept.add(0, placement.unaccepted)
+        return placement
+
+    # Events.
+
+    def _pend_nmi(self) -> None:
+        self.nmis += 1
+        self.module.pend_nmi()
+
+    def _powered_off(self) -> None:
+        self.host.end(OutcomeKind.POWERED_OFF, "The guest powered itself off.")
+
+    def _reset(self) -> None:
+        self.host.end(OutcomeKind.RESET, "The guest reset itself.")
+
+    def _devices_died(self, error: QemuDiedError) -> None:
+        words = "" if self.devices is None else self.devices.close()
+        said = f" Its last words: {words.splitlines()[-1]}" if words else ""
+        self.host.end(OutcomeKind.DEVICES_DIED, f"{error}{said}")
+
+    def _console_flood(self) -> None:
+        self.host.end(
+            OutcomeKind.CONSOLE_FLOOD,
+            f"The guest printed more than {self.config.console_limit} bytes.",
+        )
+
+    def _console_line(self, line: bytes) -> None:
+        if self.config.on_line is not None:
+            self.config.on_line(line)
+        if self.panic is None:
+            found = _PANIC.search(line)
+            if found is not None:
+                self.panic = found[1].decode("utf-8", "replace").rstrip(".")
+                self._dying()
+        elif _PANIC_END.search(line):
+            self.host.end(OutcomeKind.PANIC, f"Kernel panic: {self.panic}.")
+        self._restarting = self._restarting or _RESTART.search(line) is not None
+
+    def breakpoint(self) -> None:
+        """Call what `watch` was given for this address."""
+        reached = self._watched.pop(self.engine.regs[Reg.RIP], None)
+        if reached is not None:
+            self.engine.set_breakpoints(frozenset(self._watched))
+            reached()
+
+    def double_fault(self) -> None:
+        """Note that the guest is about to take #DF; on the way down it no longer matters."""
+        if self.panic is None and not self._restarting:
+            self.double_faults += 1
+            self._dying()
+
+    def _dying(self) -> None:
+        if self._on_dying is not None:
+            call, self._on_dying = self._on_dying, None
+            call(self)
+
+    def _explain(self, outcome: Outcome) -> Outcome:
+        """Say what the guest died of, where its end only followed from that."""
+        if outcome.kind not in CONSEQUENCES:
+            return outcome
+        if self.double_faults and outcome.kind != OutcomeKind.TRIPLE_FAULT:
+            kind, detail = OutcomeKind.DOUBLE_FAULT, "The guest took a double fault."
+        elif self.panic is not None and outcome.kind != OutcomeKind.POWERED_OFF:
+            kind, detail = OutcomeKind.PANIC, f"Kernel panic: {self.panic}."
+        elif self._restarting and outcome.kind == OutcomeKind.TRIPLE_FAULT:
+            kind, detail = OutcomeKind.RESET, "The guest reset itself, by a triple fault."
+        else:
+            return outcome
+        return Outcome(kind, detail, outcome.rip, outcome.cycles)

@@ -1,0 +1,1 @@
+"""What a machine is seen doing: traps recorded, symbols, back traces, last words."""

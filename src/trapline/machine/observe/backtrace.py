@@ -1,0 +1,98 @@
+"""Back traces of the guest that an engine holds, symbolised."""
+
+from typing import TYPE_CHECKING, Final
+
+from trapline.cpu.engine import Reg
+from trapline.kernel.live.unwind import SavedRegisters, StackFrame, unwind, with_guesses
+from trapline.results.splat import Place, Registers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from trapline.cpu.engine import Engine
+    from trapline.kernel.live.runtime import Location, RuntimeSymbols
+
+_MASK64: Final = (1 << 64) - 1
+_NO_SYSCALL: Final = _MASK64  # orig_ax of an interrupt
+# pt_regs names of the general registers, in the order in which the kernel prints them.
+GENERAL: Final = (
+    *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "r8", "r9"),
+    *("r10", "r11", "r12", "r13", "r14", "r15"),
+)
+
+
+def current_registers(engine: "Engine") -> SavedRegisters:
+    """Return the registers of the vCPU in the form in which the kernel saves them."""
+    values = {reg.name.lower(): int(engine.regs[reg]) & _MASK64 for reg in Reg}
+    return SavedRegisters(
+        **values,
+        orig_rax=_NO_SYSCALL,
+        cs=engine.segment("cs").selector & ~3 | engine.cpl,
+        rflags=engine.rflags,
+        ss=engine.segment("ss").selector,
+    )
+
+
+def backtrace(engine: "Engine", symbols: "RuntimeSymbols") -> tuple[tuple[Place, ...], bool]:
+    """Walk the guest's stack from its registers.
+
+    The first place is that of RIP. The second value is whether the walk reached the end.
+    """
+    trace = unwind(current_registers(engine), engine.read, symbols.find_orc)
+    frames = with_guesses(trace, engine.read, symbols.is_text)
+    places = tuple(_place_of_frame(frame, symbols) for frame in frames)
+    return places, trace.complete
+
+
+def place_of(
+    location: "Location", *, is_guess: bool = False, registers: Registers | None = None
+) -> Place:
+    """Turn a location into its part of a result document."""
+    link = location.link_address
+    return Place(
+        address=f"{location.address:#x}",
+        label=location.label,
+        image=location.image,
+        link_address=None if link is None else f"{link:#x}",
+        frames=location.frames,
+        is_guess=is_guess,
+        registers=registers,
+    )
+
+
+def saved_registers(registers: SavedRegisters, label: str) -> Registers:
+    """Turn registers that were found on a stack into their part of a result document."""
+    general = {name: f"{getattr(registers, name):016x}" for name in GENERAL}
+    return Registers(
+        rip=label,
+        cs=f"{registers.cs & 0xFFFF:04x}",
+        ss=f"{registers.ss & 0xFFFF:04x}",
+        rflags=f"{registers.rflags & 0xFFFFFFFF:08x}",
+        general=general | {"rsp": f"{registers.rsp:016x}"},
+    )
+
+
+def backtrace_lines(places: "Iterable[Place]") -> "Iterator[str]":
+    """Yield a back trace as text: one line a frame, inlined functions on lines of their own."""
+    for place in places:
+        mark = "? " if place.is_guess else ""
+        yield _printable(f" {mark}{place.label}")
+        if place.is_guess:
+            continue
+        for index, frame in enumerate(place.frames):
+            source = "??" if frame.file is None else f"{frame.file}:{frame.line or '?'}"
+            inlined = index < len(place.frames) - 1
+            yield _printable(f"     {source}" + (f" {frame.function} (inlined)" if inlined else ""))
+
+
+def _place_of_frame(frame: StackFrame, symbols: "RuntimeSymbols") -> Place:
+    location = symbols.locate(frame.address, is_call=frame.is_call, is_user=frame.is_user)
+    registers = None
+    if frame.registers is not None and frame.slot is not None:
+        registers = saved_registers(frame.registers, location.label)
+    return place_of(location, is_guess=frame.is_guess, registers=registers)
+
+
+def _printable(text: str) -> str:
+    """Keep what a kernel image calls its functions from driving a terminal."""
+    return "".join(c if " " <= c <= "~" else "?" for c in text)

@@ -1,0 +1,311 @@
+"""The host's part in a run: TD exits, interrupts, virtual time, and when to stop.
+
+Time is the engine's virtual TSC. Executed code advances it, each TDVMCALL costs
+`TDVMCALL_CYCLES`, and HLT jumps to the next timer event. Nothing else may, so that the same
+guest takes the same path each time; the wall clock only ends runs.
+"""
+
+import time
+from dataclasses import dataclass
+from threading import Timer
+from typing import TYPE_CHECKING, Final, Protocol
+
+from trapline.cpu.engine import Engine, Reg
+from trapline.machine.devices.bus import Bus
+from trapline.machine.devices.lapic import LocalApic
+from trapline.machine.outcome import Outcome, OutcomeKind
+from trapline.machine.vmm.fatal import FatalError
+from trapline.machine.vmm.ghci import PAGE
+from trapline.machine.vmm.services import Services
+from trapline.tdx.sept import LARGE_SHIFT, LARGE_SIZE, LEVEL_2M, LEVEL_4K, Sept, SeptState
+from trapline.tdx.vmm_interface import ExitReason, ExtendedQualification, TdExit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# A round trip through the TDX module and KVM takes some 2 us of a real TD's time.
+TDVMCALL_CYCLES: Final = 4_000
+# How long native code may run before the limits are looked at, in cycles.
+SLICE: Final = 50_000_000
+# The same with devices that may interrupt at any time.
+OUTSIDE_SLICE: Final = 1_000_000
+# The wall clock is read once in so many TDVMCALLs.
+CLOCK_INTERVAL: Final = 256
+# No block of native code takes longer.
+BLOCK_CYCLES: Final = 1_024
+# How many timer events without an interrupt one HLT sleeps through.
+MAX_SILENT_TICKS: Final = 64
+
+VECTOR_DOUBLE_FAULT: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When to give up: `cycles` of virtual time, `seconds` of the wall clock."""
+
+    cycles: int
+    seconds: float | None
+
+
+class Witness(Protocol):
+    """Who is told of what the host itself has no interest in."""
+
+    def breakpoint(self) -> None:
+        """Serve a breakpoint."""
+
+    def double_fault(self) -> None:
+        """Note that the guest is about to take #DF."""
+
+
+class Outside(Protocol):
+    """Devices that live by the wall clock, and interrupt when they please."""
+
+    def poll(self) -> None:
+        """Take in what has happened."""
+
+    def wait(self, cycles: int | None) -> int:
+        """Let the guest idle for at most `cycles` (None: no limit); returns what passed.
+
+        Ends early when something happened.
+        """
+
+
+class Host:
+    """The VMM that the TDX module calls (`vmm_interface.Vmm`), and the events of its services.
+
+    `attach` completes it when the module exists. `outcome` is set when the run is over.
+    `paused` says for how many seconds of the wall clock a debugger held the guest. `outside`
+    are devices that make time real: HLT waits for them.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        apic: LocalApic,
+        ports: Bus,
+        mmio: Bus,
+        limits: Limits,
+        witness: Witness,
+    ) -> None:
+        self.outcome: Outcome | None = None
+        self.paused: Callable[[], float] = float  # 0.0
+        self.services: Services
+        self.outside: Outside | None = None
+        self._engine = engine
+        self._apic = apic
+        self._ports = ports
+        self._mmio = mmio
+        self._limits = limits
+        self._witness = witness
+        self._sept: Sept
+        self._wall_end: float | None = None
+        self._alarm: Timer | None = None
+        self._countdown = CLOCK_INTERVAL
+        self._window_wanted = False
+        self._armed: int | None = None
+
+    def attach(self, sept: Sept) -> None:
+        """Give it the page states of the module it serves."""
+        self._sept = sept
+        self.services = Services(
+            ports=self._ports,
+            mmio=self._mmio,
+            apic=self._apic,
+            sept=sept,
+            ram=self._engine.shared_ram,
+            shared_bit=self._engine.shared_bit,
+            events=self,
+        )
+
+    def start(self) -> None:
+        """Begin the run: from here on the wall clock counts."""
+        seconds = self._limits.seconds
+        if seconds is not None:
+            self._wall_end = time.monotonic() + seconds
+            self._set_alarm(seconds)
+        self._arm(None)
+
+    def finish(self) -> None:
+        """Stop the clock; the engine may be closed afterwards."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm.join()
+            self._alarm = None
+
+    def end(self, kind: OutcomeKind, detail: str) -> None:
+        """End the run; the first reason stands."""
+        if self.outcome is None:
+            engine = self._engine
+            self.outcome = Outcome(kind, detail, engine.regs[Reg.RIP], engine.cycles)
+        self._engine.stop()
+
+    # TD exits (vmm_interface.Vmm).
+
+    def tdvmcall(self, registers: list[int]) -> None:
+        """Serve a TDG.VP.VMCALL."""
+        self._engine.cycles += TDVMCALL_CYCLES
+        self.services.call(registers)
+        if self.outside is not None:
+            self.outside.poll()
+        self.settle()
+        self._countdown -= 1
+        if self._countdown == 0:
+            self._countdown = CLOCK_INTERVAL
+            self._check_limits()
+
+    def interrupt_window(self) -> None:
+        """Deliver the interrupt that waits."""
+        vector = self._apic.accept()
+        if vector is not None:
+            self._engine.deliver_interrupt(vector)
+        self.settle()
+
+    def boundary(self) -> None:
+        """Fire timers and look at the limits."""
+        due = self._apic.due
+        if due is not None and 0 < due - self._engine.cycles <= BLOCK_CYCLES:
+            # Native code stops in front of the block in which the timer would fire.
+            self._engine.cycles = due
+        if self.outside is not None:
+            self.outside.poll()
+        self._check_limits()
+        self.settle()
+        self._arm(self._apic.due)
+
+    def ept_violation(self, td_exit: TdExit) -> None:
+        """Add the page that the guest wants to accept; all else ends the run."""
+        gpa = td_exit.gpa
+        if td_exit.extended_type == ExtendedQualification.ACCEPT and self._aug(
+            gpa, td_exit.extended_info & 7
+        ):
+            return
+        half = "shared" if gpa & self._engine.shared_bit else "private"
+        what = (
+            "accessed before it was accepted"
+            if td_exit.extended_type == ExtendedQualification.PENDING_EPT_VIOLATION
+            else "not mapped"
+        )
+        self.end(OutcomeKind.EPT_VIOLATION, f"EPT violation on {half} GPA {gpa:#x}: {what}.")
+
+    def _aug(self, gpa: int, level: int) -> bool:
+        """TDH.MEM.PAGE.AUG at the level asked for, or 4 KiB where that does not fit."""
+        sept = self._sept
+        if gpa >= sept.memory_size or sept.private_state(gpa) != SeptState.FREE:
+            return False
+        large = gpa >> LARGE_SHIFT << LARGE_SHIFT
+        whole = level == LEVEL_2M and sept.in_ram(large, LARGE_SIZE)
+        if whole and all(
+            sept.private_state(page) == SeptState.FREE
+            for page in range(large, large + LARGE_SIZE, PAGE)
+        ):
+            sept.aug(large, LARGE_SIZE, LEVEL_2M)
+        else:
+            sept.aug(gpa & -PAGE, PAGE, LEVEL_4K)
+        return True
+
+    def td_exit(self, td_exit: TdExit) -> None:
+        """End the run: nothing that comes here can be served."""
+        if td_exit.reason == ExitReason.TRIPLE_FAULT:
+            self.end(OutcomeKind.TRIPLE_FAULT, "Triple fault: the VCPU cannot be entered again.")
+        else:
+            self.end(
+                OutcomeKind.TD_DEAD,
+                f"TD exit {td_exit.reason.name} with status {td_exit.status:#x}: "
+                "the TD cannot be entered again.",
+            )
+
+    def breakpoint(self) -> None:
+        """Pass it on to who set it."""
+        self._witness.breakpoint()
+
+    def intercepted_exception(self) -> bool:
+        """Note a #DF, and let the guest have its exception."""
+        if self._engine.fault.vector == VECTOR_DOUBLE_FAULT:
+            self._witness.double_fault()
+        return False
+
+    # Events of the services.
+
+    def halt(self, *, interrupts_blocked: bool) -> None:
+        """Let time pass until an interrupt is pending, masked or not."""
+        del interrupts_blocked  # KVM too wakes a TD for an interrupt that it cannot take yet
+        apic = self._apic
+        apic.tick()
+        if self.outside is not None:
+            self._wait(self.outside)
+            return
+        # A timer whose interrupt is masked wakes nobody; a hostile guest can have it fire for
+        # ever. The guest must expect to wake for no reason, so it does after a few turns.
+        for _ in range(MAX_SILENT_TICKS):
+            if apic.pending() is not None:
+                return
+            if apic.due is None:
+                self.end(OutcomeKind.HANG, "HLT with no timer armed: nothing can wake the guest.")
+                return
+            self._engine.cycles = max(self._engine.cycles, min(apic.due, self._limits.cycles))
+            if self._engine.cycles >= self._limits.cycles:
+                self._check_limits()
+                return
+            apic.tick()
+
+    def _wait(self, outside: Outside) -> None:
+        """Let real time pass until an interrupt is pending."""
+        apic, engine = self._apic, self._engine
+        while apic.pending() is None and self.outcome is None:
+            left = None if apic.due is None else max(0, apic.due - engine.cycles)
+            engine.cycles += outside.wait(left)
+            apic.tick()
+            self._check_limits()
+
+    def fatal_error(self, error: FatalError) -> None:
+        """End the run with the guest's own words."""
+        text = f'"{error.message}"' if error.message else "no message"
+        self.end(OutcomeKind.FATAL_ERROR, f"The guest reports a fatal error: {text}.")
+
+    # Interrupts and time.
+
+    def settle(self) -> None:
+        """Fire what is due, and ask the engine for an interrupt window if one is needed."""
+        apic = self._apic
+        due = apic.due
+        if due is not None and self._engine.cycles >= due:
+            apic.tick()
+            due = apic.due
+        wanted = apic.pending() is not None
+        if wanted != self._window_wanted:
+            self._window_wanted = wanted
+            self._engine.request_interrupt_window(wanted)
+        if due != self._armed:
+            self._arm(due)
+
+    def _arm(self, due: int | None) -> None:
+        """Have native code stop at the next timer event, or when a slice is over."""
+        self._armed = due
+        longest = SLICE if self.outside is None else OUTSIDE_SLICE
+        left = longest if due is None else max(1, due - self._engine.cycles)
+        self._engine.set_time_budget(min(left, longest))
+
+    def _set_alarm(self, seconds: float) -> None:
+        """Have another thread ask for a boundary.
+
+        A guest can keep the engine busy with exits that neither come here nor use up virtual
+        time (#UD, PAUSE, most TDCALL leaves), so the limits would never be looked at.
+        """
+        self._alarm = Timer(seconds, self._engine.request_boundary)
+        self._alarm.daemon = True
+        self._alarm.start()
+
+    def _seconds_left(self) -> float | None:
+        """Return what is left of the wall clock, not counting a debugger's pauses."""
+        if self._wall_end is None:
+            return None
+        return self._wall_end + self.paused() - time.monotonic()
+
+    def _check_limits(self) -> None:
+        left = self._seconds_left()
+        if self._engine.cycles >= self._limits.cycles:
+            self.end(OutcomeKind.HANG, "The guest used up its virtual time without powering off.")
+        elif left is not None and left <= 0:
+            self.end(OutcomeKind.TIMEOUT, "The time limit of --timeout passed.")
+        elif left is not None and self._alarm is not None and not self._alarm.is_alive():
+            self._set_alarm(left)  # it rang while a debugger had the guest

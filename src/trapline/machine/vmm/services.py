@@ -1,0 +1,228 @@
+"""What the VMM does for each TDVMCALL leaf.
+
+`Services.call` gets the 16 registers that the module hands over and writes its answer into
+them: the status to R10, the first output to R11.
+"""
+
+import struct
+from typing import TYPE_CHECKING, Final, Protocol
+
+from trapline.cpu.engine import Reg
+from trapline.machine.devices.bus import Bus
+from trapline.machine.devices.lapic import LocalApic
+from trapline.machine.vmm.fatal import FatalError, decode
+from trapline.machine.vmm.ghci import PAGE, QuoteStatus, Status, TdVmCall
+from trapline.machine.vmm.kvm_msrs import HostMsrs
+from trapline.tdx.sept import LARGE_SIZE, Sept, SharedState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MASK32: Final = 0xFFFF_FFFF
+PORT_LIMIT: Final = 1 << 16
+READ: Final = 0
+WRITE: Final = 1
+IO_SIZES: Final = frozenset({1, 2, 4})
+MMIO_SIZES: Final = frozenset({1, 2, 4, 8})
+FIRST_USER_VECTOR: Final = 32
+LAST_VECTOR: Final = 255
+
+# The hypervisor is KVM to its guests: Linux keeps x2APIC mode only under hypervisors it knows.
+# No paravirtual feature is offered.
+HYPERVISOR_LEAF: Final = 0x4000_0000
+HYPERVISOR_LEAVES: Final = {
+    HYPERVISOR_LEAF: (0x4000_0001, *struct.unpack("<3I", b"KVMKVMKVM\0\0\0")),
+    HYPERVISOR_LEAF + 1: (0, 0, 0, 0),
+}
+
+# R11 of GetTdVmCallInfo leaf 1: GetQuote and SetupEventNotifyInterrupt.
+CALL_INFO_BASE: Final = 0
+CALL_INFO_EXTENDED: Final = 1
+CALL_INFO_SUPPORTED: Final = 0b11
+
+# struct tdx_quote_buf: version, status, in_len, out_len (drivers/virt/coco/tdx-guest).
+QUOTE_HEADER: Final = struct.Struct("<QQII")
+QUOTE_VERSION: Final = 1
+MAX_QUOTE: Final = 1 << 20
+
+
+class Events(Protocol):
+    """What a call can do to the machine as a whole."""
+
+    def halt(self, *, interrupts_blocked: bool) -> None:
+        """Let time pass until an interrupt is pending."""
+
+    def fatal_error(self, error: FatalError) -> None:
+        """End the run: the guest has given up."""
+
+
+class Services:
+    """The GHCI services of one TD.
+
+    `shared_bit` is 1 << (GPAW - 1). `ram` is the shared half of guest memory from GPA 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        ports: Bus,
+        mmio: Bus,
+        apic: LocalApic,
+        sept: Sept,
+        ram: memoryview,
+        shared_bit: int,
+        events: Events,
+    ) -> None:
+        self.msrs = HostMsrs(apic)
+        self.notify_vector: int | None = None
+        self._ports = ports
+        self._mmio = mmio
+        self._apic = apic
+        self._sept = sept
+        self._ram = ram
+        self._shared_bit = shared_bit
+        self._events = events
+        self._calls: dict[int, Callable[[list[int]], Status]] = {
+            TdVmCall.CPUID: self._cpuid,
+            TdVmCall.HLT: self._hlt,
+            TdVmCall.IO: self._io,
+            TdVmCall.RDMSR: self._rdmsr,
+            TdVmCall.WRMSR: self._wrmsr,
+            TdVmCall.REQUEST_MMIO: self._request_mmio,
+            TdVmCall.GET_TD_VM_CALL_INFO: self._call_info,
+            TdVmCall.MAP_GPA: self._map_gpa,
+            TdVmCall.GET_QUOTE: self._get_quote,
+            TdVmCall.REPORT_FATAL_ERROR: self._report_fatal_error,
+            TdVmCall.SETUP_EVENT_NOTIFY_INTERRUPT: self._setup_event_notify,
+        }
+
+    def call(self, registers: list[int]) -> None:
+        """Serve one TDVMCALL; R10 other than 0 is a vendor's own call, of which there are none."""
+        serve = self._calls.get(registers[Reg.R11]) if registers[Reg.R10] == 0 else None
+        registers[Reg.R10] = Status.SUBFUNC_UNSUPPORTED if serve is None else serve(registers)
+
+    # Instructions.
+
+    def _io(self, registers: list[int]) -> Status:
+        size, direction, port = registers[Reg.R12], registers[Reg.R13], registers[Reg.R14]
+        if size not in IO_SIZES or port >= PORT_LIMIT:
+            return Status.INVALID_OPERAND
+        if direction == READ:
+            registers[Reg.R11] = self._ports.read(port, size)
+        elif direction == WRITE:
+            self._ports.write(port, size, registers[Reg.R15])
+        else:
+            return Status.INVALID_OPERAND
+        return Status.SUCCESS
+
+    def _cpuid(self, registers: list[int]) -> Status:
+        leaf = registers[Reg.R12] & MASK32
+        answer = HYPERVISOR_LEAVES.get(leaf, (0, 0, 0, 0))
+        registers[Reg.R12 : Reg.R15 + 1] = answer
+        return Status.SUCCESS
+
+    def _hlt(self, registers: list[int]) -> Status:
+        self._events.halt(interrupts_blocked=bool(registers[Reg.R12] & 1))
+        return Status.SUCCESS
+
+    def _rdmsr(self, registers: list[int]) -> Status:
+        value = self.msrs.read(registers[Reg.R12] & MASK32)
+        if value is None:
+            return Status.INVALID_OPERAND
+        registers[Reg.R11] = value
+        return Status.SUCCESS
+
+    def _wrmsr(self, registers: list[int]) -> Status:
+        done = self.msrs.write(registers[Reg.R12] & MASK32, registers[Reg.R13])
+        return Status.SUCCESS if done else Status.INVALID_OPERAND
+
+    def _request_mmio(self, registers: list[int]) -> Status:
+        size, direction, gpa = registers[Reg.R12], registers[Reg.R13], registers[Reg.R14]
+        address = gpa & ~self._shared_bit
+        inside = gpa & self._shared_bit and address + size <= self._shared_bit
+        if size not in MMIO_SIZES or not inside or address < self._sept.memory_size:
+            return Status.INVALID_OPERAND
+        if direction == READ:
+            registers[Reg.R11] = self._mmio.read(address, size)
+        elif direction == WRITE:
+            self._mmio.write(address, size, registers[Reg.R15])
+        else:
+            return Status.INVALID_OPERAND
+        return Status.SUCCESS
+
+    # Memory.
+
+    def _map_gpa(self, registers: list[int]) -> Status:
+        """Convert pages; like KVM, in 2 MiB steps between which an interrupt makes it RETRY."""
+        start, size = registers[Reg.R12], registers[Reg.R13]
+        share = bool(start & self._shared_bit)
+        gpa = start & ~self._shared_bit
+        if not size or gpa >= self._shared_bit or gpa + size > self._shared_bit:
+            return Status.INVALID_OPERAND
+        if (gpa | size) & PAGE - 1:
+            return Status.ALIGN_ERROR
+        # Outside RAM there is nothing to convert: MMIO is shared from the start.
+        end = min(gpa + size, self._sept.memory_size)
+        while gpa < end:
+            step = min(end, (gpa | LARGE_SIZE - 1) + 1)
+            self._convert(gpa, step - gpa, share=share)
+            gpa = step
+            if gpa < end and self._apic.pending() is not None:
+                registers[Reg.R11] = gpa | (self._shared_bit if share else 0)
+                return Status.RETRY
+        return Status.SUCCESS
+
+    def _convert(self, gpa: int, size: int, *, share: bool) -> None:
+        if share:
+            self._sept.share(gpa, size)
+            return
+        # Shared pages go away; the private ones come with TDG.MEM.PAGE.ACCEPT (`host`).
+        for page in range(gpa, gpa + size, PAGE):
+            if self._sept.shared_state(page) == SharedState.MAPPED:
+                self._sept.unshare(gpa, size)
+                return
+
+    # The TD as a whole.
+
+    def _call_info(self, registers: list[int]) -> Status:
+        leaf = registers[Reg.R12]
+        if leaf not in (CALL_INFO_BASE, CALL_INFO_EXTENDED):
+            return Status.INVALID_OPERAND
+        supported = CALL_INFO_SUPPORTED if leaf == CALL_INFO_EXTENDED else 0
+        registers[Reg.R11 : Reg.R14 + 1] = (supported, 0, 0, 0)
+        return Status.SUCCESS
+
+    def _get_quote(self, registers: list[int]) -> Status:
+        """Answer that there is no quoting service: nothing here could sign a quote."""
+        gpa, size = registers[Reg.R12], registers[Reg.R13]
+        address = gpa & ~self._shared_bit
+        if not gpa & self._shared_bit or not 0 < size <= MAX_QUOTE:
+            return Status.INVALID_OPERAND
+        if (address | size) & PAGE - 1:
+            return Status.ALIGN_ERROR
+        if not self._is_shared(address, size):
+            return Status.INVALID_OPERAND
+        version, _, in_length, _ = QUOTE_HEADER.unpack_from(self._ram, address)
+        if version != QUOTE_VERSION or in_length > size - QUOTE_HEADER.size:
+            return Status.INVALID_OPERAND
+        QUOTE_HEADER.pack_into(
+            self._ram, address, version, QuoteStatus.SERVICE_UNAVAILABLE, in_length, 0
+        )
+        return Status.SUCCESS
+
+    def _is_shared(self, address: int, size: int) -> bool:
+        return self._sept.in_ram(address, size) and all(
+            self._sept.shared_state(page) == SharedState.MAPPED
+            for page in range(address, address + size, PAGE)
+        )
+
+    def _report_fatal_error(self, registers: list[int]) -> Status:
+        self._events.fatal_error(decode(registers))
+        return Status.SUCCESS
+
+    def _setup_event_notify(self, registers: list[int]) -> Status:
+        vector = registers[Reg.R12]
+        if not FIRST_USER_VECTOR <= vector <= LAST_VECTOR:
+            return Status.INVALID_OPERAND
+        self.notify_vector = vector
+        return Status.SUCCESS

@@ -1,0 +1,127 @@
+"""The result document of `trapline explore`: schema "trapline/explore"."""
+
+from typing import Final, Literal
+
+from trapline.results.document import Document
+from trapline.results.splat import Splat
+
+SCHEMA: Final = "trapline/explore"
+VERSION: Final = 1
+
+Verdict = Literal[
+    "same",
+    "handled",
+    "held",
+    "oops",
+    "panic",
+    "double-fault",
+    "triple-fault",
+    "td-exit",
+    "hang",
+    "corrupt",
+    "privilege",
+]
+# From harmless to worst; a strip and a baseline comparison show the worse of two.
+SEVERITY: Final[tuple[Verdict, ...]] = (
+    "same",
+    "handled",
+    "held",
+    "oops",
+    "panic",
+    "td-exit",
+    "double-fault",
+    "triple-fault",
+    "hang",
+    "corrupt",
+    "privilege",
+)
+# The "event" of a result that needed none: the window itself went wrong.
+NOTHING: Final = "nothing"
+CLEAN: Final[frozenset[Verdict]] = frozenset({"same", "handled", "held"})
+
+
+class Boundary(Document, frozen=True, kw_only=True):
+    """An instruction of the window: the event comes before it executes.
+
+    `index` counts from 0 at the window's start, `ordinal` counts earlier visits of the same
+    instruction, so that function, offset and ordinal name a boundary across rebuilds.
+    """
+
+    index: int
+    function: str
+    offset: int
+    ordinal: int
+    instruction: str
+
+
+class Result(Document, frozen=True, kw_only=True):
+    """One run: `event` before boundary `boundary`, and what came of it.
+
+    `nested` and `nested_at` name the second event and how many instructions after the first
+    it came; both `event` and `rule` are "nothing" where the window goes wrong by itself, with no
+    event at all. `rule` is the row of the rules that allowed, held or turned the event; `allowed`
+    is false for what only `--beyond-rules` tries. `expected` says that the scenario wants this
+    verdict. `detail` is one sentence, empty for "same". `differs` are the registers and
+    variables that are not as in the reference, `last` the last instructions, oldest first.
+    `instructions` were executed from the event to the end: counted where an event is nested,
+    estimated from the bytes of code that ran where none is.
+    """
+
+    scenario: str
+    event: str
+    boundary: int
+    nested: str | None
+    nested_at: int | None
+    allowed: bool
+    rule: str
+    verdict: Verdict
+    expected: bool
+    detail: str
+    differs: tuple[str, ...]
+    instructions: int
+    splat: Splat | None
+    last: tuple[str, ...]
+    reproduce: str
+
+
+class Forbidden(Document, frozen=True, kw_only=True):
+    """Events that the rules allow nowhere at these boundaries, and the row that says so."""
+
+    event: str
+    rule: str
+    boundaries: int
+
+
+class Window(Document, frozen=True, kw_only=True):
+    """The instructions between a scenario's start and its end, as the reference run took them."""
+
+    scenario: str
+    title: str
+    instructions: int
+    boundaries: tuple[Boundary, ...]
+    forbidden: tuple[Forbidden, ...]
+
+
+class NotOpened(Document, frozen=True, kw_only=True):
+    """A scenario whose window this kernel did not give, and why: nothing was injected there."""
+
+    scenario: str
+    why: str
+
+
+class ExploreResult(Document, frozen=True, kw_only=True, rename={"schema_": "schema"}):
+    """One campaign. `injected` is how many events were injected in all; a report says so first."""
+
+    schema_: Literal["trapline/explore"] = SCHEMA
+    version: Literal[1] = VERSION
+    generator: str
+    injected: int
+    kernel: str
+    build_id: str | None
+    module_version: str
+    beyond_rules: bool
+    not_opened: tuple[NotOpened, ...] = ()
+    windows: tuple[Window, ...]
+    results: tuple[Result, ...]
+    counts: dict[str, dict[str, int]]
+    worse_than_baseline: tuple[str, ...] | None

@@ -1,0 +1,156 @@
+"""The result document of `trapline scan`: schema "trapline/scan".
+
+It is the only contract between finding sites and showing them. Addresses are link-time
+addresses; for a module, which has none before it is loaded, offsets in `section`. They are
+written as hexadecimal strings since JSON numbers lose bits above 2**53.
+"""
+
+from typing import Final, Literal
+
+from trapline.results.document import Document
+
+SCHEMA: Final = "trapline/scan"
+VERSION: Final = 1
+
+TrapClass = Literal[
+    "mmio",
+    "pio",
+    "msr",
+    "cpuid",
+    "hlt",
+    "mwait",
+    "monitor",
+    "wbinvd",
+    "cr",
+    "tdcall",
+    "vmcall",
+    "rdpmc",
+    "encls",
+    "xsetbv",
+    "other",
+]
+Access = Literal["read", "write", "read-write", "execute"]
+Form = Literal["instruction", "paravirt", "call"]
+
+
+class Frame(Document, frozen=True, kw_only=True):
+    """One function of an inline chain; `file:line` is the place inside `function`."""
+
+    function: str
+    file: str | None
+    line: int | None
+
+
+class Site(Document, frozen=True, kw_only=True, rename={"trap": "class"}):
+    """One place where the kernel may trap to its host.
+
+    `form` is "instruction" for an instruction that traps itself, "paravirt" for a pv_ops
+    call that hides one, "call" for a call of an out-of-line accessor. `width` is in bytes,
+    0 where the size is not fixed. `inlined` runs from the innermost frame outwards and does
+    not hold `function`, the out-of-line function the bytes belong to. `object` is the object
+    file below the source tree. Code in .altinstr_replacement is copied to `origin` at boot: all
+    but `address` and `section` is then said of the origin. `emulable` is whether Linux's #VE
+    handler emulates the form, `reason` says why or why not.
+    """
+
+    id: str
+    trap: TrapClass
+    form: Form
+    access: Access
+    width: int
+    accessor: str | None
+    module: str
+    object: str | None
+    function: str
+    file: str | None
+    line: int | None
+    inlined: tuple[Frame, ...]
+    instruction: str
+    bytes: str
+    address: str
+    section: str
+    origin: str | None
+    emulable: bool
+    reason: str
+    driver: str | None
+    subsystem: str
+
+
+class Mapping(Document, frozen=True, kw_only=True):
+    """A call that maps device memory: where a driver filter can act."""
+
+    id: str
+    mapper: str
+    module: str
+    object: str | None
+    function: str
+    file: str | None
+    line: int | None
+    inlined: tuple[Frame, ...]
+    address: str
+    section: str
+    driver: str | None
+    subsystem: str
+
+
+class Driver(Document, frozen=True, kw_only=True):
+    """A driver, built in or a module, with what it matches and what it touches.
+
+    `allowed` is true when the allow list lets it bind to some device; `via` is the path
+    from an allowed PCI id to the driver; `reaches` are the objects that touch the host on
+    its behalf (transport, MSI-X).
+    """
+
+    name: str
+    bus: str
+    module: str
+    builtin: bool
+    aliases: tuple[str, ...]
+    allowed: bool
+    via: tuple[str, ...]
+    reaches: tuple[str, ...]
+    sites: int
+    mmio: int
+    calls: int
+
+
+class Kernel(Document, frozen=True, kw_only=True):
+    """What was scanned. `config` holds the options trapline's answers depend on."""
+
+    release: str | None
+    version: str | None
+    build_id: str | None
+    config: dict[str, str]
+    modules: int
+    has_dwarf: bool
+
+
+class Coverage(Document, frozen=True, kw_only=True):
+    """What the scan could not see, in words a report prints as they are."""
+
+    complete: bool
+    missing: tuple[str, ...]
+    advice: tuple[str, ...]
+
+
+class AllowedId(Document, frozen=True, kw_only=True):
+    """One entry of the allow list that was applied."""
+
+    id: str
+    name: str
+    note: str | None
+
+
+class ScanResult(Document, frozen=True, kw_only=True, rename={"schema_": "schema"}):
+    """Everything one scan found."""
+
+    schema_: Literal["trapline/scan"] = SCHEMA
+    version: Literal[1] = VERSION
+    generator: str
+    kernel: Kernel
+    allow: tuple[AllowedId, ...]
+    coverage: Coverage
+    counts: dict[str, int]
+    sites: tuple[Site, ...]
+    mappings: tuple[Mapping, ...]
+    drivers: tuple[Driver, ...]

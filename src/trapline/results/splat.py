@@ -1,0 +1,72 @@
+"""What is left of a guest that died: registers, back trace, last traps, and how to see it again.
+
+Part of the result of `trapline boot`; `trapline.report.splat` prints it in the kernel's own form.
+Registers and addresses are hexadecimal strings, as JSON numbers lose bits above 2**53.
+"""
+
+import msgspec
+
+from trapline.results.document import Document
+from trapline.results.scan import Frame
+
+
+class Registers(Document, frozen=True, kw_only=True):
+    """What __show_regs() of arch/x86/kernel/process_64.c prints.
+
+    `general` maps lower-case names (rax … r15, rsp) to values; `rip` is a `Place`'s label.
+    `control` and `bases` are empty for registers that were found on the stack.
+    """
+
+    rip: str
+    cs: str
+    ss: str
+    rflags: str
+    general: dict[str, str]
+    segments: dict[str, str] = msgspec.field(default_factory=dict)
+    bases: dict[str, str] = msgspec.field(default_factory=dict)
+    control: dict[str, str] = msgspec.field(default_factory=dict)
+    debug: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class Place(Document, frozen=True, kw_only=True):
+    """One line of a back trace.
+
+    `label` is `function+0x12/0x80`, with ` [module]`; `address` is the run-time address and
+    `link_address` the one in `image`. `frames` run from the innermost outwards; the last is the
+    function itself. A guess was only found on the stack. `registers` are what was interrupted.
+    """
+
+    address: str
+    label: str
+    image: str
+    link_address: str | None = None
+    frames: tuple[Frame, ...] = ()
+    is_guess: bool = False
+    registers: Registers | None = None
+
+
+class Code(Document, frozen=True, kw_only=True):
+    """Bytes around RIP in hexadecimal; `at` is the index of RIP's. Empty where unreadable."""
+
+    bytes: str
+    at: int
+
+
+class Splat(Document, frozen=True, kw_only=True):
+    """The last state of a guest.
+
+    `banner` is the first line of what the kernel would say, `injected` describes each event
+    that trapline itself put in (it is announced before all else). `complete` tells whether the
+    walk reached the end of the stack. `traps` are lines, oldest first. `reproduce` is the
+    command that does it again.
+    """
+
+    banner: str
+    injected: tuple[str, ...]
+    registers: Registers
+    code: Code
+    place: Place
+    trace: tuple[Place, ...]
+    complete: bool
+    traps: tuple[str, ...]
+    reproduce: str

@@ -1,0 +1,197 @@
+"""CPUID: which leaves the module answers, and the processor it shows.
+
+The table `cpuid` decides between an answer and #VE. The answers describe a Sapphire Rapids
+core as a TD sees it, less what the engine cannot execute (`Engine.cpuid_features`), so that a
+run does not depend on the machine it runs on. Where the module fixes a bit, it has the
+module's value even if nothing is behind it here (PDCM, DS, x2APIC, MTRR …).
+
+Sources: TDX module 1.5.01, td_cpuid.c, auto_gen/cpuid_configurations.c; fixed bits as observed
+in TDs by intel/lkvs, BM/tdx-compliance/tdx-compliance-cpuid.h.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from trapline.base.errors import BadInputFileError
+from trapline.cpu.engine import Reg
+from trapline.rules.rows import CpuidKind, CpuidOutcome, CpuidRule
+from trapline.tdx.vmm_interface import ExitReason, TdConfig, VeInfo
+
+if TYPE_CHECKING:
+    from trapline.cpu.engine import Engine
+    from trapline.rules.tables import RuleSet
+    from trapline.tdx.ve_info import VeState
+
+M32: Final = 0xFFFF_FFFF
+EXTENDED_START: Final = 0x8000_0000
+EXTENDED_LAST: Final = 0x8000_0008
+HOST_LEAVES: Final = range(0x4000_0000, 0x5000_0000)
+CRYSTAL_HZ: Final = 25_000_000
+LINEAR_BITS: Final = 48
+
+CR4_OSXSAVE, CR4_PKE = 1 << 18, 1 << 22
+ECX1_OSXSAVE, ECX1_TSC_DEADLINE = 1 << 27, 1 << 24
+ECX7_OSPKE: Final = 1 << 4
+EFER, EFER_LMA = 0xC000_0080, 1 << 10
+EDX_SYSCALL: Final = 1 << 11
+CS_LONG: Final = 1 << 21
+GUEST_ASKED_SUPERVISOR, GUEST_ASKED_USER = 1, 2  # CPUID_CONTROL of a leaf
+
+
+class Answer(NamedTuple):
+    """EAX, EBX, ECX, EDX."""
+
+    eax: int = 0
+    ebx: int = 0
+    ecx: int = 0
+    edx: int = 0
+
+
+# What stands whatever the engine can execute: fixed by the module, or no instruction at all.
+# Leaf 1 ECX: DTES64 DS-CPL PDCM x2APIC TSC-deadline RDRAND HYPERVISOR.
+_ALWAYS: Final = {
+    (1, 0, "ecx"): 1 << 2 | 1 << 4 | 1 << 15 | 1 << 21 | 1 << 24 | 1 << 30 | 1 << 31,
+    (1, 0, "edx"): 0x0FA9_FBFF,
+    # FDP_EXCPTN_ONLY, FCS/FDS deprecation, RDSEED.
+    (7, 0, "ebx"): 1 << 6 | 1 << 13 | 1 << 18,
+    # BUS_LOCK_DETECT.
+    (7, 0, "ecx"): 1 << 24,
+    # FSRM MD_CLEAR IBRS STIBP L1D_FLUSH ARCH_CAPABILITIES CORE_CAPABILITIES SSBD.
+    (7, 0, "edx"): 1 << 4 | 1 << 10 | 0x3F << 26,
+    # PSFD IPRED_CTRL RRSBA_CTRL BHI_CTRL.
+    (7, 2, "edx"): 0x17,
+    (0x8000_0001, 0, "edx"): 1 << 11 | 1 << 20 | 1 << 27 | 1 << 29,
+}
+
+# The processor, before what the engine lacks is taken away. (leaf, sub-leaf) -> registers.
+_PROCESSOR: Final = {
+    (0x0, 0): Answer(0x23, 0x756E_6547, 0x6C65_746E, 0x4965_6E69),
+    # Family 6, model 0x8f, stepping 8; CLFLUSH of 64 bytes, one logical processor.
+    (0x1, 0): Answer(0x000806F8, 0x0001_0800, 0xC7FA_A217, 0x0FA9_FBFF),
+    (0x4, 0): Answer(0x0000_0121, 0x02C0_003F, 0x3F),  # L1D: 48 KiB, 12 ways
+    (0x4, 1): Answer(0x0000_0122, 0x01C0_003F, 0x3F),  # L1I: 32 KiB, 8 ways
+    (0x4, 2): Answer(0x0000_0143, 0x03C0_003F, 0x7FF),  # L2: 2 MiB, 16 ways
+    (0x4, 3): Answer(0x0000_0163, 0x03C0_003F, 0x7FFF),  # L3: 32 MiB, 16 ways
+    (0x5, 0): Answer(0x40, 0x40, 0x3),
+    # FSGSBASE … as fixed or allowed; no AVX state in XFAM.
+    (0x7, 0): Answer(2, 0x219C_27C9, 0x1940_0004, 0xFC00_0410),
+    (0x7, 2): Answer(0, 0, 0, 0x17),
+    (0xD, 0): Answer(0x3, 576, 576),
+    (0xD, 1): Answer(0xF, 576),
+    (0x21, 0): Answer(0, 0x6574_6E49, 0x2020_2020, 0x5844_546C),  # "IntelTDX    "
+    (0x8000_0000, 0): Answer(EXTENDED_LAST),
+    (0x8000_0001, 0): Answer(0, 0, 0x121, 0x2C10_0800),
+    (0x8000_0007, 0): Answer(0, 0, 0, 0x100),
+}
+_FEATURE_LEAVES: Final = frozenset(((1, 0), (7, 0), (7, 1), (7, 2), (0xD, 1), (0x8000_0001, 0)))
+# Registers of those leaves that hold no features: family, CLFLUSH size, counts and sizes.
+_NO_FEATURES: Final = frozenset(
+    ((1, 0, "eax"), (1, 0, "ebx"), (7, 0, "eax"), (7, 1, "eax"), (0xD, 1, "ebx"))
+)
+
+
+class Cpuid:
+    """Handles Exit.CPUID. `supervisor_ve` and `user_ve` are set by TDG.VP.CPUIDVE.SET."""
+
+    def __init__(self, engine: "Engine", ve: "VeState", rules: "RuleSet", config: TdConfig) -> None:
+        self._engine = engine
+        self._ve = ve
+        self.supervisor_ve = False
+        self.user_ve = False
+        self.control: dict[int, int] = {}  # CPUID_CONTROL, by index
+        self._processor = processor(config, engine.shared_bit)
+        self._any: dict[int, CpuidRule] = {}  # rows that hold for every sub-leaf
+        self._one: dict[tuple[int, int], CpuidRule] = {}
+        self._last_leaf = self._load(rules)
+
+    def _load(self, rules: "RuleSet") -> int:
+        last_leaf = None
+        for row in rules.cpuid:
+            if not row.followed:
+                continue
+            if row.kind == CpuidKind.CLAMP:
+                last_leaf = row.first
+            elif row.kind == CpuidKind.LEAF and row.outcome == CpuidOutcome.MODULE:
+                assert row.first is not None
+                assert row.last is not None
+                for leaf in range(row.first, row.last + 1):
+                    if row.subleaf is None:
+                        self._any[leaf] = row
+                    else:
+                        self._one[leaf, row.subleaf] = row
+        if last_leaf is None:
+            raise BadInputFileError("cpuid.csv: no followed row of kind 'clamp'; add one.")
+        return last_leaf
+
+    def on_cpuid(self) -> None:
+        """Answer, or #VE."""
+        engine = self._engine
+        regs = engine.regs
+        answer = self.answer(regs[Reg.RAX] & M32, regs[Reg.RCX] & M32, engine.cpl)
+        if answer is None:
+            self._ve.inject(VeInfo(ExitReason.CPUID, length=engine.length))
+            return
+        regs[Reg.RAX], regs[Reg.RBX], regs[Reg.RCX], regs[Reg.RDX] = answer
+        engine.advance(engine.length)
+
+    def answer(self, leaf: int, subleaf: int, cpl: int = 0) -> Answer | None:
+        """Return what the module answers, or None for #VE."""
+        if leaf not in HOST_LEAVES and (
+            leaf > EXTENDED_LAST or self._last_leaf < leaf < EXTENDED_START
+        ):
+            leaf = self._last_leaf
+        row = self._any.get(leaf)
+        if row is not None:
+            subleaf = 0
+        else:
+            row = self._one.get((leaf, subleaf))
+        if row is None or self._guest_asked(row, cpl):
+            return None
+        answer = self._processor.get((leaf, subleaf), Answer())
+        if (leaf, subleaf) in _FEATURE_LEAVES:
+            answer = executable(leaf, subleaf, answer, self._engine.cpuid_features)
+        return self._dynamic(leaf, subleaf, answer)
+
+    def _guest_asked(self, row: CpuidRule, cpl: int) -> bool:
+        control = self.control.get(row.index, 0) if row.index is not None else 0
+        if cpl:
+            return self.user_ve or bool(control & GUEST_ASKED_USER)
+        return self.supervisor_ve or bool(control & GUEST_ASKED_SUPERVISOR)
+
+    def _dynamic(self, leaf: int, subleaf: int, answer: Answer) -> Answer:
+        """Fill in the bits that follow the state of the VCPU."""
+        engine = self._engine
+        if leaf == 1 and engine.cr(4) & CR4_OSXSAVE:
+            return answer._replace(ecx=answer.ecx | ECX1_OSXSAVE)
+        if (leaf, subleaf) == (7, 0) and engine.cr(4) & CR4_PKE:
+            return answer._replace(ecx=answer.ecx | ECX7_OSPKE)
+        if leaf == 0x8000_0001 and not (
+            engine.msr(EFER) & EFER_LMA and engine.segment("cs").attributes & CS_LONG
+        ):
+            return answer._replace(edx=answer.edx & ~EDX_SYSCALL)
+        return answer
+
+
+def processor(config: TdConfig, shared_bit: int) -> dict[tuple[int, int], Answer]:
+    """Describe the processor for this TD, before what the engine cannot execute is left out."""
+    shown = dict(_PROCESSOR)
+    if not config.tsc_deadline:
+        one = shown[1, 0]
+        shown[1, 0] = one._replace(ecx=one.ecx & ~ECX1_TSC_DEADLINE)
+    shown[0x15, 0] = Answer(1, config.tsc_frequency // CRYSTAL_HZ, CRYSTAL_HZ)
+    shown[0x8000_0008, 0] = Answer(shared_bit.bit_length() | LINEAR_BITS << 8)
+    return shown
+
+
+def executable(
+    leaf: int, subleaf: int, answer: Answer, features: Mapping[tuple[int, int, str], int]
+) -> Answer:
+    """Leave out the feature bits that the engine cannot execute in its present state."""
+    registers = {}
+    for name, value in answer._asdict().items():
+        key = leaf, subleaf, name
+        if key in _NO_FEATURES:
+            registers[name] = value
+        else:
+            registers[name] = value & (features.get(key, 0) | _ALWAYS.get(key, 0))
+    return Answer(**registers)

@@ -1,0 +1,302 @@
+"""RDMSR and WRMSR by the table `msrs`: native, answered by the module, #VE or #GP(0).
+
+Every index of the table is resolved to a handler once, for the features this TD has. Native
+MSRs that steer the CPU are left to the engine, which takes no exit for them; the others hold
+a value here. The virtual APIC page is the VMM's (`VirtualApic`).
+
+Sources: TDX module 1.5.01, td_msr_access.c, auto_gen/msr_config_lookup.c; SDM volume 3, 30.5
+(virtualised x2APIC accesses), volume 4 (what the CPU checks).
+"""
+
+from collections.abc import Callable
+from enum import Enum, auto
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from trapline.cpu.engine import Reg
+from trapline.rules.rows import CpuAccess, MsrAction, MsrFeature, MsrKind, MsrRule, MsrSpecial
+from trapline.tdx.vmm_interface import ExitReason, TdConfig, VeInfo
+
+if TYPE_CHECKING:
+    from trapline.cpu.engine import Engine
+    from trapline.rules.tables import RuleSet
+    from trapline.tdx.ve_info import VeState
+    from trapline.tdx.vmm_interface import VirtualApic
+
+M32 = 0xFFFF_FFFF
+Read = Callable[[], int | None]  # None: #GP(0)
+
+
+class Written(Enum):
+    """What became of a WRMSR."""
+
+    DONE = auto()
+    GP = auto()
+    VE = auto()
+    TAKEN = auto()  # RIP and events are already as they should be
+
+
+Write = Callable[[int], Written]
+
+# MSRs that decide what the CPU does; the engine holds them and knows what is canonical.
+# SYSENTER_CS/ESP/EIP, PAT; EFER, STAR, LSTAR, FMASK; FS, GS and kernel GS base, TSC_AUX.
+_SYSENTER_AND_PAT = (0x174, 0x175, 0x176, 0x277)
+_SYSCALL = (0xC000_0080, 0xC000_0081, 0xC000_0082, 0xC000_0084)
+_BASES = (0xC000_0100, 0xC000_0101, 0xC000_0102, 0xC000_0103)
+ENGINE_MSRS: Final = frozenset((*_SYSENTER_AND_PAT, *_SYSCALL, *_BASES))
+TSC: Final = 0x10
+EFER, EFER_SCE, EFER_LMA = 0xC000_0080, 1 << 0, 1 << 10
+XSS: Final = 0xDA0
+XFAM_SUPERVISOR: Final = 0x1_FD00  # PT, PASID, CET_U, CET_S, HDC, UINTR, LBR, HWP
+DEBUGCTL: Final = 0x1D9
+DEBUGCTL_RESERVED: Final = ~0xFFC7 & (1 << 64) - 1
+DEBUGCTL_TR, DEBUGCTL_BTS, DEBUGCTL_UNCORE_PMI = 1 << 6, 1 << 7, 1 << 13
+X2APIC_SELF_IPI: Final = 0x83F
+LOWEST_SELF_IPI: Final = 16
+APIC_PAGE_SELF_IPI: Final = 0x3F0  # its offset in the APIC page
+_X2APIC_WRITABLE: Final = {0x808: 0xFF, 0x80B: 0, X2APIC_SELF_IPI: 0xFF}  # TPR, EOI
+
+# Bits that the CPU accepts in native MSRs that are kept here; all 64 where not named.
+_WRITABLE: Final = {
+    0x48: 0x57F,  # SPEC_CTRL: IBRS, STIBP, SSBD, IPRED_DIS, RRSBA_DIS, PSFD, DDPD, BHI_DIS_S
+    0x49: 0x1,  # PRED_CMD: IBPB
+    0x10B: 0x1,  # FLUSH_CMD: L1D_FLUSH
+    0x1B01: 0x1,  # UARCH_MISC_CTL: DOITM
+}
+_COMMANDS: Final = frozenset((0x49, 0x10B))  # nothing is stored
+
+# What the module answers: no speculation bug of the older kinds, xAPIC cannot be disabled.
+# RDCL_NO IBRS_ALL SKIP_L1DFL_VMENTRY MDS_NO PSCHANGE_MC_NO TAA_NO MISC_PACKAGE_CTLS
+# ENERGY_FILTERING_CTL DOITM SBDR_SSDP_NO FBSDP_NO PSDP_NO FB_CLEAR BHI_NO XAPIC_DISABLE_STATUS
+# PBRSB_NO GDS_NO RFDS_NO
+ARCH_CAPABILITIES: Final = sum(
+    1 << bit for bit in (0, 1, 3, 5, 6, 8, 10, 11, 12, 13, 14, 15, 17, 20, 21, 24, 26, 27)
+)
+MISC_ENABLE: Final = 0x1 | 1 << 11 | 1 << 12  # fast strings; no BTS, no PEBS
+# Values the module computes for L2 VMM software; this TD has none, so only what is fixed.
+_VMX: Final = {0x486: 0x8000_0021, 0x487: 0xFFFF_FFFF, 0x488: 0x2000, 0x489: 0x35_67FF}
+
+
+class Msrs:
+    """Handles Exit.RDMSR and Exit.WRMSR for one TD."""
+
+    def __init__(
+        self,
+        engine: "Engine",
+        ve: "VeState",
+        rules: "RuleSet",
+        config: TdConfig,
+        apic: "VirtualApic",
+    ) -> None:
+        self._engine = engine
+        self._ve = ve
+        self._apic = apic
+        self._xss_allowed = config.xfam & XFAM_SUPERVISOR
+        self._features = features_of(config)
+        self.values: dict[int, int] = {}  # native and emulated MSRs that the engine lacks
+        self._reads: dict[int, Read] = {}
+        self._writes: dict[int, Write] = {}
+        self._listed: set[int] = set()
+        absent = MsrAction.VE
+        for row in rules.msrs:
+            if not row.followed:
+                continue
+            if row.kind == MsrKind.ABSENT:
+                absent = row.read
+            else:
+                self._add(row)
+        self._absent_is_ve = absent == MsrAction.VE
+
+    # Exits.
+
+    def on_read(self) -> None:
+        """RDMSR."""
+        engine = self._engine
+        regs = engine.regs
+        index = regs[Reg.RCX] & M32
+        read = self._reads.get(index)
+        if read is None:
+            self._without_handler(ExitReason.RDMSR, listed=index in self._listed)
+            return
+        value = read()
+        if value is None:
+            self._ve.general_protection()
+            return
+        regs[Reg.RAX] = value & M32
+        regs[Reg.RDX] = value >> 32
+        engine.advance(engine.length)
+
+    def on_write(self) -> None:
+        """WRMSR."""
+        engine = self._engine
+        regs = engine.regs
+        index = regs[Reg.RCX] & M32
+        write = self._writes.get(index)
+        if write is None:
+            self._without_handler(ExitReason.WRMSR, listed=index in self._listed)
+            return
+        written = write((regs[Reg.RDX] & M32) << 32 | regs[Reg.RAX] & M32)
+        if written is Written.DONE:
+            engine.advance(engine.length)
+        elif written is Written.GP:
+            self._ve.general_protection()
+        elif written is Written.VE:
+            self._ve.inject(VeInfo(ExitReason.WRMSR, length=engine.length))
+
+    def _without_handler(self, reason: ExitReason, *, listed: bool) -> None:
+        """#VE for a row that says so, else what the rule for absent MSRs says."""
+        if listed or self._absent_is_ve:
+            self._ve.inject(VeInfo(reason, length=self._engine.length))
+        else:
+            self._ve.general_protection()
+
+    # Building the handlers.
+
+    def _add(self, row: MsrRule) -> None:
+        assert row.first is not None
+        assert row.last is not None
+        read = self._resolve(row.read, row.read_feature)
+        write = self._resolve(row.write, row.write_feature)
+        for index in range(row.first, row.last + 1):
+            self._listed.add(index)
+            reader = self._reader(row, index, read)
+            if reader is not None:
+                self._reads[index] = reader
+            writer = self._writer(row, index, write)
+            if writer is not None:
+                self._writes[index] = writer
+            if index in ENGINE_MSRS:
+                native = MsrAction.NATIVE
+                self._engine.native_msr(index, read=read == native, write=write == native)
+
+    def _resolve(self, action: MsrAction, feature: MsrFeature) -> MsrAction:
+        """Decide the action for the features that are on: native, emulated, gp or ve."""
+        on = feature in self._features
+        if action == MsrAction.NATIVE_UNLESS_GP:
+            return MsrAction.NATIVE if on else MsrAction.GP
+        if action == MsrAction.NATIVE_UNLESS_EMULATED:
+            return MsrAction.NATIVE if on else MsrAction.EMULATED
+        if action == MsrAction.GP_UNLESS_VE:
+            return MsrAction.VE if on else MsrAction.GP
+        return action
+
+    def _reader(self, row: MsrRule, index: int, action: MsrAction) -> Read | None:
+        if action == MsrAction.VE:
+            return None
+        if action == MsrAction.GP or row.cpu_access == CpuAccess.WRITE:
+            return _nothing
+        if index == TSC:
+            return self._read_tsc
+        if row.special == MsrSpecial.X2APIC:
+            return partial(self._apic.read, index)
+        if index in ENGINE_MSRS:
+            return partial(self._engine.msr, index)
+        if action == MsrAction.EMULATED:
+            return partial(self.values.get, index, _answer(row.special, index))
+        return partial(self.values.get, index, 0)
+
+    def _writer(self, row: MsrRule, index: int, action: MsrAction) -> Write | None:
+        if action == MsrAction.VE:
+            return None
+        if action == MsrAction.GP or row.cpu_access == CpuAccess.READ:
+            return _refused
+        checked: dict[MsrSpecial, Write] = {
+            MsrSpecial.X2APIC: partial(self._write_x2apic, index),
+            MsrSpecial.EFER: self._write_efer,
+            MsrSpecial.XSS: self._write_xss,
+            MsrSpecial.DEBUGCTL: self._write_debugctl,
+        }
+        if row.special in checked:
+            return checked[row.special]
+        if index in ENGINE_MSRS:
+            return partial(self._write_engine, index)
+        return partial(self._write_value, index, _WRITABLE.get(index, (1 << 64) - 1))
+
+    # The handlers.
+
+    def _read_tsc(self) -> int:
+        return self._engine.cycles
+
+    def _write_engine(self, index: int, value: int) -> Written:
+        self._engine.set_msr(index, value)
+        return Written.DONE
+
+    def _write_value(self, index: int, writable: int, value: int) -> Written:
+        if value & ~writable:
+            return Written.GP
+        if index not in _COMMANDS:
+            self.values[index] = value
+        return Written.DONE
+
+    def _write_efer(self, value: int) -> Written:
+        """Only SCE may change; LMA is read-only and ignored."""
+        old = self._engine.msr(EFER)
+        value = value & ~EFER_LMA | old & EFER_LMA
+        if (value ^ old) & ~EFER_SCE:
+            return Written.VE
+        self._engine.set_msr(EFER, value)
+        return Written.DONE
+
+    def _write_xss(self, value: int) -> Written:
+        if value & ~self._xss_allowed:
+            return Written.GP
+        self.values[XSS] = value
+        return Written.DONE
+
+    def _write_debugctl(self, value: int) -> Written:
+        if value & DEBUGCTL_RESERVED:
+            return Written.GP
+        if value & DEBUGCTL_TR and not value & DEBUGCTL_BTS:
+            return Written.VE
+        self.values[DEBUGCTL] = value & ~DEBUGCTL_UNCORE_PMI
+        return Written.DONE
+
+    def _write_x2apic(self, index: int, value: int) -> Written:
+        """Write what the virtual APIC page takes; all else is read-only or reserved."""
+        if index == X2APIC_SELF_IPI and value < LOWEST_SELF_IPI:
+            # An APIC-write exit is trap-like: the #VE comes after the instruction.
+            length = self._engine.length
+            self._engine.advance(length)
+            self._ve.inject(VeInfo(ExitReason.APIC_WRITE, APIC_PAGE_SELF_IPI, length=length))
+            return Written.TAKEN
+        if value & ~_X2APIC_WRITABLE.get(index, 0) or index not in _X2APIC_WRITABLE:
+            return Written.GP
+        return Written.DONE if self._apic.write(index, value) else Written.GP
+
+
+def features_of(config: TdConfig) -> frozenset[MsrFeature]:
+    """Name the features that decide MSR rows and that this TD has."""
+    on = {MsrFeature.TSC_DEADLINE} if config.tsc_deadline else set()
+    for feature, register, mask in (
+        (MsrFeature.PERFMON, config.attributes, 1 << 63),
+        (MsrFeature.PKS, config.attributes, 1 << 30),
+        (MsrFeature.PT, config.xfam, 1 << 8),
+        (MsrFeature.CET, config.xfam, 3 << 11),
+        (MsrFeature.UINTR, config.xfam, 1 << 14),
+        (MsrFeature.LBR, config.xfam, 1 << 15),
+        (MsrFeature.XFD, config.xfam, 3 << 17),
+    ):
+        if register & mask:
+            on.add(feature)
+    if {MsrFeature.PERFMON, MsrFeature.PT} <= on:
+        on.add(MsrFeature.PERFMON_AND_PT)
+    return frozenset(on)
+
+
+def _answer(special: MsrSpecial, index: int) -> int:
+    """Return what the module answers before the guest writes anything."""
+    return {
+        MsrSpecial.ARCH_CAPABILITIES: ARCH_CAPABILITIES,
+        MsrSpecial.XAPIC_DISABLE_STATUS: 1,
+        MsrSpecial.MISC_ENABLE: MISC_ENABLE,
+        MsrSpecial.VMX: _VMX.get(index, 0),
+    }.get(special, 0)
+
+
+def _nothing() -> None:
+    """Answer the RDMSR that is #GP(0)."""
+
+
+def _refused(value: int) -> Written:
+    del value
+    return Written.GP

@@ -1,0 +1,172 @@
+"""The host of the tests: devices that behave like memory, and a note of each call.
+
+Both runs of a case see the same world: natively through `reference`, in the TD through
+TDVMCALLs. With `spoil` the host is one that nobody should trust: each output register that the
+guest exposed and that carries nothing, and each bit beyond the width of an answer, is garbage.
+"""
+
+from typing import Final, NamedTuple
+
+from trapline.cpu.engine import Reg
+from trapline.machine.machine import Machine
+from trapline.machine.vmm.ghci import Status, TdVmCall
+from trapline.machine.vmm.services import Services
+
+M64: Final = (1 << 64) - 1
+_WRITE: Final = 1
+_IO_SIZES: Final = frozenset({1, 2, 4})
+_MMIO_SIZES: Final = frozenset({1, 2, 4, 8})
+_MAX_CALLS: Final = 256
+# Garbage for output registers; each byte is different.
+_GARBAGE: Final = 0xE1D2C3B4A5968778
+
+# R11 of a call -> which registers carry its inputs, and which its outputs (GHCI 1.5, 3.1-3.11).
+_ARGUMENTS: Final = {
+    TdVmCall.CPUID: ((Reg.R12, Reg.R13), (Reg.R12, Reg.R13, Reg.R14, Reg.R15)),
+    TdVmCall.HLT: ((Reg.R12,), ()),
+    TdVmCall.RDMSR: ((Reg.R12,), (Reg.R11,)),
+    TdVmCall.WRMSR: ((Reg.R12, Reg.R13), ()),
+}
+_ACCESS_CALLS: Final = (TdVmCall.IO, TdVmCall.REQUEST_MMIO)
+
+
+class Access(NamedTuple):
+    """What a device or the host saw. `what` is "mmio", "port", "cpuid", "rdmsr", "wrmsr", "hlt".
+
+    `address` is the offset in the operand pages, the port, MSR or leaf; `value` what was
+    written, or for CPUID the sub-leaf, for HLT whether interrupts were blocked.
+    """
+
+    what: str
+    is_write: bool
+    address: int
+    size: int
+    value: int
+
+
+class World:
+    """Devices; `memory` is behind the MMIO operand pages.
+
+    `port`, `msr` and `cpuid` are what reads of them give.
+    """
+
+    def __init__(self, memory: bytes) -> None:
+        self.memory = bytearray(memory)
+        self.port = 0
+        self.msr = 0
+        self.cpuid = (0, 0, 0, 0)
+        self.accesses: list[Access] = []
+
+    def note(self, access: Access) -> None:
+        """Remember an access, up to a limit."""
+        if len(self.accesses) < _MAX_CALLS:
+            self.accesses.append(access)
+
+
+def documented_inputs(registers: tuple[int, ...]) -> frozenset[int]:
+    """Return the registers that carry a call's inputs; R10 and R11 always do."""
+    leaf = registers[Reg.R11]
+    numbers: tuple[int, ...]
+    if leaf in _ACCESS_CALLS:
+        numbers = (Reg.R12, Reg.R13, Reg.R14)
+        if registers[Reg.R13] == _WRITE:
+            numbers = (*numbers, Reg.R15)
+    elif leaf in _ARGUMENTS:
+        numbers = _ARGUMENTS[TdVmCall(leaf)][0]
+    else:
+        numbers = (Reg.R12, Reg.R13, Reg.R14, Reg.R15)
+    return frozenset((Reg.R10, Reg.R11, *numbers))
+
+
+class TestServices(Services):
+    """GHCI services that answer for the world, and note the registers of each call."""
+
+    __test__ = False  # not one of pytest's
+
+    def __init__(self, machine: Machine, mmio: int, size: int) -> None:
+        super().__init__(
+            ports=machine.ports,
+            mmio=machine.mmio,
+            apic=machine.apic,
+            sept=machine.module.sept,
+            ram=machine.engine.ram,
+            shared_bit=machine.engine.shared_bit,
+            events=machine.host,
+        )
+        self._window = range(
+            mmio | machine.engine.shared_bit, (mmio | machine.engine.shared_bit) + size
+        )
+        self._regs = machine.engine.regs
+        self.world: World | None = None
+        self.spoil = False
+        self.calls: list[tuple[int, ...]] = []
+
+    def begin(self, world: World, *, spoil: bool) -> None:
+        """Answer for this world from now on."""
+        self.world = world
+        self.spoil = spoil
+        self.calls = []
+
+    def call(self, registers: list[int]) -> None:
+        """Serve one TDVMCALL."""
+        world = self.world
+        if world is None:
+            super().call(registers)
+            return
+        if len(self.calls) < _MAX_CALLS:
+            self.calls.append(tuple(registers))
+        outputs = self._answer(world, registers)
+        if outputs is None:
+            super().call(registers)
+            return
+        for number in range(16):
+            if number in outputs:
+                registers[number] = outputs[number]
+            elif self.spoil and number not in (Reg.RAX, Reg.RCX, Reg.RSP, Reg.R10):
+                registers[number] = _GARBAGE * (number + 1) & M64
+        registers[Reg.R10] = Status.SUCCESS
+
+    def _answer(self, world: World, registers: list[int]) -> dict[int, int] | None:
+        """Return the output registers; None for a call that is none of the world's."""
+        leaf, first, second = registers[Reg.R11], registers[Reg.R12], registers[Reg.R13]
+        if registers[Reg.R10]:
+            return None
+        if leaf in _ACCESS_CALLS:
+            return self._access(world, registers)
+        if leaf == TdVmCall.CPUID:
+            world.note(Access("cpuid", False, first & 0xFFFFFFFF, 4, second & 0xFFFFFFFF))
+            top = _GARBAGE & ~0xFFFFFFFF if self.spoil else 0
+            return dict(zip(range(Reg.R12, 16), (top | word for word in world.cpuid), strict=True))
+        if leaf == TdVmCall.RDMSR:
+            world.note(Access("rdmsr", False, first & 0xFFFFFFFF, 8, 0))
+            return {Reg.R11: world.msr}
+        if leaf == TdVmCall.WRMSR:
+            world.note(Access("wrmsr", True, first & 0xFFFFFFFF, 8, second))
+            return {}
+        if leaf == TdVmCall.HLT:
+            world.note(Access("hlt", False, 0, 0, first & 1))
+            return {}
+        return None
+
+    def _access(self, world: World, registers: list[int]) -> dict[int, int] | None:
+        is_mmio = registers[Reg.R11] == TdVmCall.REQUEST_MMIO
+        size, is_write, address = registers[Reg.R12], registers[Reg.R13], registers[Reg.R14]
+        if is_write > 1 or size not in (_MMIO_SIZES if is_mmio else _IO_SIZES):
+            return None
+        mask = (1 << 8 * size) - 1
+        value = registers[Reg.R15] & mask
+        if is_mmio:
+            if address not in self._window or address + size > self._window.stop:
+                return None
+            address -= self._window.start
+        world.note(
+            Access("mmio" if is_mmio else "port", bool(is_write), address, size, value * is_write)
+        )
+        if is_write:
+            if is_mmio:
+                world.memory[address : address + size] = value.to_bytes(size, "little")
+            return {}
+        answer = world.port & mask
+        if is_mmio:
+            answer = int.from_bytes(world.memory[address : address + size], "little")
+        return {Reg.R11: answer | (_GARBAGE & ~mask if self.spoil else 0)}

@@ -1,0 +1,202 @@
+"""A bare guest for the engine's tests: long mode, GDT, TSS, an IDT made of the guest's labels.
+
+The guest is assembled by GNU as. A label `vec_N` becomes the gate of vector N; the others are
+absent. Low memory is mapped one to one as user pages, and once more at HIGH as supervisor
+pages that cannot be executed.
+"""
+
+import struct
+import subprocess
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from trapline.cpu.engine import Exit, Reg, Segment
+from trapline.cpu.unicorn import UnicornEngine
+
+RAM = 16 << 20
+GDT = 0x1000
+IDT = 0x2000
+TSS = 0x3000
+TABLES = 0x10000
+CODE = 0x100000
+STACK = 0x200000
+RSP0 = 0x210000
+IST = [0x220000, 0x230000]  # IST1, IST2
+USER_STACK = 0x240000
+DATA = 0x300000
+HIGH = 0xFFFF_8000_0000_0000
+ABSENT = 0x40000000  # no page table maps it
+
+KERNEL_CS, KERNEL_SS, USER_CS32, USER_SS, USER_CS, TSS_SELECTOR = 8, 16, 24, 32, 40, 48
+EFER = 0xC0000080
+EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1, 0x100, 0x400, 0x800
+
+PRELUDE = f"""
+        .intel_syntax noprefix
+        .set DATA, {DATA}
+        .set STACK, {STACK}
+        .set USER_STACK, {USER_STACK}
+        .set KERNEL_CS, {KERNEL_CS}
+        .set USER_CS, {USER_CS | 3}
+        .set USER_SS, {USER_SS | 3}
+        .set ABSENT, {ABSENT}
+        .macro tdcall
+        .byte 0x66, 0x0f, 0x01, 0xcc
+        .endm
+        # To CPL 3 at `target`, with interrupts as `flags` says.
+        .macro to_user target, flags=2
+        push USER_SS
+        push USER_STACK
+        push \\flags
+        push USER_CS
+        lea rax, [rip + \\target]
+        push rax
+        iretq
+        .endm
+        .text
+        .globl _start
+_start:
+"""
+
+
+@cache
+def assemble(source):
+    """Assemble for CODE; returns the bytes and the address of each label."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "guest.s").write_text(PRELUDE + source + "\n")
+        for command in (
+            ["as", "-o", "guest.o", "guest.s"],
+            ["ld", "-Ttext", hex(CODE), "-o", "guest.elf", "guest.o"],
+            ["objcopy", "-O", "binary", "-j", ".text", "guest.elf", "guest.bin"],
+        ):
+            subprocess.run(command, cwd=folder, check=True)
+        listing = subprocess.run(
+            ["nm", "guest.elf"], cwd=folder, check=True, capture_output=True, text=True
+        ).stdout
+        labels = {}
+        for line in listing.splitlines():
+            address, _, label = line.split()
+            labels[label] = int(address, 16)
+        return (folder / "guest.bin").read_bytes(), labels
+
+
+class BareGuest:
+    """An engine with a guest in it. `exits` collects (kind, RIP) of all exits of `run`."""
+
+    def __init__(self, source, *, ist=None, user_gates=(), ram=RAM, seed=0, split=False):
+        self.code, self.labels = assemble(source)
+        self.engine = UnicornEngine(ram, seed=seed, split_ram=split)
+        self.exits = []
+        self.on = {}
+        self.stop_at = {Exit.HLT, Exit.TRIPLE_FAULT}
+        self._place(ist or {}, user_gates)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.engine.close()
+
+    def _put(self, at, data):
+        self.engine.ram[at : at + len(data)] = data
+
+    def _place(self, ist, user_gates):
+        engine = self.engine
+        self._put(CODE, self.code)
+        descriptors = [0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF]
+        descriptors += [0x00CFFB000000FFFF, 0x00CFF3000000FFFF, 0x00AFFB000000FFFF]
+        descriptors += [0x0000890000000067 | TSS << 16, 0]
+        self._put(GDT, struct.pack("<8Q", *descriptors))
+        tss = bytearray(0x68)
+        struct.pack_into("<Q", tss, 4, RSP0)
+        for index, stack in enumerate(IST):
+            struct.pack_into("<Q", tss, 0x24 + 8 * index, stack)
+        struct.pack_into("<H", tss, 0x66, 0x68)  # no I/O map
+        self._put(TSS, tss)
+        for label, address in self.labels.items():
+            if label.startswith("vec_"):
+                vector = int(label.removeprefix("vec_"))
+                self.gate(vector, address, ist.get(vector, 0), 3 if vector in user_gates else 0)
+        self._page_tables()
+        engine.set_segment("gdtr", Segment(0, GDT, 8 * 8 - 1, 0))
+        engine.set_segment("idtr", Segment(0, IDT, 0xFFF, 0))
+        engine.set_segment("tr", Segment(TSS_SELECTOR, TSS, 0x67, 0x8B00))
+        engine.set_msr(EFER, EFER_LME | EFER_LMA | EFER_NXE)
+        engine.set_cr(4, 0x20)
+        engine.set_cr(3, TABLES)
+        engine.set_cr(0, 0x80010033)
+        engine.set_segment("cs", Segment(KERNEL_CS, 0, 0xFFFFFFFF, 0x00AF9B00))
+        for name in ("ss", "ds", "es"):
+            engine.set_segment(name, Segment(KERNEL_SS, 0, 0xFFFFFFFF, 0x00CF9300))
+        engine.rflags = 2
+        engine.regs[Reg.RIP] = CODE
+        engine.regs[Reg.RSP] = STACK
+
+    def gate(self, vector, address, ist=0, dpl=0, kind=0x8E):
+        """Write an interrupt gate."""
+        low = address & 0xFFFF | KERNEL_CS << 16 | ist << 32 | (kind | dpl << 5) << 40
+        low |= (address >> 16 & 0xFFFF) << 48
+        self._put(IDT + 16 * vector, struct.pack("<QQ", low, address >> 32))
+
+    def _page_tables(self):
+        pml4 = [0] * 512
+        pml4[0] = TABLES + 0x1000 | 7
+        pml4[HIGH >> 39 & 511] = TABLES + 0x2000 | 7
+        low = [TABLES + 0x3000 | 7] + [0] * 511
+        high = [TABLES + 0x4000 | 7] + [0] * 511
+        # The low mapping has 4 KiB pages in its first 4 MiB, to be changed by tests.
+        tables = [TABLES + 0x5000 | 7, TABLES + 0x6000 | 7]
+        size = len(self.engine.ram)
+        large = [address | 0x87 for address in range(0x400000, size, 2 << 20)]
+        low_directory = (tables + large + [0] * 512)[:512]
+        supervisor = [1 << 63 | address | 0x83 for address in range(0, size, 2 << 20)]
+        high_directory = (supervisor + [0] * 512)[:512]
+        pages = [address | 7 for address in range(0, 0x400000, 0x1000)]
+        for index, table in enumerate(
+            (pml4, low, high, low_directory, high_directory, pages[:512], pages[512:])
+        ):
+            self._put(TABLES + 0x1000 * index, struct.pack("<512Q", *table))
+
+    def map(self, gla, entry):
+        """Set the page table entry of a page below 4 MiB."""
+        self._put(TABLES + 0x5000 + (gla >> 12) * 8, struct.pack("<Q", entry))
+
+    def handle(self, kind):
+        """Serve one exit: as `on` says, else stop or step over."""
+        engine = self.engine
+        self.exits.append((kind, engine.regs[Reg.RIP]))
+        if kind in self.on:
+            self.on[kind]()
+        elif kind in self.stop_at:
+            engine.stop()
+        elif kind is Exit.UNDEFINED:
+            engine.deliver(6)
+        else:
+            assert engine.length, kind
+            engine.advance(engine.length)
+
+    def run(self, cycles=10_000_000):
+        """Run until HLT or triple fault; a guest that does neither fails the test."""
+        self.engine.set_time_budget(cycles)
+        self.on.setdefault(Exit.BOUNDARY, self._late)
+        self.engine.run(self.handle)
+        return self
+
+    def _late(self):
+        raise AssertionError(f"the guest loops at {self.engine.regs[Reg.RIP]:#x}")
+
+    def reg(self, name):
+        """A register by name."""
+        return self.engine.regs[Reg[name]]
+
+    def frame(self, *, error_code=False):
+        """What the processor pushed: RIP, CS, RFLAGS, RSP, SS, and the error code."""
+        words = struct.unpack("<6Q", self.engine.read(self.reg("RSP"), 48))
+        code, rest = (words[0], words[1:]) if error_code else (None, words[:5])
+        return dict(zip(("rip", "cs", "rflags", "rsp", "ss"), rest, strict=True)) | {"code": code}
+
+    def at(self, label):
+        """Whether RIP is at a label."""
+        return self.reg("RIP") == self.labels[label]

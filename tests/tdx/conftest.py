@@ -1,0 +1,79 @@
+"""A TD on the fake engine: `make_td(**config)` builds one, `td` is one with defaults."""
+
+from dataclasses import dataclass
+
+import pytest
+from fake_td import FakeApic, FakeEngine, FakeVmm, Recorder
+
+from trapline.cpu.engine import Exit, Reg
+from trapline.rules.tables import load
+from trapline.tdx.module import TdxModule
+from trapline.tdx.vmm_interface import TdConfig
+
+MEMORY = 8 << 20
+
+
+@dataclass
+class Td:
+    engine: FakeEngine
+    vmm: FakeVmm
+    apic: FakeApic
+    traps: Recorder
+    module: TdxModule
+
+    @property
+    def regs(self):
+        return self.engine.regs
+
+    def take(self, exit_, **registers):
+        """Set registers, take an exit, and return the events it caused."""
+        for name, value in registers.items():
+            self.regs[Reg[name.upper()]] = value
+        self.engine.events.clear()
+        self.module.on_exit(exit_)
+        return list(self.engine.events)
+
+    def call(self, leaf, **registers):
+        """TDCALL: return RAX."""
+        self.engine.length = 4
+        self.take(Exit.TDCALL, rax=leaf, **registers)
+        return self.regs[Reg.RAX]
+
+    def msr(self, index, value=None):
+        """RDMSR, or WRMSR with a value: the value read, or the events."""
+        rip = self.regs[Reg.RIP]
+        if value is None:
+            events = self.take(Exit.RDMSR, rcx=index)
+            done = self.regs[Reg.RDX] << 32 | self.regs[Reg.RAX]
+        else:
+            events = self.take(Exit.WRMSR, rcx=index, rax=value & 0xFFFFFFFF, rdx=value >> 32)
+            done = []
+        if self.regs[Reg.RIP] == rip:
+            assert len(events) == 1
+            return events[0]
+        assert not events
+        return done
+
+
+@pytest.fixture
+def rules():
+    return load("1.5.01")
+
+
+@pytest.fixture
+def make_td():
+    def make(rules=None, features=None, **config):
+        engine, vmm, apic, traps = FakeEngine(MEMORY), FakeVmm(), FakeApic(), Recorder()
+        if features is not None:
+            engine.cpuid_features = features
+        config.setdefault("memory_size", MEMORY)
+        module = TdxModule(engine, vmm, TdConfig(**config), rules, apic=apic, listener=traps)
+        module.sept.add(0, MEMORY)
+        return Td(engine, vmm, apic, traps, module)
+
+    return make
+
+
+@pytest.fixture
+def td(make_td):
+    return make_td()

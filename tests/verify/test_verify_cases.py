@@ -1,0 +1,155 @@
+"""Instructions, register states and causes, without a guest."""
+
+import pytest
+
+from trapline.verify import features
+from trapline.verify.cases import Case, first_round, ring3_round, second_round
+from trapline.verify.causes import Tried, find_causes
+from trapline.verify.differences import Mismatch
+from trapline.verify.inputs import (
+    LANES,
+    Request,
+    decode,
+    lanes,
+    read_fields,
+)
+from trapline.verify.judge import Judgement
+from trapline.verify.testpages import (
+    END,
+    KERNEL_BASE,
+    OPERAND,
+    STACK_AT,
+    STACK_SIZE,
+    USER_BASE,
+)
+
+STACK = KERNEL_BASE + STACK_AT + STACK_SIZE
+SEGMENTS = {"fs": 0, "gs": 0xFFFF888000000000}
+FORMS, PROBES = first_round()
+NAMES = {form.name: form for form in FORMS}
+MOV = {
+    name: NAMES[name].code
+    for name in ("MOV r/m8, r8", "MOV r8, r/m8", "MOV r/m32, imm32", "MOVZX r32, r/m8")
+}
+
+
+def test_probes_hold_every_map_and_encoding():
+    for name in ("MOV AL, moffs8", "MOVNTI m32, r32", "MOVBE r16, m16", "XLATB", "STOSQ", "INSB"):
+        assert name in NAMES
+    encodings = {form.name.rpartition(" [")[2].partition(".")[0] for form in FORMS}
+    assert {"VEX", "EVEX"} <= encodings
+    assert len(PROBES) == len(FORMS) == len({form.code for form in FORMS}) > 3000
+
+
+def test_second_round_varies_what_was_accepted():
+    cases = second_round(FORMS, frozenset(MOV.values()))
+    texts = {str(decode(case.code, END)) for case in cases if case.trap == "mmio"}
+    assert "mov [rax],ah" in texts
+    assert "mov [r15-70h],r8b" in texts
+    assert "mov dh,[rsp+rcx*8+33h]" in texts
+    assert any("gs:[" in text for text in texts)
+    assert any(case.crossing for case in cases)
+    assert any(case.user and case.smap for case in cases)
+    assert any(case.rewritten for case in cases)
+    assert len(cases) == len(set(cases))
+    assert all(decode(case.code, END, strict=False).len == len(case.code) for case in cases)
+
+
+def test_enough_cases_for_what_linux_accepts():
+    linux = frozenset(
+        form.code
+        for form in FORMS
+        if form.name.startswith(("MOV r", "MOVZX", "MOVSX r")) and "[" not in form.name
+    )
+    assert len(second_round(FORMS, linux)) + len(PROBES) >= 20_000
+
+
+def test_ring3_tries_what_traps_by_itself():
+    cases = ring3_round(FORMS)
+    assert {case.trap for case in cases} == {"mmio", "pio", "cpuid", "msr", "hlt"}
+    assert all(case.ring3 for case in cases)
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["8803", "488b4490f0", "88644de0", "8a05f0080000", "c604250010fdff5a", "658803", "a4", "d7",
+     "678a03", "890424"],
+)  # fmt: skip
+def test_lanes_share_the_operands_and_nothing_else(code):
+    instruction = decode(bytes.fromhex(code), END)
+    found = lanes(instruction, Request(STACK), SEGMENTS, 7)
+    if code in {"c604250010fdff5a", "890424"}:  # another address; the stack itself
+        assert found is None
+        return
+    narrow = code.startswith("67")
+    assert found.gla == (OPERAND - KERNEL_BASE + USER_BASE if narrow else OPERAND)
+    read = dict.fromkeys(range(16), 0)
+    for number, mask in read_fields(instruction):
+        read[number] |= mask
+    assert len(found.regs) == LANES
+    first, second, _ = found.regs
+    for number in range(16):
+        assert not (first[number] ^ second[number]) & read[number]
+        if not read[number] and number != 4:
+            assert first[number] ^ second[number] == (1 << 64) - 1
+
+
+def test_crossing_and_user_addresses():
+    instruction = decode(bytes.fromhex("8b03"), END)
+    crossing = lanes(instruction, Request(STACK, crossing=True), SEGMENTS, 1)
+    assert crossing.gla % 4096 == 4094
+    user = lanes(instruction, Request(STACK, user=True), SEGMENTS, 1)
+    assert user.gla < 1 << 47
+
+
+def test_features_of_code():
+    assert "register AH, CH, DH or BH" in features.of_code(bytes.fromhex("8823"))
+    assert "register AH, CH, DH or BH" not in features.of_code(bytes.fromhex("408823"))
+    assert "a RIP-relative address" in features.of_code(bytes.fromhex("8a05f0080000"))
+    assert "more than one segment prefix" in features.of_code(bytes.fromhex("65648803"))
+    assert not features.of_code(bytes.fromhex("8803")) & features.CIRCUMSTANCES
+
+
+def tried(code, *kinds, form=1, seed=0):
+    mismatches = tuple(Mismatch(kind, "", "this", "that") for kind in kinds)
+    verdict = "different" if kinds else "same"
+    return Tried(
+        Case("mmio", bytes.fromhex(code), seed), form, f"form {form}",
+        Judgement(verdict, mismatches, handled=True, compared=True),
+    )  # fmt: skip
+
+
+def test_a_cause_is_what_only_failing_cases_have():
+    (cause,) = find_causes(
+        [
+            tried("8823", "wrong-memory"),
+            tried("883b", "wrong-memory"),
+            tried("8803"),
+            tried("408823"),
+        ]
+    )
+    assert cause.features == ("register AH, CH, DH or BH",)
+    assert (cause.kind, cause.cases) == ("wrong-memory", 2)
+    assert cause.example.code.hex() == "8823"
+
+
+def test_forms_that_fail_of_the_same_cause_are_one_finding():
+    (cause,) = find_causes(
+        [tried("8803", "stale-bits", form=form, seed=form) for form in (1, 2, 3)]
+    )
+    assert cause.forms == (1, 2, 3)
+    assert cause.features == ()
+
+
+def test_two_causes_in_one_form_are_told_apart():
+    cases = [tried(code, "wrong-memory") for code in ("8823", "883b", "882b")]
+    cases += [tried(code, "wrong-memory") for code in ("8805f0080000", "880df0080000")]
+    cases += [tried(code) for code in ("8803", "880b", "8813", "881b", "408823")]
+    assert {cause.features for cause in find_causes(cases)} == {
+        ("register AH, CH, DH or BH",),
+        ("a RIP-relative address",),
+    }
+
+
+def test_a_clean_run_has_no_cause():
+    assert find_causes([tried("8803"), tried("8823")]) == ()

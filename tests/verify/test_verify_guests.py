@@ -1,0 +1,168 @@
+"""Planted faults in a #VE handler are found; the sound twin is clean."""
+
+import msgspec
+import pytest
+from instruction_handler import FAULTS as IN_FAULTS
+from verify_guests import FAULTS, source, verified, verified_instructions
+
+from trapline.base.errors import BadMachineError
+from trapline.report import verify_lines, verify_text
+from trapline.report.json_document import render as render_json
+from trapline.results.verify import VerifyResult
+from trapline.verify.cases import first_round
+from trapline.verify.rounds import Options, run
+from trapline.verify.workers import Workers
+
+# Fault -> kind and cause of the finding, and a form that must be among its forms.
+PLANTED = {
+    "FAULT_ZERO_EXTEND": ("stale-bits", "any operand", "MOVZX r32, r/m8"),
+    "FAULT_HIGH_BYTE": ("wrong-memory", "register AH, CH, DH or BH", "MOV r/m8, r8"),
+    "FAULT_STALE_DATA": ("leak-to-host", "R15: any operand", "MOV r/m8, r8"),
+    "FAULT_EXTRA_REGISTER": ("leak-to-host", "RBX: any operand", "MOV r64, r/m64"),
+    "FAULT_MOVS": ("wrong-memory", "any operand", "MOVSB"),
+    "FAULT_FLAGS": ("wrong-flags", "CF: any operand", "MOV r/m8, imm8"),
+    "FAULT_SIGN": ("wrong-register", "negative values in memory", "MOVSX r64, r/m8"),
+    "FAULT_NO_RECHECK": (
+        "not-refused", "an instruction that changes under the handler", None,
+    ),
+    "FAULT_USER_ADDRESS": ("not-refused", "an address of the user", None),
+    "FAULT_TRUST": ("from-host", "any operand", "MOVZX r32, r/m8"),
+    "FAULT_WIDTH": ("wrong-access", "any operand", "MOV r16, r/m16"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sound():
+    return verified(limit=1200)
+
+
+def test_a_sound_handler_has_no_finding(sound):
+    assert sound.findings == ()
+    assert sound.verdicts["mmio"]["same"] > 500
+    assert "different" not in sound.verdicts["mmio"]
+
+
+def test_what_it_does_not_emulate_is_refused_and_not_a_finding(sound):
+    refused = {form.form for form in sound.refused}
+    assert {"MOVSB", "XCHG r/m8, r8", "OUT DX, AL", "CPUID", "HLT"} <= refused
+    assert "MOV r/m8, r8" not in refused
+
+
+def test_what_the_engine_cannot_execute_is_injected(sound):
+    assert sound.injected > 1000
+    names = {form.form for form in sound.refused}
+    assert any(name.startswith("VMOVUPS zmm") for name in names)
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_a_planted_fault_is_found(fault):
+    kind, cause, form = PLANTED[fault]
+    result = verified(fault)
+    found = [finding for finding in result.findings if finding.kind == kind]
+    assert any(finding.cause.startswith(cause) for finding in found), result.findings
+    assert form is None or any(form in finding.forms for finding in found)
+    for finding in found:
+        assert finding.trap == "mmio"
+        assert finding.expected != finding.got
+
+
+def test_the_number_of_workers_does_not_matter():
+    one, two = (verified("FAULT_ZERO_EXTEND", limit=200, workers=count) for count in (1, 2))
+    assert one == two
+
+
+def test_reports_show_every_finding():
+    result = verified("FAULT_HIGH_BYTE")
+    text = b"".join(verify_text.render(result)).decode("ascii")
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "injected events" in text.replace("\n", " ")
+    for finding in result.findings:
+        assert finding.bytes in text
+    lines = [msgspec.json.decode(line) for line in verify_lines.render(result)]
+    assert lines[0]["schema"] == "trapline/verify"
+    assert [line["kind"] for line in lines if line.get("type") == "finding"] == [
+        finding.kind for finding in result.findings
+    ]
+    assert {line["class"] for line in lines[1:]} <= {"mmio", "pio", "cpuid", "msr", "hlt"}
+    document = b"".join(render_json(result))
+    assert msgspec.json.decode(document, type=VerifyResult) == result
+
+
+def test_verbose_text_lists_refused_forms(sound):
+    short = b"".join(verify_text.render(sound))
+    long = b"".join(verify_text.render(sound, 1)).decode("ascii")
+    assert b"XCHG r/m8, r8" not in short
+    assert "XCHG r/m8, r8" in long
+    assert all(len(line) <= 80 for line in long.splitlines())
+
+
+def test_a_guest_that_never_gets_there_is_one_sentence():
+    with pytest.raises(BadMachineError, match="does not reach init's first instruction"):
+        run(source(), Options(workers=1, limit=1, ring3=True))
+
+
+def test_a_worker_that_dies_is_one_sentence():
+    _, probes = first_round()
+    with Workers(source(), 1, ring3=False) as workers:
+        workers.run(probes[:64])
+        (process,) = workers._processes
+        process.kill()
+        process.join()
+        with pytest.raises(BadMachineError, match="ended with status -9"):
+            workers.run(probes[:64])
+
+
+# Of each fault of what traps by itself: kind and cause of the finding, and one of its forms.
+PLANTED_IN = {
+    "FAULT_IN_STALE": ("pio", "stale-bits", "any operand", "IN EAX, DX"),
+    "FAULT_IN_TRUSTS": ("pio", "from-host", "any operand", "IN AL, DX"),
+    "FAULT_IN_CLEARS": ("pio", "wrong-register", "any operand", "IN AX, DX"),
+    "FAULT_OUT_LEAKS": ("pio", "leak-to-host", "R15: any operand", "OUT imm8, AL"),
+    "FAULT_OUT_WIDTH": ("pio", "wrong-access", "any operand", "OUT DX, AX"),
+    "FAULT_PORT_IN_DX": ("pio", "wrong-access", "any operand", "IN AL, imm8"),
+    "FAULT_STRING": ("pio", "wrong-memory", "any operand", "INSB"),
+    "FAULT_CPUID_SWAPS": ("cpuid", "wrong-register", "any operand", "CPUID"),
+    "FAULT_CPUID_LEAF": ("cpuid", "wrong-access", "", "CPUID"),
+    "FAULT_CPUID_SUBLEAF": ("cpuid", "wrong-access", "", "CPUID"),
+    "FAULT_CPUID_STALE": ("cpuid", "stale-bits", "any operand", "CPUID"),
+    "FAULT_CPUID_TRUSTS": ("cpuid", "from-host", "any operand", "CPUID"),
+    "FAULT_CPUID_LEAKS": ("cpuid", "leak-to-host", "R12: any operand", "CPUID"),
+    "FAULT_RDMSR_SWAPS": ("msr", "wrong-register", "any operand", "RDMSR"),
+    "FAULT_RDMSR_STALE": ("msr", "stale-bits", "any operand", "RDMSR"),
+    "FAULT_WRMSR_SWAPS": ("msr", "wrong-access", "any operand", "WRMSR"),
+    "FAULT_WRMSR_RAX": ("msr", "leak-to-host", "R13: any operand", "WRMSR"),
+    "FAULT_MSR_LEAKS": ("msr", "leak-to-host", "R12: any operand", "RDMSR"),
+    "FAULT_HLT_STAYS": ("hlt", "hang", "the instruction traps again and again", "HLT"),
+    "FAULT_HLT_SKIPS": ("hlt", "crash", "", "HLT"),
+    "FAULT_HLT_INVERTS": ("hlt", "wrong-access", "any operand", "HLT"),
+    "FAULT_HLT_LEAKS": ("hlt", "leak-to-host", "R12: any operand", "HLT"),
+    "FAULT_HLT_CLI": ("hlt", "wrong-flags", "IF: interrupts on", "HLT"),
+}
+
+
+def test_a_sound_emulation_of_what_traps_by_itself_has_no_finding():
+    result = verified_instructions(("pio", "cpuid", "msr", "hlt"))
+    assert result.findings == ()
+    for trap, at_least in (("pio", 600), ("cpuid", 100), ("msr", 500), ("hlt", 40)):
+        assert result.verdicts[trap]["same"] >= at_least
+        assert "different" not in result.verdicts[trap]
+    assert {form.form for form in result.refused} == {
+        "INSB", "INSW", "INSD", "OUTSB", "OUTSW", "OUTSD",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", PLANTED_IN)
+def test_a_planted_fault_in_what_traps_by_itself_is_found(fault):
+    trap, kind, cause, form = PLANTED_IN[fault]
+    result = verified_instructions((trap,), fault)
+    found = [finding for finding in result.findings if finding.kind == kind]
+    assert any(
+        finding.trap == trap and finding.cause.startswith(cause) and form in finding.forms
+        for finding in found
+    ), result.findings
+    assert all(finding.expected != finding.got for finding in result.findings)
+
+
+def test_every_fault_is_planted_once():
+    assert set(PLANTED) == set(FAULTS)
+    assert set(PLANTED_IN) == {each for faults in IN_FAULTS.values() for each in faults}
