@@ -1,8 +1,8 @@
 """Each hole is found with the right verdict, and the guest without it is clean."""
 
 import pytest
-from guests import COUNTED_TWICE, NOISE, SYSCALL, TRAP, Opened, explore
 
+from guests import COUNTED_TWICE, NOISE, SYSCALL, TRAP, Opened, explore
 from trapline.base.errors import BadInputFileError
 from trapline.explore.inject import NotApplicableError, ReferenceFailsError
 from trapline.results.explore import CLEAN, NOTHING

@@ -4,28 +4,10 @@ Traps need nothing of the guest. Breakpoints need symbols, and are set when the 
 takes its first trap: KASLR has then chosen. Console lines are what the guest says itself.
 """
 
-import re
 from collections.abc import Callable
-from typing import Final
 
+from trapline.linux.messages import LINES
 from trapline.results.boot import Milestone
-
-# Symbol to name.
-BREAKPOINTS: Final = {
-    "start_kernel": "start_kernel",
-    "do_one_initcall": "first initcall",
-}
-_LINES: Final = (
-    (
-        "decompressor's first message",
-        re.compile(rb"^(early console in extract_kernel|Decompressing|(Physical )?KASLR disabled)"),
-    ),
-    ("kernel banner", re.compile(rb"Linux version \d")),
-    ("TDX detected", re.compile(rb"tdx: Guest detected")),
-    ("/init started", re.compile(rb"Run \S*init as init process")),
-    ("self-test passed", re.compile(rb"^init: self-test passed")),
-    ("power off", re.compile(rb"reboot: (Power down|Restarting system)")),
-)
 
 
 class Milestones:
@@ -34,7 +16,7 @@ class Milestones:
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._found: dict[str, Milestone] = {}
-        self._lines = dict(_LINES)
+        self._lines = dict(LINES)
 
     def note(self, name: str, evidence: str) -> None:
         """Note a milestone, unless it was reached before."""

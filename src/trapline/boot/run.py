@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final, Self
 from trapline import __version__
 from trapline.boot.accounting import SiteIndex, account, soundness, trap_class
 from trapline.boot.enforcement import BootGuard
-from trapline.boot.milestones import BREAKPOINTS, Milestones
+from trapline.boot.milestones import Milestones
 from trapline.boot.trace import describe
+from trapline.linux.names import MILESTONES
 from trapline.machine.gdb.debugview import TdTarget
 from trapline.machine.machine import Machine, MachineConfig
 from trapline.machine.observe.lastwords import take_splat
@@ -262,7 +263,7 @@ class BootRun:
         self.machine.watch(
             {
                 address + slide: self._reached(symbol, name)
-                for symbol, name in BREAKPOINTS.items()
+                for symbol, name in MILESTONES.items()
                 if (address := vmlinux.address_of(symbol)) is not None
             }
         )

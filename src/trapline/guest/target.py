@@ -1,7 +1,7 @@
 """What is explored: a kernel image with its symbols, and how to boot it.
 
 The explorer asks a guest for nothing but a vmlinux with a symbol table. Where it looks for
-Linux's own functions (`KernelNames`) and a guest has none of that name, it does without.
+Linux's own functions (`trapline.linux.names`) and a guest has none of that name, it does without.
 """
 
 import re
@@ -16,6 +16,7 @@ from trapline.kernel.binary import Binary
 from trapline.kernel.elf.functions import Symbol
 from trapline.kernel.live.orc import OrcTable
 from trapline.kernel.live.runtime import KERNEL_MAP, RuntimeSymbols
+from trapline.linux.names import KernelNames
 from trapline.linux.noise import NoiseRule, shipped_rules
 from trapline.machine.loader import kernelimage
 from trapline.machine.loader.acpi import Board
@@ -29,26 +30,6 @@ COMMAND_LINE: Final = "quiet"
 DEFAULT_MEMORY: Final = 256 * MIB
 # A guest that waits for something that never comes must not be waited for for ever.
 _VIRTUAL_SECONDS: Final = 60
-
-
-@dataclass(frozen=True, slots=True)
-class KernelNames:
-    """The functions that the explorer watches for; Linux's, as of 5.19 to 7.0.
-
-    `syscall` is where SYSCALL goes. `oops` and `panic` are entered by a kernel that gives up on
-    a task or on itself. What `handlers` matches is C code that entry code calls for an event, and
-    runs with the kernel's GS base: the names that DEFINE_IDTENTRY() and its kin give
-    (arch/x86/include/asm/idtentry.h), and what else has an `asm_` stub.
-    """
-
-    syscall: str = "entry_SYSCALL_64"
-    oops: tuple[str, ...] = ("oops_begin",)
-    panic: tuple[str, ...] = ("panic", "nmi_panic")
-    handlers: re.Pattern[str] = re.compile(
-        r"(?:noist_|user_|kernel_)?exc_\w+|sysvec_\w+|(?:common|spurious)_interrupt"
-        r"|(?:do_)?int80_emulation|do_int80_syscall_32"
-    )
-    stub: str = "asm_"
 
 
 @dataclass(frozen=True, slots=True)

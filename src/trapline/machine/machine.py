@@ -7,7 +7,6 @@ Without QEMU's devices everything in it is deterministic: the same configuration
 traps, console output and memory, and the wall clock only ends runs (`MachineConfig.seconds`).
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Final
 
 from trapline.cpu.engine import Engine, ExitHandler, Reg
 from trapline.cpu.unicorn import UnicornEngine
+from trapline.linux import messages
 from trapline.machine.devices import hpet, ioapic, pit, power, rtc, uart
 from trapline.machine.devices.bus import Bus
 from trapline.machine.devices.console import DEFAULT_LIMIT, Console, Echo
@@ -46,16 +46,6 @@ CONSEQUENCES: Final = frozenset(
         OutcomeKind.TRIPLE_FAULT,
     }
 )
-
-# kernel/panic.c; the first may be preceded by a time stamp and a log level.
-_PANIC: Final = re.compile(rb"(?:^|\] )Kernel panic - not syncing: (.*)")
-# Printed when all else is said: the guest now waits for ever, or for its reset.
-_PANIC_END: Final = re.compile(rb"---\[ end Kernel panic|(?:^|\] )Rebooting in \d+ seconds")
-
-# kernel/reboot.c. On a hardware-reduced platform Linux resets through EFI only
-# (efi_reboot_required(), arch/x86/platform/efi/quirks.c); without EFI it goes on to real mode,
-# where a TD cannot go: the triple fault is the reset.
-_RESTART: Final = re.compile(rb"(?:^|\] )reboot: Restarting system")
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,13 +273,13 @@ class Machine:
         if self.config.on_line is not None:
             self.config.on_line(line)
         if self.panic is None:
-            found = _PANIC.search(line)
+            found = messages.PANIC.search(line)
             if found is not None:
                 self.panic = found[1].decode("utf-8", "replace").rstrip(".")
                 self._dying()
-        elif _PANIC_END.search(line):
+        elif messages.PANIC_END.search(line):
             self.host.end(OutcomeKind.PANIC, f"Kernel panic: {self.panic}.")
-        self._restarting = self._restarting or _RESTART.search(line) is not None
+        self._restarting = self._restarting or messages.RESTART.search(line) is not None
 
     def breakpoint(self) -> None:
         """Call what `watch` was given for this address."""

@@ -6,6 +6,7 @@ from trapline.base.errors import BadMachineError
 from trapline.cpu.engine import Exit, Reg
 from trapline.guest.frozen import FrozenMachine
 from trapline.guest.target import Target
+from trapline.linux.names import REFUSALS
 from trapline.machine.machine import Machine
 from trapline.tdx.vmm_interface import ExitReason, TrapListener, VeInfo
 from trapline.verify import reference
@@ -31,11 +32,6 @@ _MAX_TRAPS: Final = 64
 _VECTOR_PF: Final = 14
 _ALL_EXCEPTIONS: Final = frozenset(range(32))
 _UD2: Final = b"\x0f\x0b"
-
-# Entered by a kernel that gives up on what trapped: an oops, a panic, a signal. Linux's names.
-REFUSALS: Final = ("oops_begin", "die_addr", "panic", "force_sig_fault", "force_sig")
-# The first system call of init: process context, kernel stack and page tables.
-SYSTEM_CALL: Final = "do_syscall_64"
 
 Ending = Literal["done", "fault", "refused", "hang", "dead"]
 

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Final
 
 from trapline.base.errors import BadMachineError
 from trapline.guest.target import Target
+from trapline.linux.names import SYSTEM_CALL
 from trapline.machine.loader import initramfs
-from trapline.verify.fixture import SYSTEM_CALL, Stage
+from trapline.verify.fixture import Stage
 
 if TYPE_CHECKING:
     from trapline.machine.machine import Machine

@@ -9,8 +9,8 @@ import subprocess
 import threading
 
 import pytest
-from devices_guest import Guest
 
+from devices_guest import Guest
 from trapline.allowlist import listfile
 from trapline.boot.policy import Guard
 from trapline.machine.outcome import OutcomeKind

@@ -5,9 +5,9 @@ import os
 import shutil
 
 import pytest
-from devices_guest import Guest
 from test_devices_debian import BODY, Server
 
+from devices_guest import Guest
 from trapline.kernel.find.locate import locate
 from trapline.machine.outcome import OutcomeKind
 from trapline.machine.qemu import process

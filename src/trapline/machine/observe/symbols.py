@@ -20,6 +20,7 @@ from trapline.kernel.live.runtime import (
     detect_slide,
 )
 from trapline.kernel.types.btf import Btf
+from trapline.linux import names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from trapline.kernel.find.files import ModuleFile
 
 _KERNEL_HALF: Final = 1 << 63
-_BANNER: Final = "linux_banner"
-_PCI_BUSES: Final = "pci_root_buses"
 _BANNER_SIZE: Final = 64
 # Looking at guest memory takes milliseconds, and a guest can trap at any number of addresses.
 _MAX_REFRESHES: Final = 1000
@@ -143,7 +142,7 @@ class GuestSymbols:
         if self._vmlinux is None or slide is None:
             return ()
         if self._devices is None:
-            head, types = self._vmlinux.address_of(_PCI_BUSES), self._types()
+            head, types = self._vmlinux.address_of(names.PCI_BUSES), self._types()
             if head is None or types is None:
                 return ()
             self._devices = DeviceReader(self._engine.read, types, head + slide)
@@ -173,7 +172,7 @@ class GuestSymbols:
             self._find_modules(self._vmlinux, self.runtime.slide)
 
     def _find_kernel(self, vmlinux: Binary) -> None:
-        landmark = vmlinux.address_of(_BANNER)
+        landmark = vmlinux.address_of(names.BANNER)
         content = None if landmark is None else vmlinux.read(landmark, _BANNER_SIZE)
         if landmark is None or content is None:
             return
@@ -186,7 +185,7 @@ class GuestSymbols:
 
     def _find_modules(self, vmlinux: Binary, slide: int) -> None:
         if self._reader is None:
-            head = vmlinux.address_of("modules")
+            head = vmlinux.address_of(names.MODULES)
             types = self._types()
             if head is None or types is None:
                 return  # its modules stay nameless; the kernel itself needs no types

@@ -1,0 +1,42 @@
+"""The symbols of Linux that trapline asks a kernel for by name.
+
+Where a kernel has none of a name, whoever asks does without, or says what cannot be told.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+BANNER: Final = "linux_banner"  # init/version.c: says where KASLR put the kernel
+MODULES: Final = "modules"  # kernel/module/main.c: the list of loaded modules
+PCI_BUSES: Final = "pci_root_buses"  # drivers/pci/probe.c: the list of PCI buses
+
+# Entered by a kernel that gives up on what trapped: an oops, a panic, a signal.
+REFUSALS: Final = ("oops_begin", "die_addr", "panic", "force_sig_fault", "force_sig")
+# The first system call of init: process context, kernel stack and page tables.
+SYSTEM_CALL: Final = "do_syscall_64"
+# Reached on the way to /init: symbol -> what the milestone is called.
+MILESTONES: Final = {
+    "start_kernel": "start_kernel",
+    "do_one_initcall": "first initcall",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class KernelNames:
+    """The functions that the explorer watches for, as of 5.19 to 7.0.
+
+    `syscall` is where SYSCALL goes. `oops` and `panic` are entered by a kernel that gives up on
+    a task or on itself. What `handlers` matches is C code that entry code calls for an event, and
+    runs with the kernel's GS base: the names that DEFINE_IDTENTRY() and its kin give
+    (arch/x86/include/asm/idtentry.h), and what else has an `asm_` stub.
+    """
+
+    syscall: str = "entry_SYSCALL_64"
+    oops: tuple[str, ...] = ("oops_begin",)
+    panic: tuple[str, ...] = ("panic", "nmi_panic")
+    handlers: re.Pattern[str] = re.compile(
+        r"(?:noist_|user_|kernel_)?exc_\w+|sysvec_\w+|(?:common|spurious)_interrupt"
+        r"|(?:do_)?int80_emulation|do_int80_syscall_32"
+    )
+    stub: str = "asm_"
