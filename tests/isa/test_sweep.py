@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from iced_x86 import Decoder
 
@@ -134,6 +134,9 @@ def test_many_entries_out_of_step_cost_no_more_than_few():
 
 
 @given(st.binary(min_size=1, max_size=200), st.sets(st.integers(0, 199), max_size=20))
+@example(b"\0\0\0\0", {1, 2})  # what is decoded from the first entry passes over the second
+@example(b"\x0f\x0bxen\0\0\0\0", {5, 6})
+@example(b"\x90\x90\x48\xb8\0\0\0\0\0\0\0\0\x0f\xa2\xc3", {0, 1, 2, 3, 12})
 def test_each_entry_starts_an_instruction(code, offsets):
     entries = {offset for offset in offsets if offset < len(code)}
     found = Sweep(code, 0, entries).starts.tolist()

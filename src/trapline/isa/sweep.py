@@ -56,8 +56,9 @@ class Sweep:
         lengths = np.fromiter(map(_length, Decoder(_BITS, self.data, ip=address)), np.uint8)
         ends = np.cumsum(lengths, dtype=np.uint32)
         self.starts: NDArray[np.uint32] = ends - lengths
-        self._realign(entries)
-        self._skip_marks()
+        known = self._offsets(np.fromiter(entries, np.uint64))
+        self._realign(known)
+        self._skip_marks(known)
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -141,17 +142,26 @@ class Sweep:
         found |= (first == 0x0F) & (second == 0x38) & _THREE_BYTES[third]
         return np.flatnonzero(found)
 
-    def _realign(self, entries: "Iterable[int]") -> None:
-        offsets = np.unique(np.fromiter(entries, np.uint64)) - np.uint64(self.address)
-        offsets = offsets[offsets < len(self.data)].astype(np.uint32)
-        places = np.minimum(np.searchsorted(self.starts, offsets), len(self.starts) - 1)
-        self._replace_from(offsets[self.starts[places] != offsets].tolist())
+    def _offsets(self, addresses: "NDArray[np.uint64]") -> "NDArray[np.uint32]":
+        """Return where in the section addresses are, sorted, without those outside of it."""
+        offsets = np.unique(addresses) - np.uint64(self.address)
+        return np.sort(offsets[offsets < len(self.data)].astype(np.uint32))
 
-    def _replace_from(self, offsets: list[int]) -> None:
-        """Decode anew from each offset, and put all that is found into `starts` at once."""
+    def _realign(self, offsets: "NDArray[np.uint32]") -> None:
+        """Have an instruction start at each of the offsets, which are sorted."""
+        places = np.minimum(np.searchsorted(self.starts, offsets), len(self.starts) - 1)
+        in_step = self.starts[places] == offsets
+        if not in_step.all():
+            self._replace_from(offsets.tolist(), in_step.tolist())
+
+    def _replace_from(self, offsets: list[int], in_step: list[bool]) -> None:
+        """Decode anew from each offset out of step, and put what is found into `starts` at once.
+
+        Those in step come along: what is decoded from one in front of them may swallow them.
+        """
         found: list[int] = []
         bounds: list[tuple[int, int]] = []  # first and last of the starts that make way
-        for offset in offsets:
+        for offset, is_start in zip(offsets, in_step, strict=True):
             if found and found[-1] >= offset:
                 index = bisect_left(found, offset)
                 if found[index] == offset:
@@ -159,10 +169,10 @@ class Sweep:
                 # What was decoded from the offset before is out of step here.
                 del found[index:]
                 bounds[-1] = (bounds[-1][0], offset - 1)
+            if is_start:
+                continue
             found += self._decode_until_in_step(offset)
             bounds.append((offset, found[-1]))
-        if not found:
-            return
         keep = np.ones(len(self.starts), np.bool_)
         edges = np.array(bounds, np.uint32)
         lows = np.searchsorted(self.starts, edges[:, 0]).tolist()
@@ -183,7 +193,7 @@ class Sweep:
             found.append(place)
         return found
 
-    def _skip_marks(self) -> None:
+    def _skip_marks(self, known: "NDArray[np.uint32]") -> None:
         """Take the names in marks for no instructions; one may start right behind each."""
         marks = np.fromiter((m.start() for m in _EMULATE_MARK.finditer(self.data)), np.uint32)
         marks = marks[np.isin(marks, self.starts)] if len(marks) else marks
@@ -191,7 +201,8 @@ class Sweep:
             return
         inside = np.ravel(marks[:, None] + np.arange(_UD2, _MARK, dtype=np.uint32))
         self.starts = self.starts[~np.isin(self.starts, inside)]
-        self._realign((marks.astype(np.uint64) + np.uint64(self.address + _MARK)).tolist())
+        behind = marks[marks + _MARK < len(self.data)] + np.uint32(_MARK)
+        self._realign(np.union1d(np.setdiff1d(known, inside), behind))
 
     def _relative(self, ends: "NDArray[np.int64]") -> "NDArray[np.uint64]":
         """Return what the last four bytes of instructions mean as a distance from their end."""
