@@ -334,3 +334,29 @@ def test_freezing_again_keeps_what_was_written_and_copied_back():
             assert engine.ram[DATA] == 2
             engine.restore(second)
             assert engine.ram[DATA] == 1
+
+
+FLOATS = """
+        fninit
+        fld1
+        movq xmm15, rax
+        hlt
+"""
+
+
+def test_floating_point_state_is_told_and_can_be_set():
+    with BareGuest("mov rax, cr4\n or rax, 0x200\n mov cr4, rax" + FLOATS) as guest:
+        before = guest.engine.fpu
+        guest.run()
+        after = guest.engine.fpu
+        assert after != before
+        guest.engine.fpu = before
+        assert guest.engine.fpu == before
+        with pytest.raises(ValueError, match="no x87 and SSE state"):
+            guest.engine.fpu = before[:-1]
+    for same in ("fld1", "movq xmm15, rax"):
+        with BareGuest(
+            ("mov rax, cr4\n or rax, 0x200\n mov cr4, rax" + FLOATS).replace(same, "nop")
+        ) as guest:
+            guest.run()
+            assert guest.engine.fpu != after

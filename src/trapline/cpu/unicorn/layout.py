@@ -64,6 +64,10 @@ class Env:
     SEGS: Final = 0xB8  # ES CS SS DS FS GS LDTR TR GDTR IDTR, 24 bytes each
     CR: Final = 0x1A8  # 9 x u64
     EFER: Final = 0x250
+    FPSTT: Final = 0x25C  # u32, then x87: status and control word, tags
+    FPREGS: Final = 0x270  # 8 x 16 bytes, the last of x87
+    MXCSR: Final = 0x330  # u32, then a hole
+    XMM: Final = 0x338  # 16 x 64 bytes, of which AVX would have the rest
     SYSENTER_CS: Final = 0x12C0  # u32
     SYSENTER_ESP: Final = 0x12C8
     SYSENTER_EIP: Final = 0x12D0

@@ -49,6 +49,12 @@ class _Msr(ctypes.Structure):
     _fields_ = (("index", ctypes.c_uint32), ("value", ctypes.c_uint64))
 
 
+class _Vector(ctypes.Structure):
+    """What XMM and ST registers are written from; ST takes 10 bytes."""
+
+    _fields_ = (("low", ctypes.c_uint64), ("high", ctypes.c_uint64))
+
+
 class _Table(ctypes.Structure):
     _fields_ = (
         ("selector", ctypes.c_uint16),
@@ -119,6 +125,7 @@ def _expectations(probe: _Probe, library: Library) -> Iterator[_Expectation]:
     yield from _fresh_fields(probe, library)
     yield from _request_fields(probe, library)
     yield from _register_fields(probe)
+    yield from _fpu_fields(probe)
     yield from _segment_fields(probe)
     yield from _msr_fields(probe)
     # Last, as it runs the CPU.
@@ -215,6 +222,25 @@ def _register_fields(probe: _Probe) -> Iterator[_Expectation]:
         yield f"CR{number}", env + Env.CR + 8 * number, 8, value
     probe.write(x86.UC_X86_REG_EFLAGS, 2 | _IF)
     yield "EFLAGS", env + Env.EFLAGS, 8, 2 | _IF
+
+
+def _fpu_fields(probe: _Probe) -> Iterator[_Expectation]:
+    env = probe.env
+    for number in (0, 15):
+        low = 0x5A01_1234_0000_0000 + number
+        probe.write(getattr(x86, f"UC_X86_REG_XMM{number}"), _Vector(low, 0x66))
+        yield f"XMM{number}", env + Env.XMM + 64 * number, 8, low
+        yield f"XMM{number}", env + Env.XMM + 64 * number + 8, 8, 0x66
+    probe.write(x86.UC_X86_REG_MXCSR, 0x1FA0)
+    yield "MXCSR", env + Env.MXCSR, 4, 0x1FA0
+    probe.write(x86.UC_X86_REG_FPSW, 0)
+    yield "FPSTT", env + Env.FPSTT, 4, 0
+    probe.write(x86.UC_X86_REG_FPCW, 0x0A5F)
+    yield "FPCW", env + Env.FPSTT + 6, 2, 0x0A5F
+    for number in (0, 7):
+        mantissa = 0x8000_1234_0000_0000 + number
+        probe.write(getattr(x86, f"UC_X86_REG_ST{number}"), _Vector(mantissa, 0x4001))
+        yield f"ST{number}", env + Env.FPREGS + 16 * number, 8, mantissa
 
 
 def _segment_fields(probe: _Probe) -> Iterator[_Expectation]:

@@ -3,6 +3,7 @@
 Mixed into the engine; nothing here runs the guest.
 """
 
+import ctypes
 from typing import Final
 
 from trapline.cpu.engine import Segment
@@ -83,6 +84,8 @@ _CORE_FEATURES: Final[dict[int, int]] = {
     Feature.LEAF_8000_0001_EDX: sum(1 << b for b in (11, 20, 26, 27, 29)),
     Feature.LEAF_8000_0001_ECX: sum(1 << b for b in (0, 5, 8)),
 }
+_X87 = Env.FPREGS + 8 * 16 - Env.FPSTT
+_SSE = Env.XMM + 16 * 64 - Env.MXCSR
 _BMI = 1 << 3 | 1 << 8  # BMI1, BMI2 in leaf 7 EBX
 _MONITOR = 1 << 3  # leaf 1 ECX
 _RDRAND = 1 << 30  # leaf 1 ECX
@@ -138,6 +141,20 @@ class CpuState:
     @rflags.setter
     def rflags(self, value: int) -> None:
         self._env64[Env.EFLAGS // 8] = value & 0x3F7FD7 | 2
+
+    @property
+    def fpu(self) -> bytes:
+        """The x87 and SSE registers with their control words."""
+        env = self._fields.env
+        return ctypes.string_at(env + Env.FPSTT, _X87) + ctypes.string_at(env + Env.MXCSR, _SSE)
+
+    @fpu.setter
+    def fpu(self, value: bytes) -> None:
+        if len(value) != _X87 + _SSE:
+            raise ValueError("this is no x87 and SSE state of this engine")
+        env = self._fields.env
+        ctypes.memmove(env + Env.FPSTT, value[:_X87], _X87)
+        ctypes.memmove(env + Env.MXCSR, value[_X87:], _SSE)
 
     @property
     def cpl(self) -> int:
