@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from guests import SYSCALL, build
+from trapline.api.progress import Progress
 from trapline.base.errors import ExitCode
 from trapline.cli.main import run
 from trapline.cli.progress import ProgressReport
@@ -135,9 +136,9 @@ def test_no_time_left_is_told_while_windows_are_to_come(monkeypatch, capsys):
     time = SimpleNamespace(monotonic=lambda: next(clock))
     monkeypatch.setattr("trapline.cli.progress.time", time)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
-    with ProgressReport("explored") as report:
-        report.advance(900, 1000, "up to 2 more windows to come")
-        report.advance(1800, 2000)
+    with ProgressReport() as report:
+        report.advance(Progress("explored", 900, 1000, "up to 2 more windows to come"))
+        report.advance(Progress("explored", 1800, 2000))
     first, second = capsys.readouterr().err.splitlines()
     assert first == "trapline: explored: 900 of 1,000 (90/s, up to 2 more windows to come)"
     assert second == "trapline: explored: 1,800 of 2,000 (90/s, 2 s left)"

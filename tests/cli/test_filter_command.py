@@ -57,7 +57,7 @@ def test_export_needs_debug_information_to_name_drivers(debug, capsys, tmp_path)
     """Without it a listed virtio device's own driver would be kept from loading."""
     vmlinux = tiny_kernel.build_vmlinux(tmp_path, None, debug)
     folder = tmp_path / "out"
-    code = run(["filter", "export", str(folder), "--kernel", str(vmlinux), "--jobs", "1"])
+    code = run(["filter", "export", str(folder), "--kernel", str(vmlinux), "--workers", "1"])
     words = capsys.readouterr().err
     if debug == "-g":
         assert code == ExitCode.CLEAN
@@ -73,7 +73,7 @@ def test_check_finds_nothing_rather_than_no_fault_without_debug_information(
     debug, capsys, tmp_path
 ):
     vmlinux = tiny_kernel.build_vmlinux(tmp_path, None, debug)
-    code = run(["filter", "check", str(vmlinux), "--jobs", "1"])
+    code = run(["filter", "check", str(vmlinux), "--workers", "1"])
     captured = capsys.readouterr()
     if debug == "-g":
         assert code in {ExitCode.CLEAN, ExitCode.FINDINGS}

@@ -65,7 +65,7 @@ def test_a_kernel_without_findings_exits_with_0(mended, capfdbinary):
 
 def test_json_validates_against_the_published_schema(vmlinux, tmp_path):
     path = tmp_path / "result.json"
-    code = run(["scan", str(vmlinux), "--format", "json", "-o", str(path), "--jobs", "1"])
+    code = run(["scan", str(vmlinux), "--format", "json", "-o", str(path), "--workers", "1"])
     assert code == ExitCode.FINDINGS
     jsonschema.validate(json.loads(path.read_bytes()), json.loads(render("scan")))
 
@@ -182,7 +182,7 @@ def test_a_module_folder_that_is_not_there(capsys, vmlinux, tmp_path):
         (["scan"], "KERNEL"),
         (["scan", "vmlinux", "--bogus"], "--bogus"),
         (["scan", "vmlinux", "--format", "pdf"], "pdf"),
-        (["scan", "vmlinux", "--jobs", "0"], "--jobs"),
+        (["scan", "vmlinux", "--workers", "0"], "--workers"),
         (["bogus"], "bogus"),
     ],
 )

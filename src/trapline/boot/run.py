@@ -7,7 +7,7 @@ the splat of a guest that dies.
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, Self
 
-from trapline import __version__
+from trapline.base.version import GENERATOR
 from trapline.boot.accounting import SiteIndex, account, soundness, trap_class
 from trapline.boot.enforcement import BootGuard
 from trapline.boot.milestones import Milestones
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from trapline.results.scan import ScanResult
     from trapline.results.splat import Splat
 
-GENERATOR: Final = f"trapline {__version__}"
 KERNEL_HALF: Final = 1 << 63
 SPLAT_TRAPS: Final = 8
 

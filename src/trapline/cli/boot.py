@@ -2,52 +2,74 @@
 
 import shlex
 import sys
-from contextlib import ExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
+from click.shell_completion import CompletionItem
 
-from trapline.allowlist import listfile
-from trapline.base.errors import ExitCode, UsageError
-from trapline.boot.plan import (
-    BootOptions,
-    make_plan,
-    open_symbols,
-    parse_devices,
-    without_boot_image,
+import trapline
+from trapline.base.errors import ExitCode
+from trapline.boot import policy
+from trapline.boot.plan import BOARD_DEVICES
+from trapline.cli.command import Command
+from trapline.cli.options import (
+    PATH,
+    format_option,
+    initrd_option,
+    kernel_argument,
+    module_version_option,
+    modules_option,
+    output_option,
 )
-from trapline.boot.policy import CLASSES, MODES, Guard
-from trapline.boot.policy import parse as parse_policies
-from trapline.boot.run import BootRun, trace_header
-from trapline.boot.trace import TraceWriter
-from trapline.cli.options import format_option, kernel_argument, modules_option, output_option
 from trapline.cli.progress import ProgressReport
 from trapline.cli.sizes import SECONDS, SIZE
-from trapline.kernel.find.locate import locate
-from trapline.machine.gdb.server import GdbServer
 from trapline.machine.machine import DEFAULT_MEMORY
 from trapline.machine.qemu.catalogue import CATALOGUE
 from trapline.report.formats import BOOT_FORMATS
 from trapline.report.output import Destination
 from trapline.report.terminal import Screen
-from trapline.rules.tables import DEFAULT_VERSION, versions
-from trapline.scan.stored import read_scan, require_same_kernel, scan_once
 
 if TYPE_CHECKING:
-    from trapline.boot.plan import BootPlan
-    from trapline.results.scan import ScanResult
+    from pathlib import Path
 
 
-@click.command("boot", short_help="Run a kernel as a TD without TDX hardware.")
+def _devices(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    del context, parameter
+    names = (*BOARD_DEVICES, *CATALOGUE)
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def _policies(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    del context, parameter
+    words = (f"{name}={mode}" for name in policy.CLASSES for mode in policy.MODES)
+    return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+
+
+@click.command(
+    "boot",
+    cls=Command,
+    groups={
+        "What runs": ("modules", "initrd", "insmod", "append", "cmdline"),
+        "The machine": ("memory", "unaccepted", "devices", "module_version"),
+        "What the guest may do": ("allow", "allow_mode", "policies", "on_forbidden"),
+        "Watching it": ("scan_file", "no_scan", "trace", "gdb", "timeout", "quiet"),
+        "The result": ("format_name", "output", "verbosity"),
+    },
+    examples=(
+        "trapline boot deb:linux-image-6.12-cloud-amd64",
+        "trapline boot vmlinuz --initrd initrd.img --memory 1G --append 'console=hvc0'",
+        "trapline boot vmlinuz --device e1000 --insmod e1000 --trace traps.jsonl",
+        "trapline boot vmlinuz --policy mmio=forbid --on-forbidden panic",
+        "trapline boot vmlinuz --gdb :1234",
+    ),
+)
 @kernel_argument
 @modules_option
-@click.option(
-    "--initrd",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Boot this initrd; default: a busybox that tests the guest and powers it off.",
-)
+@initrd_option
 @click.option(
     "--insmod",
     multiple=True,
@@ -80,13 +102,15 @@ if TYPE_CHECKING:
     "devices",
     multiple=True,
     metavar="D",
+    shell_complete=_devices,
     help="Put this on the board as well: ioapic, hpet (brings an IO-APIC with it), mmio-uart (a "
     "second serial port, its registers in memory), or one of "
     f"QEMU's devices: {', '.join(CATALOGUE)}, qemu:STRING; repeatable.",
 )
+@module_version_option
 @click.option(
     "--allow",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Let the guest have only devices of this allow list; built-in: `filter show`.",
 )
@@ -102,7 +126,8 @@ if TYPE_CHECKING:
     "policies",
     multiple=True,
     metavar="CLASS=MODE",
-    help=f"What to do about {', '.join(CLASSES)}: {', '.join(MODES)}; repeatable.",
+    shell_complete=_policies,
+    help=f"What to do about {', '.join(policy.CLASSES)}: {', '.join(policy.MODES)}; repeatable.",
 )
 @click.option(
     "--on-forbidden",
@@ -112,27 +137,15 @@ if TYPE_CHECKING:
     help="What a forbidden access does once it has been reported.",
 )
 @click.option(
-    "--module-version",
-    type=click.Choice(versions()),
-    default=DEFAULT_VERSION,
-    show_default=True,
-    help="Version of the TDX module whose rules apply.",
-)
-@click.option(
-    "--trace",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write each trap to FILE as JSON Lines.",
-)
-@click.option("--gdb", metavar="ADDR", help="Wait for gdb at :PORT or HOST:PORT before the start.")
-@click.option(
     "--scan",
     "scan_file",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Look traps up in this scan (JSON); default: scan the kernel, once, into the cache.",
 )
 @click.option("--no-scan", is_flag=True, help="Do not look traps up in a scan.")
+@click.option("--trace", type=PATH, metavar="FILE", help="Write each trap to FILE as JSON Lines.")
+@click.option("--gdb", metavar="ADDR", help="Wait for gdb at :PORT or HOST:PORT before the start.")
 @click.option(
     "--timeout",
     type=SECONDS,
@@ -147,27 +160,27 @@ if TYPE_CHECKING:
 def command(
     kernel: str,
     *,
-    modules: Path | None,
-    initrd: Path | None,
+    modules: "Path | None",
+    initrd: "Path | None",
     insmod: tuple[str, ...],
     append: tuple[str, ...],
     cmdline: str | None,
     memory: int,
     unaccepted: int,
     devices: tuple[str, ...],
-    allow: Path | None,
-    allow_mode: str,
-    policies: tuple[str, ...],
-    on_forbidden: str,
     module_version: str,
-    trace: Path | None,
-    gdb: str | None,
-    scan_file: Path | None,
+    allow: "Path | None",
+    allow_mode: Literal["hide", "report"],
+    policies: tuple[str, ...],
+    on_forbidden: Literal["report", "panic"],
+    scan_file: "Path | None",
     no_scan: bool,
+    trace: "Path | None",
+    gdb: str | None,
     timeout: float,
     quiet: bool,
     format_name: str,
-    output: Path | None,
+    output: "Path | None",
     verbosity: int,
 ) -> int:
     """Run KERNEL as a TD on a software TDX module, and report every place where it trapped.
@@ -182,74 +195,35 @@ def command(
     exit codes.
     """
     destination = Destination(output)
-    board, requests = parse_devices(devices)
-    guard = Guard(
-        classes=parse_policies(policies),
-        allow=None if allow is None else listfile.load(allow),
-        hide=allow_mode == "hide",
-        panic=on_forbidden == "panic",
-    )
-    if allow is None and not guard.hide:
-        raise UsageError("--allow-mode report is about an allow list; name it with --allow.")
-    if guard.panic and "forbid" not in guard.classes.values():
-        raise UsageError(
-            "--on-forbidden panic needs a class that is forbidden: --policy CLASS=forbid."
-        )
-    if guard.needs_scan and no_scan:
-        raise UsageError("--policy and --allow-mode report need a scan; leave --no-scan out.")
-    options = BootOptions(
-        initrd=initrd,
-        command_line=cmdline,
-        append=append,
-        insmod=insmod,
-        memory=memory,
-        unaccepted=unaccepted,
-        board=board,
-        devices=requests,
-        guard=guard,
-        module_version=module_version,
-        timeout=timeout,
-    )
     on_stdout = output is not None or format_name == "text"
     screen = None if quiet else Screen((sys.stdout if on_stdout else sys.stderr).buffer)
-    known = None if scan_file is None else read_scan(scan_file)
-    with ExitStack() as stack, ProgressReport("scanned") as progress:
-        files = without_boot_image(locate(kernel, modules, announce=progress.announce), kernel)
-        plan = make_plan(files, options, progress.announce)
-        if known is not None and scan_file is not None:
-            require_same_kernel(known, scan_file, plan.image.build_id)
-        symbols = stack.enter_context(open_symbols(plan))
-        writer = (
-            None if trace is None else stack.enter_context(TraceWriter(trace, trace_header(plan)))
+    with ProgressReport() as report:
+        result = trapline.boot(
+            kernel,
+            modules=modules,
+            initrd=initrd,
+            insmod=insmod,
+            append=append,
+            command_line=cmdline,
+            memory=memory,
+            unaccepted=unaccepted,
+            devices=devices,
+            module_version=module_version,
+            allow=allow,
+            allow_mode=allow_mode,
+            policies=policy.parse(policies),
+            on_forbidden=on_forbidden,
+            scan=scan_file or not no_scan,
+            trace=trace,
+            gdb=gdb,
+            timeout=timeout,
+            reproduce=shlex.join(["trapline", *sys.argv[1:]]),
+            console=screen,
+            progress=report.advance,
+            announce=report.announce,
         )
-        if known is None and guard.needs_scan:
-            known = _scan(plan, progress)
-        run = stack.enter_context(
-            BootRun(plan, symbols, reproduce=_reproduce(), echo=screen, sink=writer, scan=known)
-        )
-        server = None
-        if gdb is not None:
-            server = stack.enter_context(
-                GdbServer(gdb, run.machine.engine, run.debug_target(), progress.announce)
-            )
-        outcome = run.run(server)
-        if known is None and not no_scan:
-            known = _scan(plan, progress)
-        result = run.result(outcome, known)
     if screen is not None and on_stdout:
         screen(b"\n")
     destination.write(BOOT_FORMATS[format_name](result, verbosity))
-    if outcome.is_clean and result.screams:
-        return ExitCode.FINDINGS
-    return outcome.kind.exit_code
-
-
-def _scan(plan: "BootPlan", progress: ProgressReport) -> "ScanResult":
-    modules = plan.modules if plan.options.initrd is None else ()
-    return scan_once(
-        plan.files, modules, listfile.load(None), plan.image.build_id, progress.advance
-    )
-
-
-def _reproduce() -> str:
-    return shlex.join(["trapline", *sys.argv[1:]])
+    code = ExitCode(result.outcome.exit_code)
+    return ExitCode.FINDINGS if code == ExitCode.CLEAN and result.screams else code

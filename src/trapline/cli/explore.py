@@ -1,34 +1,35 @@
 """`trapline explore`: events injected at every instruction boundary of a window of a running TD."""
 
-import os
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
-import msgspec
+from click.shell_completion import CompletionItem
 
-from trapline.base.errors import BadInputFileError, ExitCode, NoDebugInfoError, UsageError
-from trapline.boot.plan import BootOptions, make_plan
-from trapline.cli.options import format_option, kernel_argument, output_option, verbose_option
+import trapline
+from trapline.base.errors import ExitCode, UsageError
+from trapline.cli.command import Command
+from trapline.cli.options import (
+    PATH,
+    format_option,
+    initrd_option,
+    kernel_argument,
+    module_version_option,
+    output_option,
+    verbose_option,
+    workers_option,
+)
 from trapline.cli.progress import ProgressReport
-from trapline.explore import baseline, campaign, scenario
-from trapline.explore.campaign import Ledger, LocalWorkers
-from trapline.explore.cluster import ClusterWorkers
-from trapline.explore.scenario import EVENTS, Inject, Scenario
-from trapline.explore.stage import Exactly, StageConfig
-from trapline.explore.store import Store
-from trapline.guest.target import DEFAULT_MEMORY, TargetSource
-from trapline.kernel.elf.file import ElfFile
-from trapline.kernel.find.locate import locate
+from trapline.explore import scenario
 from trapline.report.explore_text import is_finding
 from trapline.report.formats import EXPLORE_FORMATS
 from trapline.report.output import Destination
 
 if TYPE_CHECKING:
-    from trapline.results.explore import ExploreResult, NotOpened
+    from pathlib import Path
 
-_PATH: Final = click.Path(path_type=Path)
+    from trapline.results.explore import ExploreResult
+
 _LIST: Final = "list"
 _NUMBER: Final = re.compile("[0-9]{1,12}")
 
@@ -39,15 +40,44 @@ def _show_list(context: click.Context, parameter: click.Parameter, wanted: bool)
     if not wanted or context.resilient_parsing:
         return
     titles = {name: scenario.load(name).title for name in scenario.shipped()}
-    width = max(map(len, (*titles, *EVENTS)))
-    for head, rows in (("Scenarios:", titles), ("Events:", EVENTS)):
+    width = max(map(len, (*titles, *scenario.EVENTS)))
+    for head, rows in (("Scenarios:", titles), ("Events:", scenario.EVENTS)):
         click.echo(head)
         for name, text in rows.items():
             click.echo(f"  {name:{width}} {text}")
     context.exit()
 
 
-@click.command("explore", short_help="Inject events at every instruction of a window.")
+def _scenarios(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Complete the name of a scenario, or of a file."""
+    del context, parameter
+    names = [name for name in scenario.shipped() if name.startswith(incomplete)]
+    return [*map(CompletionItem, names), CompletionItem(incomplete, type="file")]
+
+
+def _events(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    del context, parameter
+    return [name for name in scenario.EVENTS if name.startswith(incomplete)]
+
+
+@click.command(
+    "explore",
+    cls=Command,
+    groups={
+        "What is tried": ("names", _LIST, "beyond_rules", "event", "at", "limit"),
+        "The guest": ("initrd", "module_version"),
+        "The campaign": ("workers", "cluster", "store", "resume", "baseline"),
+        "The result": ("format_name", "output", "verbosity"),
+    },
+    examples=(
+        "trapline explore --list",
+        "trapline explore vmlinux --scenario syscall-gap --beyond-rules",
+        "trapline explore vmlinux --scenario ve-in-nmi --event nmi --at 12 -v",
+        "trapline explore vmlinux --store campaign.db --baseline last-release.json",
+    ),
+)
 @kernel_argument
 @click.option(
     "--list",
@@ -63,6 +93,7 @@ def _show_list(context: click.Context, parameter: click.Parameter, wanted: bool)
     "names",
     multiple=True,
     metavar="NAME|FILE",
+    shell_complete=_scenarios,
     help="A scenario by name, or one of your own (TOML); repeatable. Default: all.",
 )
 @click.option(
@@ -73,6 +104,7 @@ def _show_list(context: click.Context, parameter: click.Parameter, wanted: bool)
 @click.option(
     "--event",
     metavar="E[,E2]",
+    shell_complete=_events,
     help="Inject this instead of what the scenario says; with E2, that into the handling of E.",
 )
 @click.option(
@@ -81,56 +113,48 @@ def _show_list(context: click.Context, parameter: click.Parameter, wanted: bool)
     help="With --event: only before instruction K, E2 N instructions later.",
 )
 @click.option(
-    "--workers",
-    type=click.IntRange(min=1, max=256),
+    "--limit",
+    type=click.IntRange(min=1),
     metavar="N",
-    help="Processes on this machine; default: one for each CPU.",
+    help="Try only so many boundaries of each window and event, evenly spread.",
 )
+@initrd_option
+@module_version_option
+@workers_option
 @click.option("--cluster", metavar="ADDR", help="Run on the dask cluster at this address instead.")
 @click.option(
     "--store",
-    type=_PATH,
+    type=PATH,
     metavar="FILE",
     help="Keep all results in this SQLite file, so that the campaign can be resumed.",
 )
 @click.option("--resume", is_flag=True, help="Go on with the campaign in --store.")
 @click.option(
     "--baseline",
-    "baseline_path",
-    type=_PATH,
+    type=PATH,
     metavar="FILE",
     help="Compare with an earlier --store or JSON result; only what became worse is a finding.",
-)
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Try only so many boundaries of each window and event, evenly spread.",
-)
-@click.option(
-    "--initrd",
-    type=_PATH,
-    metavar="FILE",
-    help="Boot this initrd; default: a busybox that tests the guest and powers it off.",
 )
 @format_option(EXPLORE_FORMATS)
 @output_option
 @verbose_option
-def command(  # noqa: PLR0917 - click passes by name
+def command(
     kernel: str,
+    *,
     names: tuple[str, ...],
     beyond_rules: bool,
     event: str | None,
     at: str | None,
+    limit: int | None,
+    initrd: "Path | None",
+    module_version: str,
     workers: int | None,
     cluster: str | None,
-    store: Path | None,
+    store: "Path | None",
     resume: bool,
-    baseline_path: Path | None,
-    limit: int | None,
-    initrd: Path | None,
+    baseline: "Path | None",
     format_name: str,
-    output: Path | None,
+    output: "Path | None",
     verbosity: int,
 ) -> int:
     """Inject events at every instruction of a window of the running KERNEL, and judge each run.
@@ -141,55 +165,26 @@ def command(  # noqa: PLR0917 - click passes by name
     silent corruption, a handler on the user's stack or GS base.
     """
     destination = Destination(output)
-    if resume and store is None:
-        raise UsageError("--resume goes on with a campaign in a file; name it with --store.")
-    references = names or scenario.shipped()
-    scenarios = tuple(scenario.load(reference) for reference in references)
-    _check_names(scenarios)
-    exactly = None
-    if event is not None:
-        scenarios, exactly = _chosen(scenarios, event, at)
-    elif at is not None:
-        raise UsageError("--at says where to inject; say what with --event.")
-    before = None if baseline_path is None else baseline.verdicts(*baseline.load(baseline_path))
-    with ProgressReport("explored") as progress:
-        source = _source(kernel, initrd, progress)
-        config = StageConfig(
-            source, scenarios, references, beyond_rules, exactly, is_all_shipped=not names
+    with ProgressReport() as report:
+        result = trapline.explore(
+            kernel,
+            scenarios=names,
+            beyond_rules=beyond_rules,
+            event=event,
+            at=None if at is None else _numbers(at),
+            limit=limit,
+            initrd=initrd,
+            module_version=module_version,
+            workers=workers,
+            cluster=cluster,
+            store=store,
+            resume=resume,
+            baseline=baseline,
+            progress=report.advance,
+            announce=report.announce,
         )
-        with ElfFile.open(source.vmlinux) as elf:
-            build_id = elf.build_id
-        with Store.open(store, campaign.identity(config, build_id), resume=resume) as results:
-
-            def advance(done: int, total: int) -> None:
-                progress.advance(done, total, _to_come(ledger.to_come))
-
-            ledger = Ledger(results, config, advance, limit)
-            try:
-                if cluster is not None:
-                    not_opened = ClusterWorkers(config, cluster, ledger).run()
-                else:
-                    count = workers or os.cpu_count() or 1
-                    not_opened = LocalWorkers(config, count, ledger).run()
-            except KeyboardInterrupt:
-                if store is not None:
-                    progress.announce(f"what is done is in {store}; go on with --resume.")
-                raise
-            if names and not_opened:
-                raise _unopened(not_opened)
-            result = campaign.result_of(results, config, build_id, not_opened)
-    if before is not None:
-        now = baseline.verdicts(result.windows, result.results)
-        worse = baseline.worse(before, now, not_opened)
-        result = msgspec.structs.replace(result, worse_than_baseline=worse)
     destination.write(EXPLORE_FORMATS[format_name](result, verbosity))
     return _exit_code(result)
-
-
-def _to_come(windows: int) -> str:
-    if not windows:
-        return ""
-    return f"up to {windows} more window{'s' if windows > 1 else ''} to come"
 
 
 def _exit_code(result: "ExploreResult") -> ExitCode:
@@ -198,56 +193,8 @@ def _exit_code(result: "ExploreResult") -> ExitCode:
     return ExitCode.FINDINGS if any(map(is_finding, result.results)) else ExitCode.CLEAN
 
 
-def _unopened(scenarios: "tuple[NotOpened, ...]") -> BadInputFileError:
-    said = "; ".join(f"scenario {one.scenario}: {one.why}" for one in scenarios)
-    return BadInputFileError(f"{said}; choose another start.")
-
-
-def _check_names(scenarios: tuple[Scenario, ...]) -> None:
-    names = [one.name for one in scenarios]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UsageError(f"two scenarios are called {twice!r}; rename one file or drop it.")
-
-
-def _chosen(
-    scenarios: tuple[Scenario, ...], event: str, at: str | None
-) -> tuple[tuple[Scenario, ...], Exactly | None]:
-    """Replace what the scenarios inject by what the command line says."""
-    first, *rest = event.split(",")
-    if len(rest) > 1 or not all(scenario.is_event(name) for name in (first, *rest)):
-        raise UsageError(
-            f"--event {event}: give an event, or two with a comma; known are {', '.join(EVENTS)}."
-        )
-    chosen = []
-    for one in scenarios:
-        expect = next((i.expect for i in one.inject if i.event == first), ())
-        inject = Inject(event=first, then=tuple(rest), expect=expect)
-        chosen.append(msgspec.structs.replace(one, inject=(inject,)))
-    return tuple(chosen), None if at is None else _where(at, nested=bool(rest))
-
-
-def _where(at: str, *, nested: bool) -> Exactly:
-    numbers = at.split(",")
-    if not all(map(_NUMBER.fullmatch, numbers)) or len(numbers) != 1 + nested:
-        wanted = "two numbers, K,N" if nested else "one number"
-        raise UsageError(f"--at {at}: {wanted} is what goes with this --event.")
-    return Exactly(*map(int, numbers))
-
-
-def _source(kernel: str, initrd: Path | None, progress: ProgressReport) -> TargetSource:
-    files = locate(kernel, announce=progress.announce)
-    if files.vmlinux is None:
-        raise NoDebugInfoError(
-            f"{kernel}: there is no vmlinux with symbols; install the kernel's debug package, or "
-            "name one that deb: can fetch."
-        )
-    plan = make_plan(files, BootOptions(initrd=initrd), progress.announce)
-    return TargetSource(
-        kernel=kernel,
-        vmlinux=files.vmlinux.resolve(),
-        initrd=plan.initrd,
-        release=files.release,
-        memory=DEFAULT_MEMORY,
-        options=() if initrd is None else ("--initrd", str(initrd)),
-    )
+def _numbers(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(map(_NUMBER.fullmatch, parts)):
+        raise UsageError(f"--at {text}: give one number, K, or two numbers, K,N.")
+    return tuple(map(int, parts))

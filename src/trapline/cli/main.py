@@ -8,23 +8,28 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from trapline import __version__
 from trapline.base.errors import ExitCode, TraplineError
+from trapline.base.version import __version__
+from trapline.cli.suggest import Group
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Command name -> module below trapline.cli with an object `command`. Commands are imported
-# when they are called: `trapline --help` must not load a CPU emulator.
+    from click.shell_completion import CompletionItem
+
+#: Each command with what the list of commands says of it, in the order in which a user meets them.
+#: Each is an object `command` in a module of its name below trapline.cli.
 COMMANDS = {
-    "scan": "scan",
-    "explore": "explore",
-    "schema": "schema",
-    "filter": "filter",
-    "rules": "rules",
-    "boot": "boot",
-    "verify": "verify",
-    "tradeoff": "tradeoff",
+    "scan": "List every place where a kernel may trap to its host.",
+    "boot": "Run a kernel as a TD without TDX hardware.",
+    "explore": "Inject events at every instruction of a window.",
+    "verify": "Hold what the #VE handler emulates against the processor.",
+    "tradeoff": "Count what #VE, paravirtualised and forbidden MMIO cost.",
+    "filter": "Show device allow lists, and hold a kernel against one.",
+    "rules": "Show what a TD does on each instruction, MSR, leaf and access.",
+    "schema": "Print the JSON Schema of a document or input file.",
+    "completion": "Print what makes a shell complete trapline's commands.",
+    "man": "Print the manual page.",
 }
 
 
@@ -32,8 +37,11 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM came; whatever cleans up after Ctrl-C must do so then, too."""
 
 
-class LazyGroup(click.Group):
-    """A click group that imports a command's module on first use."""
+class LazyGroup(Group):
+    """A click group that imports a command's module when that command is called.
+
+    Listing the commands, for --help or a shell that completes, must not load a CPU emulator.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Name the commands in the order of the table."""
@@ -41,13 +49,31 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command, or answer None so that click reports an unknown name."""
+        """Import the command; None for an unknown name."""
         del ctx
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"trapline.cli.{COMMANDS[cmd_name]}")
+        module = importlib.import_module(f"trapline.cli.{cmd_name}")
         command: click.Command = module.command
+        command.short_help = COMMANDS[cmd_name]
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
+        """Complete the name of a command, or of an option of trapline itself."""
+        from click.shell_completion import CompletionItem  # noqa: PLC0415 - only when completing
+
+        names = [
+            CompletionItem(name, help=text)
+            for name, text in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -5,36 +5,63 @@ the exit code that fits.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
+
+from trapline.rules.tables import DEFAULT_VERSION, versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
-_PATH = click.Path(path_type=Path)
+PATH: Final = click.Path(path_type=Path)
 
-kernel_argument = click.argument("kernel", metavar="KERNEL")
+
+def _files(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Have the shell complete names of files, which a release or deb:PACKAGE is not kept from."""
+    del context, parameter
+    return [CompletionItem(incomplete, type="file")]
+
+
+kernel_argument = click.argument("kernel", metavar="KERNEL", shell_complete=_files)
 
 modules_option = click.option(
     "--modules",
-    type=_PATH,
+    type=PATH,
     metavar="DIR",
     help="Take the modules from this folder instead of the one that goes with KERNEL.",
 )
 
 allow_option = click.option(
     "--allow",
-    type=_PATH,
+    type=PATH,
     metavar="FILE",
     help="Allow list (TOML) to hold drivers against; default: the eight ids of the e-mail.",
+)
+
+initrd_option = click.option(
+    "--initrd",
+    type=PATH,
+    metavar="FILE",
+    help="Boot this initrd; default: a busybox that tests the guest and powers it off.",
+)
+
+module_version_option = click.option(
+    "--module-version",
+    type=click.Choice(versions()),
+    default=DEFAULT_VERSION,
+    show_default=True,
+    help="Version of the TDX module whose rules apply.",
 )
 
 output_option = click.option(
     "-o",
     "--output",
-    type=_PATH,
+    type=PATH,
     metavar="FILE",
     help="Write the result to FILE, whole or not at all; default: standard output.",
 )
@@ -47,11 +74,11 @@ verbose_option = click.option(
     help="List every site with its source line and inline chain; twice: with its evidence.",
 )
 
-jobs_option = click.option(
-    "--jobs",
-    type=click.IntRange(min=1, max=1024),
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=1, max=256),
     metavar="N",
-    help="Worker processes; default: one for each CPU.",
+    help="Processes on this machine; default: one for each CPU. The result does not depend on it.",
 )
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from rich.progress import Task
 
+    from trapline.api.progress import Progress as Step
+
 _LINES = 4  # plain lines for the whole of the work
 _A_WHILE = 2.0  # seconds
 
@@ -49,11 +51,11 @@ class ProgressReport:
     The bar appears with the first `advance`. rich honours NO_COLOR.
     """
 
-    def __init__(self, label: str) -> None:
-        self._label = label
+    def __init__(self) -> None:
+        self._label = ""
         self._bar: Progress | None = None
         self._shown = 0
-        self._start: float | None = None
+        self._start = 0.0
         if sys.stderr.isatty():
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
@@ -85,35 +87,44 @@ class ProgressReport:
         else:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def advance(self, done: int, total: int, more: str = "") -> None:
-        """Say that `done` of `total` objects are finished.
+    def advance(self, step: "Step") -> None:
+        """Show how far the work is.
 
-        `more` says what will make the total grow; without knowing by how much, no time left is
-        given.
+        While it is not known how much more there is to do, no time left is given.
         """
+        if step.label != self._label:
+            self._begin(step)
         if self._bar is None:
-            if self._start is None:
-                self._start = time.monotonic()
             # The total may grow: lines are for so much more, not for so much of it.
-            news = done - self._shown
-            if news > 0 and (done >= total or _LINES * news >= total):
-                self._shown = done
-                pace = self._pace(done, total, more)
-                self.announce(f"{self._label}: {done:,} of {total:,}{pace}")
+            news = step.done - self._shown
+            if news > 0 and (step.done >= step.total or _LINES * news >= step.total):
+                self._shown = step.done
+                pace = self._pace(step)
+                self.announce(f"{step.label}: {step.done:,} of {step.total:,}{pace}")
             return
-        if not self._bar.tasks:
-            self._bar.add_task(self._label, total=total, more=more)
-            self._bar.start()
-        label = f"{self._label} ({more})" if more else self._label
+        label = f"{step.label} ({step.more})" if step.more else step.label
         task = self._bar.tasks[0].id
-        self._bar.update(task, description=label, completed=done, total=total, more=more)
+        self._bar.update(
+            task, description=label, completed=step.done, total=step.total, more=step.more
+        )
 
-    def _pace(self, done: int, total: int, more: str) -> str:
+    def _begin(self, step: "Step") -> None:
+        """Go over to another piece of work, or to the first one."""
+        self._label, self._shown = step.label, 0
+        if self._bar is None:
+            self._start = time.monotonic()
+            return
+        for task in self._bar.task_ids:
+            self._bar.remove_task(task)
+        self._bar.add_task(step.label, total=step.total, more=step.more)
+        self._bar.start()
+
+    def _pace(self, step: "Step") -> str:
         """Say how fast it goes and how long it will take, once it has taken a while."""
-        seconds = 0.0 if self._start is None else time.monotonic() - self._start
-        if seconds < _A_WHILE or (done == total and not more):
-            return f" ({more})" if more else ""
-        rate = f"{done / seconds:,.0f}/s"
-        if more:
-            return f" ({rate}, {more})"
-        return f" ({rate}, {seconds * (total - done) / done:,.0f} s left)"
+        seconds = time.monotonic() - self._start
+        if seconds < _A_WHILE or (step.done == step.total and not step.more):
+            return f" ({step.more})" if step.more else ""
+        rate = f"{step.done / seconds:,.0f}/s"
+        if step.more:
+            return f" ({rate}, {step.more})"
+        return f" ({rate}, {seconds * (step.total - step.done) / step.done:,.0f} s left)"

@@ -5,24 +5,18 @@ from pathlib import Path
 import click
 
 from trapline.base.errors import ExitCode, UsageError
-from trapline.cli.options import format_option, output_option
+from trapline.cli.command import Command
+from trapline.cli.options import PATH, format_option, module_version_option, output_option
+from trapline.cli.suggest import Group
 from trapline.report import json_document, rules_csv, rules_text
 from trapline.report.output import Destination
 from trapline.rules.documents import compared, shown
 from trapline.rules.explain import explain
 from trapline.rules.lint import lint, lint_folder
-from trapline.rules.tables import DEFAULT_VERSION, TABLES, RuleSet, load, load_folder, versions
-
-_version_option = click.option(
-    "--module-version",
-    default=DEFAULT_VERSION,
-    show_default=True,
-    metavar="VERSION",
-    help="TDX module version whose rules are meant.",
-)
+from trapline.rules.tables import TABLES, RuleSet, load, load_folder, versions
 
 
-@click.group("rules")
+@click.group("rules", cls=Group)
 def command() -> None:
     """Show what a TD does on each instruction, MSR, CPUID leaf, TDCALL and memory access.
 
@@ -31,9 +25,17 @@ def command() -> None:
     """
 
 
-@command.command("show")
+@command.command(
+    "show",
+    cls=Command,
+    examples=(
+        "trapline rules show",
+        "trapline rules show msrs",
+        "trapline rules show cpuid --format csv -o cpuid.csv",
+    ),
+)
 @click.argument("table", required=False, metavar="[TABLE]")
-@_version_option
+@module_version_option
 @format_option(("text", "json", "csv"))
 @output_option
 def show_command(
@@ -57,9 +59,17 @@ def show_command(
     return ExitCode.CLEAN
 
 
-@command.command("explain")
+@command.command(
+    "explain",
+    cls=Command,
+    examples=(
+        "trapline rules explain second-ve",
+        "trapline rules explain MOV CR0",
+        "trapline rules explain cpuid:4.2 --format json",
+    ),
+)
 @click.argument("what", nargs=-1, required=True)
-@_version_option
+@module_version_option
 @format_option(("text", "json"))
 @output_option
 def explain_command(
@@ -88,7 +98,7 @@ def explain_command(
     return ExitCode.CLEAN
 
 
-@command.command("diff")
+@command.command("diff", cls=Command, examples=("trapline rules diff 1.5.01 my-tables/",))
 @click.argument("old")
 @click.argument("new")
 @format_option(("text", "json"))
@@ -107,8 +117,10 @@ def diff_command(old: str, new: str, format_name: str, output: Path | None) -> i
     return ExitCode.FINDINGS if result.changes else ExitCode.CLEAN
 
 
-@command.command("lint")
-@click.argument("folder", required=False, metavar="[DIR]", type=click.Path(path_type=Path))
+@command.command(
+    "lint", cls=Command, examples=("trapline rules lint", "trapline rules lint my-tables/")
+)
+@click.argument("folder", required=False, metavar="[DIR]", type=PATH)
 def lint_command(folder: Path | None) -> int:
     """Check the rule tables in DIR, or those that trapline brings along.
 

@@ -4,44 +4,52 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trapline.allowlist import listfile
+import trapline
 from trapline.base.errors import ExitCode
+from trapline.cli.command import Command
 from trapline.cli.options import (
     allow_option,
     format_option,
-    jobs_option,
     kernel_argument,
     modules_option,
     output_option,
     verbose_option,
+    workers_option,
 )
 from trapline.cli.progress import ProgressReport
-from trapline.kernel.find.locate import locate
 from trapline.report.findings import findings
 from trapline.report.formats import SCAN_FORMATS
 from trapline.report.output import Destination
-from trapline.scan.wholekernel import scan
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-@click.command("scan", short_help="List every place where a kernel may trap to its host.")
+@click.command(
+    "scan",
+    cls=Command,
+    examples=(
+        "trapline scan vmlinux",
+        "trapline scan 'deb:linux-image-6.12-cloud-amd64' -vv -o report.txt",
+        "trapline scan /lib/modules/$(uname -r) --allow ours.toml --format sarif -o traps.sarif",
+    ),
+)
 @kernel_argument
 @modules_option
 @allow_option
 @format_option(SCAN_FORMATS)
 @output_option
 @verbose_option
-@jobs_option
+@workers_option
 def command(
     kernel: str,
+    *,
     modules: "Path | None",
     allow: "Path | None",
     format_name: str,
     output: "Path | None",
     verbosity: int,
-    jobs: int | None,
+    workers: int | None,
 ) -> int:
     """List every place where KERNEL and its modules may trap to their host.
 
@@ -54,9 +62,14 @@ def command(
     what the host presents and is not on the allow list touches the host.
     """
     destination = Destination(output)
-    allow_list = listfile.load(allow)
-    with ProgressReport("scanned") as progress:
-        files = locate(kernel, modules, announce=progress.announce)
-        result = scan(files, allow_list, progress.advance, workers=jobs)
+    with ProgressReport() as report:
+        result = trapline.scan(
+            kernel,
+            modules=modules,
+            allow=allow,
+            workers=workers,
+            progress=report.advance,
+            announce=report.announce,
+        )
     destination.write(SCAN_FORMATS[format_name](result, verbosity))
     return ExitCode.FINDINGS if findings(result) else ExitCode.CLEAN

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from trapline.base.errors import ExitCode
+from trapline.cli.command import Command
 from trapline.cli.options import output_option
 from trapline.report.output import Destination
 from trapline.report.schemas import SCHEMAS, render
@@ -13,7 +14,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@click.command("schema", short_help="Print the JSON Schema of a document or input file.")
+@click.command(
+    "schema",
+    cls=Command,
+    examples=("trapline schema scan", "trapline schema allow-list -o allow-list.schema.json"),
+)
 @click.argument("name", type=click.Choice(sorted(SCHEMAS)), metavar="NAME")
 @output_option
 def command(name: str, output: "Path | None") -> int:

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from trapline import __version__
+from trapline.base.version import GENERATOR
 from trapline.kernel.drivers.binding import VIRTIO_PCI, Admission, KernelDriver, admit
 from trapline.results.filter import FilterDriver, FilterResult, Reach, Shared, Verdict
 
@@ -28,7 +28,7 @@ def check(scan: "ScanResult", allow: "AllowList") -> FilterResult:
         for driver in sorted(scan.drivers, key=lambda driver: driver.name)
     )
     return FilterResult(
-        generator=f"trapline {__version__}",
+        generator=GENERATOR,
         kernel=scan.kernel,
         coverage=scan.coverage,
         title=allow.title,

@@ -6,8 +6,8 @@ read is said to be unknown; nothing is written.
 
 from typing import TYPE_CHECKING, Final
 
-from trapline import __version__
 from trapline.base.errors import UsageError
+from trapline.base.version import GENERATOR
 from trapline.results.filter_live import LiveCheck, LiveDevice, LiveResult
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def inspect(root: "Path", allow: "AllowList") -> LiveResult:
         _shared(root, is_td=is_td),
     )
     return LiveResult(
-        generator=f"trapline {__version__}",
+        generator=GENERATOR,
         title=allow.title,
         is_td=is_td,
         checks=checks,

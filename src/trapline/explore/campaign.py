@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection, Iterable
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Final
 
-from trapline import __version__
 from trapline.base import processes
 from trapline.base.errors import NotReproducibleError, WorkersLostError
+from trapline.base.version import GENERATOR, __version__
 from trapline.explore.stage import Plan, StageConfig, Task
 from trapline.explore.store import Row, Store
 from trapline.explore.worker import Done, Failed, Finished, Message, Opened, work
@@ -226,7 +226,7 @@ def result_of(
     for result in results:
         counts.setdefault(result.scenario, Counter())[result.verdict] += 1
     return ExploreResult(
-        generator=f"trapline {__version__}",
+        generator=GENERATOR,
         injected=sum(
             1 + (result.nested is not None) for result in results if result.event != NOTHING
         ),

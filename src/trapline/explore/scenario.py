@@ -27,6 +27,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from trapline.base.errors import BadInputFileError, UsageError
+from trapline.base.nearest import nearest
 from trapline.results.explore import Verdict
 
 _MAX_FILE: Final = 64 << 10
@@ -149,10 +150,13 @@ def load(reference: str) -> Scenario:
             raise BadInputFileError(f"{path}: cannot be read ({error.strerror}).") from error
         return parse(data, str(path), path.stem)
     if reference not in shipped():
-        raise UsageError(
-            f"no scenario is called {reference!r}: name one of {', '.join(shipped())}, "
-            "or the path of a TOML file."
+        close = nearest(reference, shipped())
+        hint = (
+            f"did you mean {' or '.join(close)}?"
+            if close
+            else f"name one of {', '.join(shipped())}, or the path of a TOML file."
         )
+        raise UsageError(f"no scenario is called {reference!r}; {hint}")
     entry = resources.files("trapline.explore") / "scenarios" / f"{reference}.toml"
     return parse(entry.read_bytes(), f"{reference}.toml", reference)
 

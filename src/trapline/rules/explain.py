@@ -13,12 +13,12 @@ What can be asked for:
     TD_CTLS, SEPT_VE_DISABLE      an attribute bit or metadata field
 """
 
-import difflib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from trapline.base.errors import UsageError
+from trapline.base.nearest import nearest
 from trapline.results.rules import RuleAnswer, RuleQuestion, RulesExplained
 from trapline.rules.documents import row_document
 from trapline.rules.rows import (
@@ -234,10 +234,9 @@ def _span(row: MsrRule | CpuidRule) -> str:
 
 def _unknown(rules: "RuleSet", subject: str) -> str:
     names = sorted({name for table in TABLES for row in rules.table(table) for name in _names(row)})
-    folded = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(subject.lower(), folded, n=3, cutoff=0.6)
+    close = nearest(subject, names)
     hint = (
-        f"did you mean {', '.join(folded[name] for name in close)}?"
+        f"did you mean {' or '.join(close)}?"
         if close
         else "see 'trapline rules explain --help' for what can be asked."
     )

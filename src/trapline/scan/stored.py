@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from trapline import __version__
 from trapline.base.errors import BadInputFileError, OutputError
+from trapline.base.version import __version__
 from trapline.kernel.find.deb import cache_folder
 from trapline.results.scan import VERSION, ScanResult
 from trapline.scan.wholekernel import scan

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from trapline import __version__
 from trapline.base.errors import BadImageError, KernelNotFoundError
+from trapline.base.version import GENERATOR
 from trapline.kernel.binary import VMLINUX, Binary
 from trapline.results.scan import Kernel, Mapping, ScanResult, Site
 from trapline.scan.attribution import Attribution, SiteCount
@@ -77,7 +77,7 @@ def scan(
     results = [outcome for task in tasks if not isinstance(outcome := outcomes[task.name], Failure)]
     sites, mappings = _attribute(results, attribution)
     return ScanResult(
-        generator=f"trapline {__version__}",
+        generator=GENERATOR,
         kernel=_kernel(kernel, facts, main),
         allow=allow.documents(),
         coverage=coverage(kernel, outcomes, VMLINUX),

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from trapline import __version__
+from trapline.base.version import GENERATOR
 from trapline.boot.plan import BootOptions, make_plan, open_symbols, parse_devices
 from trapline.boot.policy import Guard
 from trapline.boot.run import BootRun
@@ -82,7 +82,7 @@ def compare(
                 progress(number + 1, len(DESIGNS))
     boots = [boot for _, boot in results]
     return TradeoffResult(
-        generator=f"trapline {__version__}",
+        generator=GENERATOR,
         kernel=boots[0].kernel,
         devices=tuple(f"{device.id} {device.name}" for device in boots[0].devices),
         designs=tuple(design for design, _ in results),

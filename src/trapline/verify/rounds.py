@@ -3,11 +3,11 @@
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import iced_x86 as ix
 
-from trapline import __version__
+from trapline.base.version import GENERATOR
 from trapline.guest.target import TargetSource
 from trapline.results.verify import (
     SEVERITY,
@@ -26,8 +26,6 @@ from trapline.verify.judge import Judgement
 from trapline.verify.occurs import Occurrences
 from trapline.verify.testpages import END, USER_END
 from trapline.verify.workers import Workers
-
-GENERATOR: Final = f"trapline {__version__}"
 
 #: Told (cases done, cases in all so far).
 Progress = Callable[[int, int], None]

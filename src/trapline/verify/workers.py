@@ -130,7 +130,7 @@ class Workers:
             process.join(processes.PATIENCE)
             raise BadMachineError(
                 f"a process that ran the guest ended with status {process.exitcode}; "
-                "if it was killed, give fewer --jobs or more memory."
+                "if it was killed, give fewer --workers or more memory."
             ) from None
         if isinstance(answer, _Failed):
             raise answer.error

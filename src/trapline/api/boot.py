@@ -1,0 +1,147 @@
+"""`boot`: a kernel as a TD on a software TDX module."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from trapline.api.allow import allow_list
+from trapline.api.kernel import as_kernel
+from trapline.api.known_scan import KnownScan
+from trapline.base.errors import UsageError
+from trapline.boot.plan import (
+    BootOptions,
+    make_plan,
+    open_symbols,
+    parse_devices,
+    without_boot_image,
+)
+from trapline.boot.policy import Guard, parse
+from trapline.boot.run import BootRun, trace_header
+from trapline.boot.trace import TraceWriter
+from trapline.machine.gdb.server import GdbServer
+from trapline.machine.machine import DEFAULT_MEMORY
+from trapline.rules.tables import DEFAULT_VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from trapline.api.allow import AnyAllowList
+    from trapline.api.kernel import AnyKernel, AnyPath
+    from trapline.api.known_scan import AnyScan
+    from trapline.api.progress import Announce, OnProgress
+    from trapline.results.boot import BootResult
+
+AllowMode = Literal["hide", "report"]
+OnForbidden = Literal["report", "panic"]
+
+
+def boot(
+    kernel: "AnyKernel",
+    *,
+    modules: "AnyPath | None" = None,
+    initrd: "AnyPath | None" = None,
+    insmod: "Iterable[str]" = (),
+    append: "Iterable[str]" = (),
+    command_line: str | None = None,
+    memory: int = DEFAULT_MEMORY,
+    unaccepted: int = 0,
+    devices: "Iterable[str]" = (),
+    allow: "AnyAllowList" = None,
+    allow_mode: AllowMode = "hide",
+    policies: "Mapping[str, str] | None" = None,
+    on_forbidden: OnForbidden = "report",
+    module_version: str = DEFAULT_VERSION,
+    scan: "AnyScan" = True,
+    trace: "AnyPath | None" = None,
+    gdb: str | None = None,
+    timeout: float | None = None,
+    reproduce: str = "",
+    console: "Callable[[bytes], None] | None" = None,
+    progress: "OnProgress | None" = None,
+    announce: "Announce | None" = None,
+) -> "BootResult":
+    """Run a kernel as a TD to its end, and account for every trap.
+
+    Sizes are in bytes, times in seconds. `initrd` replaces the self-test, for which `insmod`
+    names modules to load. `append` goes behind the command line, `command_line` replaces it.
+    `unaccepted` memory, at the end of `memory`, is left for the guest to accept. `devices` are
+    named as for `--device`. `policies` map "mmio", "pio", "msr" and "cpuid" to "trap",
+    "paravirt" or "forbid"; unlike elsewhere, no `allow` means no allow list. Traps are looked up in
+    `scan`: a scan of this kernel, the JSON file of one, True to make it once into the cache,
+    False for none. `trace` is written as JSON Lines. `gdb` is an address to wait for a debugger
+    at. `timeout` is of wall-clock time. `reproduce` is the command that does the same, for the
+    splat of a guest that dies. `console` gets the guest's output as it is written.
+
+    A guest that dies is a result, not an error. Raises KernelNotFoundError, BadImageError,
+    NotATdxKernelError, BadMachineError, BadInputFileError, UsageError, OutputError, FetchError,
+    ToolMissingError.
+    """
+    board, requests = parse_devices(devices)
+    guard = _guard(allow, allow_mode, policies, on_forbidden)
+    if guard.needs_scan and scan is False:
+        raise UsageError("--policy and --allow-mode report need a scan; leave --no-scan out.")
+    options = BootOptions(
+        initrd=None if initrd is None else Path(initrd),
+        command_line=command_line,
+        append=tuple(append),
+        insmod=tuple(insmod),
+        memory=memory,
+        unaccepted=unaccepted,
+        board=board,
+        devices=requests,
+        guard=guard,
+        module_version=module_version,
+        timeout=timeout,
+    )
+    known = KnownScan.of(scan)
+    opened = as_kernel(kernel, modules, announce)
+    with ExitStack() as stack:
+        plan = make_plan(without_boot_image(opened.files, opened.name), options, announce)
+        build_id = plan.image.build_id
+        known.require(build_id)
+        symbols = stack.enter_context(open_symbols(plan))
+        writer = None
+        if trace is not None:
+            writer = stack.enter_context(TraceWriter(Path(trace), trace_header(plan)))
+        # What an initrd of the user's loads is not known; the scan is then of vmlinux alone.
+        loadable = plan.modules if initrd is None else ()
+        found = known.given
+        if guard.needs_scan:
+            found = known.make(plan.files, loadable, build_id, progress)
+        run = stack.enter_context(
+            BootRun(plan, symbols, reproduce=reproduce, echo=console, sink=writer, scan=found)
+        )
+        server = None
+        if gdb is not None:
+            server = stack.enter_context(
+                GdbServer(gdb, run.machine.engine, run.debug_target(), announce or _ignore)
+            )
+        outcome = run.run(server)
+        found = found or known.make(plan.files, loadable, build_id, progress)
+        return run.result(outcome, found)
+
+
+def _guard(
+    allow: "AnyAllowList",
+    allow_mode: AllowMode,
+    policies: "Mapping[str, str] | None",
+    on_forbidden: OnForbidden,
+) -> Guard:
+    """Say what the run is to watch over. Raises UsageError for what makes no sense."""
+    guard = Guard(
+        classes=parse(f"{name}={mode}" for name, mode in (policies or {}).items()),
+        allow=None if allow is None else allow_list(allow),
+        hide=allow_mode == "hide",
+        panic=on_forbidden == "panic",
+    )
+    if allow is None and not guard.hide:
+        raise UsageError("--allow-mode report is about an allow list; name it with --allow.")
+    if guard.panic and "forbid" not in guard.classes.values():
+        raise UsageError(
+            "--on-forbidden panic needs a class that is forbidden: --policy CLASS=forbid."
+        )
+    return guard
+
+
+def _ignore(line: str) -> None:
+    del line

@@ -1,0 +1,63 @@
+"""`verify`: what the #VE handler emulates, held against the processor."""
+
+import os
+from typing import TYPE_CHECKING
+
+from trapline.api.kernel import as_kernel
+from trapline.api.known_scan import KnownScan
+from trapline.api.progress import steps
+from trapline.guest.target import TargetSource
+from trapline.results.verify import VerifiedKernel
+from trapline.rules.tables import DEFAULT_VERSION
+from trapline.verify import rounds
+from trapline.verify.launch import initrd
+from trapline.verify.occurs import Occurrences
+
+if TYPE_CHECKING:
+    from trapline.api.kernel import AnyKernel
+    from trapline.api.known_scan import AnyScan
+    from trapline.api.progress import Announce, OnProgress
+    from trapline.results.verify import VerifyResult
+
+
+def verify(
+    kernel: "AnyKernel",
+    *,
+    scan: "AnyScan" = True,
+    limit: int | None = None,
+    module_version: str = DEFAULT_VERSION,
+    workers: int | None = None,
+    progress: "OnProgress | None" = None,
+    announce: "Announce | None" = None,
+) -> "VerifyResult":
+    """Run each instruction form that the #VE handler takes upon itself twice, and compare.
+
+    Sites of each form are counted in `scan`: a scan of this kernel, the JSON file of one, True
+    to make it once into the cache, False for none. `limit` is how many cases are run beside one
+    for each form. `module_version` is the TDX module's. `workers` is the number of processes, by
+    default one for each CPU.
+
+    Raises NoDebugInfoError without a vmlinux, NotATdxKernelError, BadMachineError where the
+    kernel does not come to where the tests begin, BadInputFileError for another kernel's scan.
+    """
+    known = KnownScan.of(scan)
+    opened = as_kernel(kernel, announce=announce)
+    vmlinux, build_id = opened.vmlinux, opened.build_id
+    known.require(build_id)
+    if known.given is None and known.wanted and announce is not None:
+        announce("scanning vmlinux, to know which forms it has")
+    found = known.make(opened.files, (), build_id)
+    source = TargetSource(
+        kernel=opened.name,
+        vmlinux=vmlinux,
+        initrd=initrd(),
+        release=opened.release,
+        module_version=module_version,
+    )
+    return rounds.verify(
+        source,
+        VerifiedKernel(name=opened.name, release=opened.release, build_id=build_id),
+        rounds.Options(workers=workers or len(os.sched_getaffinity(0)), limit=limit),
+        None if found is None else Occurrences(found),
+        steps("verified", progress),
+    )
