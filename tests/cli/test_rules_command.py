@@ -226,7 +226,7 @@ def test_lint_of_a_folder(rules, folder):
 def test_unknown_version_and_table(rules):
     code, _, err = rules("show", "--module-version", "9.9")
     assert code == 2
-    assert "there are 1.5.01" in err
+    assert "'9.9' is not '1.5.01'" in err
     code, _, err = rules("show", "spells")
     assert code == 2
     assert "no table 'spells'" in err

@@ -294,5 +294,5 @@ def test_an_internal_error_is_one_line_too(capsys, monkeypatch, vmlinux):
     def broken(*_, **__):
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("trapline.cli.scan.locate", broken)
+    monkeypatch.setattr("trapline.api.kernel.locate", broken)
     fails(capsys, ExitCode.INTERNAL, ["scan", str(vmlinux)], "ZeroDivisionError")
