@@ -14,8 +14,8 @@ from pathlib import Path
 
 from trapline.boot.plan import BootOptions, make_plan, parse_devices
 from trapline.boot.run import BootRun
+from trapline.cpu import memoryfile
 from trapline.cpu.engine import Reg
-from trapline.cpu.unicorn import memoryfile
 from trapline.kernel.find.files import KernelFiles
 from trapline.kernel.find.locate import locate
 from trapline.machine.devices.bus import Bus

@@ -66,13 +66,13 @@ def measure_injections(config: StageConfig) -> None:
 
 def measure_restores(window) -> None:  # noqa: ANN001 - a LiveWindow
     """Restore a machine of which 100 pages were written."""
-    engine = window.engine
+    vcpu = window.vcpu
     durations = []
     for _ in range(ROUNDS):
         window.rewind()
         for page in range(PAGES):
-            engine.ram[0x4000000 + page * 4096] = 1
-            engine.code_changed(0x4000000 + page * 4096, 1)
+            vcpu.memory.ram[0x4000000 + page * 4096] = 1
+            vcpu.memory.code_changed(0x4000000 + page * 4096, 1)
         start = time.perf_counter()
         window.rewind()
         durations.append(time.perf_counter() - start)

@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from trapline.cpu.default import open_engine
 from trapline.cpu.engine import Exit, Reg, Segment
-from trapline.cpu.unicorn import UnicornEngine
 
 RAM = 16 << 20
 GDT = 0x1000
@@ -85,9 +85,12 @@ def assemble(source):
 class BareGuest:
     """An engine with a guest in it. `exits` collects (kind, RIP) of all exits of `run`."""
 
+    factory = staticmethod(open_engine)
+
     def __init__(self, source, *, ist=None, user_gates=(), ram=RAM, seed=0, split=False):
         self.code, self.labels = assemble(source)
-        self.engine = UnicornEngine(ram, seed=seed, split_ram=split)
+        self.engine = self.factory(ram, seed=seed, split_ram=split)
+        self.memory, self.vcpu = self.engine.memory, self.engine.vcpus[0]
         self.exits = []
         self.on = {}
         self.stop_at = {Exit.HLT, Exit.TRIPLE_FAULT}
@@ -100,10 +103,10 @@ class BareGuest:
         self.engine.close()
 
     def _put(self, at, data):
-        self.engine.ram[at : at + len(data)] = data
+        self.memory.ram[at : at + len(data)] = data
 
     def _place(self, ist, user_gates):
-        engine = self.engine
+        vcpu = self.vcpu
         self._put(CODE, self.code)
         descriptors = [0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF]
         descriptors += [0x00CFFB000000FFFF, 0x00CFF3000000FFFF, 0x00AFFB000000FFFF]
@@ -120,19 +123,19 @@ class BareGuest:
                 vector = int(label.removeprefix("vec_"))
                 self.gate(vector, address, ist.get(vector, 0), 3 if vector in user_gates else 0)
         self._page_tables()
-        engine.set_segment("gdtr", Segment(0, GDT, 8 * 8 - 1, 0))
-        engine.set_segment("idtr", Segment(0, IDT, 0xFFF, 0))
-        engine.set_segment("tr", Segment(TSS_SELECTOR, TSS, 0x67, 0x8B00))
-        engine.set_msr(EFER, EFER_LME | EFER_LMA | EFER_NXE)
-        engine.set_cr(4, 0x20)
-        engine.set_cr(3, TABLES)
-        engine.set_cr(0, 0x80010033)
-        engine.set_segment("cs", Segment(KERNEL_CS, 0, 0xFFFFFFFF, 0x00AF9B00))
+        vcpu.set_segment("gdtr", Segment(0, GDT, 8 * 8 - 1, 0))
+        vcpu.set_segment("idtr", Segment(0, IDT, 0xFFF, 0))
+        vcpu.set_segment("tr", Segment(TSS_SELECTOR, TSS, 0x67, 0x8B00))
+        vcpu.set_msr(EFER, EFER_LME | EFER_LMA | EFER_NXE)
+        vcpu.set_cr(4, 0x20)
+        vcpu.set_cr(3, TABLES)
+        vcpu.set_cr(0, 0x80010033)
+        vcpu.set_segment("cs", Segment(KERNEL_CS, 0, 0xFFFFFFFF, 0x00AF9B00))
         for name in ("ss", "ds", "es"):
-            engine.set_segment(name, Segment(KERNEL_SS, 0, 0xFFFFFFFF, 0x00CF9300))
-        engine.rflags = 2
-        engine.regs[Reg.RIP] = CODE
-        engine.regs[Reg.RSP] = STACK
+            vcpu.set_segment(name, Segment(KERNEL_SS, 0, 0xFFFFFFFF, 0x00CF9300))
+        vcpu.rflags = 2
+        vcpu.regs[Reg.RIP] = CODE
+        vcpu.regs[Reg.RSP] = STACK
 
     def gate(self, vector, address, ist=0, dpl=0, kind=0x8E):
         """Write an interrupt gate."""
@@ -148,7 +151,7 @@ class BareGuest:
         high = [TABLES + 0x4000 | 7] + [0] * 511
         # The low mapping has 4 KiB pages in its first 4 MiB, to be changed by tests.
         tables = [TABLES + 0x5000 | 7, TABLES + 0x6000 | 7]
-        size = len(self.engine.ram)
+        size = len(self.memory.ram)
         large = [address | 0x87 for address in range(0x400000, size, 2 << 20)]
         low_directory = (tables + large + [0] * 512)[:512]
         supervisor = [1 << 63 | address | 0x83 for address in range(0, size, 2 << 20)]
@@ -165,35 +168,35 @@ class BareGuest:
 
     def handle(self, kind):
         """Serve one exit: as `on` says, else stop or step over."""
-        engine = self.engine
-        self.exits.append((kind, engine.regs[Reg.RIP]))
+        vcpu = self.vcpu
+        self.exits.append((kind, vcpu.regs[Reg.RIP]))
         if kind in self.on:
             self.on[kind]()
         elif kind in self.stop_at:
-            engine.stop()
+            vcpu.stop()
         elif kind is Exit.UNDEFINED:
-            engine.deliver(6)
+            vcpu.deliver(6)
         else:
-            assert engine.length, kind
-            engine.advance(engine.length)
+            assert vcpu.length, kind
+            vcpu.advance(vcpu.length)
 
     def run(self, cycles=10_000_000):
         """Run until HLT or triple fault; a guest that does neither fails the test."""
-        self.engine.set_time_budget(cycles)
+        self.vcpu.set_time_budget(cycles)
         self.on.setdefault(Exit.BOUNDARY, self._late)
-        self.engine.run(self.handle)
+        self.vcpu.run(self.handle)
         return self
 
     def _late(self):
-        raise AssertionError(f"the guest loops at {self.engine.regs[Reg.RIP]:#x}")
+        raise AssertionError(f"the guest loops at {self.vcpu.regs[Reg.RIP]:#x}")
 
     def reg(self, name):
         """A register by name."""
-        return self.engine.regs[Reg[name]]
+        return self.vcpu.regs[Reg[name]]
 
     def frame(self, *, error_code=False):
         """What the processor pushed: RIP, CS, RFLAGS, RSP, SS, and the error code."""
-        words = struct.unpack("<6Q", self.engine.read(self.reg("RSP"), 48))
+        words = struct.unpack("<6Q", self.vcpu.read(self.reg("RSP"), 48))
         code, rest = (words[0], words[1:]) if error_code else (None, words[:5])
         return dict(zip(("rip", "cs", "rflags", "rsp", "ss"), rest, strict=True)) | {"code": code}
 

@@ -38,12 +38,17 @@ def plan(**changes):
     return place.Plan(**{**fields, **changes})
 
 
-class FakeEngine:
+class FakeMemory:
+    def __init__(self, size):
+        self.ram = memoryview(bytearray(size))
+        self.shared_ram = self.ram
+
+
+class FakeVcpu:
     """Memory and the registers that the loader sets."""
 
     def __init__(self, memory):
-        self.ram = memoryview(bytearray(memory))
-        self.shared_ram = self.ram
+        self.memory = FakeMemory(memory)
         self.regs = [1] * 17
         self.rflags = 0
         self.crs, self.msrs, self.segments = {}, {}, {}
@@ -182,25 +187,25 @@ def test_what_does_not_fit_is_refused(memory, changes, message):
 
 
 def test_load_fills_memory_and_starts_at_the_entry():
-    engine = FakeEngine(128 * MIB)
-    where = place.load(engine, plan(unaccepted=32 * MIB))
-    ram = engine.ram
+    vcpu = FakeVcpu(128 * MIB)
+    where = place.load(vcpu, plan(unaccepted=32 * MIB))
+    ram = vcpu.memory.ram
     assert ram[16 * MIB : 16 * MIB + 6] == b"kernel"
     assert ram[where.initrd : where.initrd + 5000] == b"x" * 5000
     assert bytes(ram[0x20000:0x2000E]) == b"console=ttyS0\0"
     assert bytes(ram[0xE0000:0xE0008]) == b"RSD PTR "
     assert bytes(ram[0x101C0:0x101C4]) == b"EL64"
-    assert engine.regs[16] == 16 * MIB
-    assert engine.regs[6] == 0x10000
-    assert engine.crs[3] == gpamap.PAGE_TABLES
-    assert engine.segments["cs"].selector == 0x10
-    assert engine.segments["cs"].attributes & 0x20_0000  # 64-bit code
+    assert vcpu.regs[16] == 16 * MIB
+    assert vcpu.regs[6] == 0x10000
+    assert vcpu.crs[3] == gpamap.PAGE_TABLES
+    assert vcpu.segments["cs"].selector == 0x10
+    assert vcpu.segments["cs"].attributes & 0x20_0000  # 64-bit code
 
 
 def test_the_command_line_must_fit():
-    engine = FakeEngine(128 * MIB)
+    vcpu = FakeVcpu(128 * MIB)
     with pytest.raises(BadMachineError, match="3000 bytes; this kernel takes 2047"):
-        place.load(engine, plan(command_line="x" * 3000))
+        place.load(vcpu, plan(command_line="x" * 3000))
 
 
 # Page tables

@@ -43,21 +43,21 @@ def run(instruction, *, host=None):
     """Run one instruction with RBX = DATA; by the CPU, or by the host if one is given."""
     source = f"mov rbx, {DATA}\nhlt\n{instruction}\nhlt"
     guest = BareGuest(source)
-    engine = guest.engine
+    vcpu = guest.vcpu
     with guest:
-        engine.ram[DATA : DATA + 8] = VALUE.to_bytes(8, "little")
+        vcpu.memory.ram[DATA : DATA + 8] = VALUE.to_bytes(8, "little")
         guest.run()
-        engine.advance(1)
+        vcpu.advance(1)
         for register in (Reg.RAX, Reg.RCX, Reg.RDX):
-            engine.regs[register] = START
+            vcpu.regs[register] = START
         if host is None:
             guest.run()
             done = True
         else:
             info = VeInfo(ExitReason.EPT_VIOLATION, 0, DATA, DATA)
-            done = ParavirtCalls(engine, host).carry_out(info)
-        registers = [int(value) for value in engine.regs]
-        return done, registers, bytes(engine.ram[DATA : DATA + 8])
+            done = ParavirtCalls(vcpu, host).carry_out(info)
+        registers = [int(value) for value in vcpu.regs]
+        return done, registers, bytes(vcpu.memory.ram[DATA : DATA + 8])
 
 
 LOADS = (
@@ -118,7 +118,7 @@ def test_a_refused_call_leaves_the_instruction_to_trap():
     assert registers[Reg.RAX] == START
 
 
-class FakeEngine:
+class FakeVcpu:
     """An engine at an instruction of 2 bytes that is no memory access."""
 
     vectoring = None
@@ -144,49 +144,49 @@ def access(*, is_in, size, is_string=False):
     [(1, START & ~0xFF | 0x11), (2, START & ~0xFFFF | 0x2211), (4, 0x44332211)],
 )
 def test_in_fills_the_part_of_rax_it_names(size, expected):
-    engine = FakeEngine(access(is_in=True, size=size))
+    vcpu = FakeVcpu(access(is_in=True, size=size))
     host = FakeHost()
-    assert ParavirtCalls(engine, host).carry_out(VeInfo(ExitReason.IO_INSTRUCTION, length=2))
-    assert engine.regs[Reg.RAX] == expected
-    assert engine.advanced == 2
+    assert ParavirtCalls(vcpu, host).carry_out(VeInfo(ExitReason.IO_INSTRUCTION, length=2))
+    assert vcpu.regs[Reg.RAX] == expected
+    assert vcpu.advanced == 2
     assert host.calls == [(TdVmCall.IO, size, 0, 0x3F8, 0)]
 
 
 def test_out_sends_the_part_of_rax_it_names():
-    engine = FakeEngine(access(is_in=False, size=2))
+    vcpu = FakeVcpu(access(is_in=False, size=2))
     host = FakeHost()
-    assert ParavirtCalls(engine, host).carry_out(VeInfo(ExitReason.IO_INSTRUCTION, length=2))
+    assert ParavirtCalls(vcpu, host).carry_out(VeInfo(ExitReason.IO_INSTRUCTION, length=2))
     assert host.calls == [(TdVmCall.IO, 2, 1, 0x3F8, START & 0xFFFF)]
 
 
 def test_string_io_is_left_to_trap():
-    engine = FakeEngine(access(is_in=False, size=1, is_string=True))
+    vcpu = FakeVcpu(access(is_in=False, size=1, is_string=True))
     host = FakeHost()
-    assert not ParavirtCalls(engine, host).carry_out(VeInfo(ExitReason.IO_INSTRUCTION, length=2))
+    assert not ParavirtCalls(vcpu, host).carry_out(VeInfo(ExitReason.IO_INSTRUCTION, length=2))
     assert host.calls == []
 
 
 def test_msr_and_cpuid_calls():
-    engine, host = FakeEngine(), FakeHost()
-    calls = ParavirtCalls(engine, host)
+    vcpu, host = FakeVcpu(), FakeHost()
+    calls = ParavirtCalls(vcpu, host)
     assert calls.carry_out(VeInfo(ExitReason.RDMSR, length=2))
-    assert (engine.regs[Reg.RAX], engine.regs[Reg.RDX]) == (VALUE & 0xFFFFFFFF, VALUE >> 32)
+    assert (vcpu.regs[Reg.RAX], vcpu.regs[Reg.RDX]) == (VALUE & 0xFFFFFFFF, VALUE >> 32)
     assert calls.carry_out(VeInfo(ExitReason.WRMSR, length=2))
     assert host.calls[-1] == (TdVmCall.WRMSR, 0x1B, VALUE, 0, 0)
     assert calls.carry_out(VeInfo(ExitReason.CPUID, length=2))
-    assert [engine.regs[r] for r in (Reg.RAX, Reg.RBX, Reg.RCX, Reg.RDX)] == [1, 2, 3, 4]
-    assert engine.advanced == 6
+    assert [vcpu.regs[r] for r in (Reg.RAX, Reg.RBX, Reg.RCX, Reg.RDX)] == [1, 2, 3, 4]
+    assert vcpu.advanced == 6
 
 
 def test_nothing_is_done_in_the_middle_of_event_delivery():
-    engine, host = FakeEngine(), FakeHost()
-    engine.vectoring = 14
-    assert not ParavirtCalls(engine, host).carry_out(VeInfo(ExitReason.CPUID, length=2))
+    vcpu, host = FakeVcpu(), FakeHost()
+    vcpu.vectoring = 14
+    assert not ParavirtCalls(vcpu, host).carry_out(VeInfo(ExitReason.CPUID, length=2))
     assert host.calls == []
 
 
 def test_other_reasons_are_left_alone():
-    assert not ParavirtCalls(FakeEngine(), FakeHost()).carry_out(VeInfo(ExitReason.HLT, length=1))
+    assert not ParavirtCalls(FakeVcpu(), FakeHost()).carry_out(VeInfo(ExitReason.HLT, length=1))
 
 
 def test_the_guest_of_this_test_stops_where_it_should():

@@ -28,7 +28,7 @@ class Machine:
     """A machine as far as the enforcer looks at it."""
 
     def __init__(self):
-        self.engine = self
+        self.vcpu = self.memory = self
         self.host = None
         self.module = self
         self.devices = Devices()

@@ -59,10 +59,10 @@ def test_a_page_fault_tells_address_and_access(access, code):
         guest.run()
         frame = guest.frame(error_code=True)
         assert frame["code"] == code
-        assert guest.engine.cr(2) == ABSENT + 8
+        assert guest.vcpu.cr(2) == ABSENT + 8
         assert frame["rip"] == (ABSENT + 8 if code == 0x10 else guest.labels["bad"])
         assert not [kind for kind, _ in guest.exits if kind is not Exit.HLT]
-        assert guest.engine.delivered_exceptions() == {14: 1}
+        assert guest.vcpu.delivered_exceptions() == {14: 1}
 
 
 def test_the_second_page_fault_is_a_page_fault():
@@ -71,7 +71,7 @@ def test_the_second_page_fault_is_a_page_fault():
     source += "vec_14: add qword ptr [rsp + 8], 2\n cmp byte ptr [rsp + 8], 0\n add rsp, 8\n iretq"
     with BareGuest(source.replace("[rbx + 8]", "[rbx]")) as guest:
         guest.run()
-        assert guest.engine.delivered_exceptions() == {14: 2}
+        assert guest.vcpu.delivered_exceptions() == {14: 2}
         assert guest.exits[-1][0] is Exit.HLT
 
 
@@ -106,8 +106,8 @@ def test_from_user_mode_the_stack_is_that_of_the_tss():
         frame = guest.frame()
         assert (frame["cs"], frame["ss"], frame["rsp"]) == (USER_CS | 3, USER_SS | 3, USER_STACK)
         assert guest.reg("RSP") == RSP0 - 40
-        assert guest.engine.cpl == 0
-        assert guest.engine.segment("ss").selector == 0
+        assert guest.vcpu.cpl == 0
+        assert guest.vcpu.segment("ss").selector == 0
 
 
 def test_a_page_fault_while_a_page_fault_is_delivered_is_a_double_fault():
@@ -130,7 +130,7 @@ def test_a_missing_gate_while_a_page_fault_is_delivered_is_a_double_fault():
 def test_a_missing_gate_while_an_interrupt_is_delivered_is_told_as_such():
     """Section 6.13: IDT and EXT bits of the error code; a benign first event gives no #DF."""
     with BareGuest("1: jmp 1b\nvec_13: hlt\nvec_11: hlt") as guest:
-        guest.engine.deliver_interrupt(0x60)
+        guest.vcpu.deliver_interrupt(0x60)
         guest.run()
         # A gate of type 0 is no gate at all: #GP, not #NP (section 6.14.1).
         assert guest.at("vec_13")
@@ -148,10 +148,10 @@ def test_without_any_gate_there_is_a_triple_fault(source):
 def test_an_exception_wanted_is_told_and_can_be_delivered():
     with BareGuest("xor ecx, ecx\n xor edx, edx\nbad: div ecx\nvec_0: hlt") as guest:
         seen = []
-        guest.engine.intercept_exceptions(frozenset({0}))
+        guest.vcpu.intercept_exceptions(frozenset({0}))
         guest.on[Exit.EXCEPTION] = lambda: (
-            seen.append(guest.engine.fault),
-            guest.engine.deliver(guest.engine.fault.vector, guest.engine.fault.error_code),
+            seen.append(guest.vcpu.fault),
+            guest.vcpu.deliver(guest.vcpu.fault.vector, guest.vcpu.fault.error_code),
         )
         guest.run()
         assert seen[0].vector == 0
@@ -162,10 +162,10 @@ def test_an_exception_wanted_is_told_and_can_be_delivered():
 def test_a_double_fault_can_be_told_too():
     source = "mov ebx, ABSENT\n mov rsp, ABSENT\n mov eax, [rbx]\nvec_14: hlt\nvec_8: hlt"
     with BareGuest(source, ist={8: 1}) as guest:
-        guest.engine.intercept_exceptions(frozenset({8}))
-        guest.on[Exit.EXCEPTION] = guest.engine.stop
+        guest.vcpu.intercept_exceptions(frozenset({8}))
+        guest.on[Exit.EXCEPTION] = guest.vcpu.stop
         guest.run()
-        assert guest.engine.fault.vector == 8
+        assert guest.vcpu.fault.vector == 8
 
 
 # Software interrupts.
@@ -212,7 +212,7 @@ def test_the_trap_flag_traps_after_one_instruction():
         guest.run()
         assert guest.at("vec_1")
         assert guest.frame()["rip"] == guest.labels["after"]
-        assert guest.engine.dr(6) & 1 << 14
+        assert guest.vcpu.dr(6) & 1 << 14
 
 
 def test_the_trap_flag_traps_after_an_emulated_instruction():
@@ -238,17 +238,17 @@ vec_1:  hlt
         guest.run()
         assert guest.at("vec_1")
         assert guest.frame()["rip"] == guest.labels["here"]
-        assert guest.engine.dr(6) & 1
+        assert guest.vcpu.dr(6) & 1
 
 
 def test_a_step_is_one_instruction():
     source = "one: nop\ntwo: mov eax, 1\nthree: call four\n nop\nfour: rep stosb\nfive: hlt"
     with BareGuest(source) as guest:
-        guest.engine.regs[Reg.RCX] = 0
+        guest.vcpu.regs[Reg.RCX] = 0
         seen = []
         for _ in range(4):
             seen.append(guest.reg("RIP"))
-            guest.engine.step(guest.handle)
+            guest.vcpu.step(guest.handle)
         assert seen == [guest.labels[name] for name in ("one", "two", "three", "four")]
         assert guest.at("five")
         assert guest.exits == []
@@ -257,33 +257,33 @@ def test_a_step_is_one_instruction():
 def test_a_step_over_an_exit_ends_when_the_handler_has_advanced():
     with BareGuest("one: cpuid\ntwo: rdtsc\nthree: nop") as guest:
         for label in ("two", "three"):
-            guest.engine.step(guest.handle)
+            guest.vcpu.step(guest.handle)
             assert guest.at(label)
         assert [kind for kind, _ in guest.exits] == [Exit.CPUID]
 
 
 def test_a_step_into_an_event_stops_before_its_handler():
     with BareGuest("ud2\nvec_6: nop\n hlt") as guest:
-        guest.engine.step(guest.handle)
+        guest.vcpu.step(guest.handle)
         assert guest.at("vec_6")
 
 
 def test_a_step_of_a_software_interrupt_stops_before_its_handler():
     with BareGuest("int 0x40\nvec_64: nop\n hlt") as guest:
-        guest.engine.step(guest.handle)
+        guest.vcpu.step(guest.handle)
         assert guest.at("vec_64")
 
 
 def test_a_step_delivers_a_waiting_event_and_no_more():
     with BareGuest("nop\nvec_64: nop\n hlt") as guest:
-        guest.engine.deliver_interrupt(64)
-        guest.engine.step(guest.handle)
+        guest.vcpu.deliver_interrupt(64)
+        guest.vcpu.step(guest.handle)
         assert guest.at("vec_64")
 
 
 def test_a_breakpoint_stops_before_its_instruction_once():
     with BareGuest("mov ecx, 3\nhere: dec ecx\n jnz here\n hlt") as guest:
-        guest.engine.set_breakpoints(frozenset({guest.labels["here"]}))
+        guest.vcpu.set_breakpoints(frozenset({guest.labels["here"]}))
         guest.on[Exit.BREAKPOINT] = lambda: None
         guest.run()
         hits = [rip for kind, rip in guest.exits if kind is Exit.BREAKPOINT]
@@ -293,7 +293,7 @@ def test_a_breakpoint_stops_before_its_instruction_once():
 
 def test_a_breakpoint_on_an_instruction_that_exits_stops_once():
     with BareGuest("here: cpuid\n hlt") as guest:
-        guest.engine.set_breakpoints(frozenset({CODE}))
+        guest.vcpu.set_breakpoints(frozenset({CODE}))
         guest.on[Exit.BREAKPOINT] = lambda: None
         guest.run()
         assert [kind for kind, _ in guest.exits] == [Exit.BREAKPOINT, Exit.CPUID, Exit.HLT]
@@ -301,8 +301,8 @@ def test_a_breakpoint_on_an_instruction_that_exits_stops_once():
 
 def test_breakpoints_can_be_removed():
     with BareGuest("here: nop\n hlt") as guest:
-        guest.engine.set_breakpoints(frozenset({CODE, CODE + 1}))
-        guest.engine.set_breakpoints(frozenset())
+        guest.vcpu.set_breakpoints(frozenset({CODE, CODE + 1}))
+        guest.vcpu.set_breakpoints(frozenset())
         guest.run()
         assert [kind for kind, _ in guest.exits] == [Exit.HLT]
 
@@ -324,22 +324,22 @@ vec_6:  nop
         hlt
     """
     with BareGuest(source) as guest:
-        guest.engine.exact_counts(True)
+        guest.vcpu.exact_counts(True)
         guest.run()
-        assert guest.engine.instructions == 9
+        assert guest.vcpu.instructions == 9
 
 
 def test_an_instruction_budget_is_exact():
     with BareGuest("1: inc eax\n jmp 1b") as guest:
-        engine = guest.engine
-        engine.exact_counts(True)
-        engine.regs[Reg.RAX] = 0
+        vcpu = guest.vcpu
+        vcpu.exact_counts(True)
+        vcpu.regs[Reg.RAX] = 0
         for count in (1, 2, 99):
-            before = engine.instructions
-            engine.set_instruction_budget(count)
-            guest.on[Exit.BOUNDARY] = engine.stop
-            engine.run(guest.handle)
-            assert engine.instructions - before == count
+            before = vcpu.instructions
+            vcpu.set_instruction_budget(count)
+            guest.on[Exit.BOUNDARY] = vcpu.stop
+            vcpu.run(guest.handle)
+            assert vcpu.instructions - before == count
         assert guest.reg("RAX") == 51
 
 
@@ -349,12 +349,12 @@ def test_an_instruction_budget_is_exact():
 def window_rip(source, *, flags=2):
     """RIP of the interrupt window that is asked for before the first instruction."""
     with BareGuest(source) as guest:
-        guest.engine.rflags = flags
-        guest.engine.request_interrupt_window(True)
+        guest.vcpu.rflags = flags
+        guest.vcpu.request_interrupt_window(True)
 
         def window():
-            guest.engine.request_interrupt_window(False)
-            guest.engine.deliver_interrupt(0x40)
+            guest.vcpu.request_interrupt_window(False)
+            guest.vcpu.deliver_interrupt(0x40)
 
         guest.on[Exit.INTERRUPT_WINDOW] = window
         guest.run()
@@ -382,13 +382,13 @@ def test_sti_holds_interrupts_for_one_instruction():
 def test_sti_and_hlt_wait_for_the_interrupt_in_hlt():
     """The window opens after HLT's exit, with RIP behind it, and not between the two."""
     with BareGuest("sti\n hlt\nhere: nop\n hlt\nvec_64: hlt") as guest:
-        engine = guest.engine
-        engine.request_interrupt_window(True)
-        guest.on[Exit.HLT] = lambda: engine.advance(1)
+        vcpu = guest.vcpu
+        vcpu.request_interrupt_window(True)
+        guest.on[Exit.HLT] = lambda: vcpu.advance(1)
 
         def window():
-            engine.request_interrupt_window(False)
-            engine.stop()
+            vcpu.request_interrupt_window(False)
+            vcpu.stop()
 
         guest.on[Exit.INTERRUPT_WINDOW] = window
         guest.run()
@@ -400,32 +400,32 @@ def test_a_load_of_ss_holds_interrupts_for_one_instruction():
     """Section 6.8.3: blocking by MOV SS."""
     source = f"mov eax, {KERNEL_SS}\n mov ss, ax\nnext: nop\nhere: nop\n hlt\nvec_64: hlt"
     with BareGuest(source) as guest:
-        engine = guest.engine
-        engine.rflags = 0x202
-        engine.step(guest.handle)
-        engine.step(guest.handle)
+        vcpu = guest.vcpu
+        vcpu.rflags = 0x202
+        vcpu.step(guest.handle)
+        vcpu.step(guest.handle)
         assert guest.at("next")
-        assert engine.interrupt_shadow
-        engine.request_interrupt_window(True)
-        guest.on[Exit.INTERRUPT_WINDOW] = engine.stop
+        assert vcpu.interrupt_shadow
+        vcpu.request_interrupt_window(True)
+        guest.on[Exit.INTERRUPT_WINDOW] = vcpu.stop
         guest.run()
         assert guest.at("here")
 
 
 def test_a_boundary_is_reported_inside_a_shadow():
     with BareGuest("sti\nhere: nop\n hlt") as guest:
-        engine = guest.engine
-        engine.step(guest.handle)
-        engine.request_boundary()
-        guest.on[Exit.BOUNDARY] = engine.stop
-        engine.run(guest.handle)
+        vcpu = guest.vcpu
+        vcpu.step(guest.handle)
+        vcpu.request_boundary()
+        guest.on[Exit.BOUNDARY] = vcpu.stop
+        vcpu.run(guest.handle)
         assert guest.at("here")
-        assert engine.interrupt_shadow
+        assert vcpu.interrupt_shadow
 
 
 def test_an_interrupt_pushes_no_error_code():
     with BareGuest("here: nop\nvec_14: hlt") as guest:
-        guest.engine.deliver_interrupt(14)
+        guest.vcpu.deliver_interrupt(14)
         guest.run()
         assert guest.reg("RSP") == STACK - 40
 
@@ -437,25 +437,25 @@ def test_an_nmi_blocks_further_ones_until_iret():
     """Section 6.7.1."""
     source = "here: nop\n hlt\nvec_2: nop\n iretq"
     with BareGuest(source) as guest:
-        engine = guest.engine
-        engine.deliver_nmi()
-        assert engine.nmi_blocked
-        engine.step(guest.handle)
+        vcpu = guest.vcpu
+        vcpu.deliver_nmi()
+        assert vcpu.nmi_blocked
+        vcpu.step(guest.handle)
         assert guest.at("vec_2")
-        engine.step(guest.handle)
-        assert engine.nmi_blocked
-        engine.step(guest.handle)
+        vcpu.step(guest.handle)
+        assert vcpu.nmi_blocked
+        vcpu.step(guest.handle)
         assert guest.at("here")
-        assert not engine.nmi_blocked
+        assert not vcpu.nmi_blocked
 
 
 def test_the_nmi_window_opens_after_the_iret():
     source = "here: nop\n hlt\nvec_2: cpuid\n nop\n iretq"
     with BareGuest(source) as guest:
-        engine = guest.engine
-        engine.deliver_nmi()
-        guest.on[Exit.CPUID] = lambda: (engine.request_nmi_window(True), engine.advance(2))
-        guest.on[Exit.NMI_WINDOW] = engine.stop
+        vcpu = guest.vcpu
+        vcpu.deliver_nmi()
+        guest.on[Exit.CPUID] = lambda: (vcpu.request_nmi_window(True), vcpu.advance(2))
+        guest.on[Exit.NMI_WINDOW] = vcpu.stop
         guest.run()
         assert [kind for kind, _ in guest.exits] == [Exit.CPUID, Exit.NMI_WINDOW]
         assert guest.at("here")
@@ -465,25 +465,25 @@ def test_the_nmi_window_opens_in_the_handler_of_a_fault_of_the_iret():
     """Section 6.7.1: IRET unblocks NMIs even if it faults."""
     source = "nop\nvec_2: mov dword ptr [rsp + 8], 0x58\nbad: iretq\nvec_13: nop\n hlt"
     with BareGuest(source) as guest:
-        engine = guest.engine
-        engine.deliver_nmi()
-        engine.request_nmi_window(True)
-        guest.on[Exit.NMI_WINDOW] = engine.stop
+        vcpu = guest.vcpu
+        vcpu.deliver_nmi()
+        vcpu.request_nmi_window(True)
+        guest.on[Exit.NMI_WINDOW] = vcpu.stop
         guest.run()
         assert guest.at("vec_13")
 
 
 def test_the_nmi_window_is_open_at_once_when_nothing_blocks():
     with BareGuest("here: nop\n hlt") as guest:
-        guest.engine.request_nmi_window(True)
-        guest.on[Exit.NMI_WINDOW] = guest.engine.stop
+        guest.vcpu.request_nmi_window(True)
+        guest.on[Exit.NMI_WINDOW] = guest.vcpu.stop
         guest.run()
         assert guest.reg("RIP") == CODE
 
 
 def test_an_nmi_takes_its_own_stack():
     with BareGuest("nop\nvec_2: hlt", ist={2: 2}) as guest:
-        guest.engine.deliver_nmi()
+        guest.vcpu.deliver_nmi()
         guest.run()
         assert guest.reg("RSP") == IST[1] - 40
 
@@ -494,18 +494,18 @@ def test_an_nmi_takes_its_own_stack():
 def test_an_event_whose_delivery_exits_is_delivered_again():
     """The handler makes the stack's page reachable; the event must not be lost."""
     with BareGuest("int 0x40\n hlt\nvec_64: hlt") as guest:
-        engine = guest.engine
-        guest.map(STACK - 0x1000, engine.shared_bit | STACK - 0x1000 | 7)
+        vcpu = guest.vcpu
+        guest.map(STACK - 0x1000, guest.memory.shared_bit | STACK - 0x1000 | 7)
         seen = []
 
         def serve():
-            seen.append((engine.vectoring, engine.ept.gpa))
+            seen.append((vcpu.vectoring, vcpu.ept.gpa))
             guest.map(STACK - 0x1000, STACK - 0x1000 | 7)
 
         guest.on[Exit.EPT_VIOLATION] = serve
         guest.run()
         assert guest.at("vec_64")
-        assert seen == [(64, engine.shared_bit | STACK - 8)]
+        assert seen == [(64, guest.memory.shared_bit | STACK - 8)]
         assert guest.frame()["rip"] == CODE + 2
 
 
@@ -525,9 +525,9 @@ def test_an_exception_during_delivery_is_combined(first, second, outcome):
     source = f"xor edx, edx\n xor ecx, ecx\n mov ebx, ABSENT\n {first}\n{gates}"
     source += "vec_20: hlt\nvec_8: hlt\nvec_13: hlt"
     with BareGuest(source, ist={20: 1, 8: 1, 13: 1}) as guest:
-        engine = guest.engine
-        guest.map(STACK - 0x1000, engine.shared_bit | STACK - 0x1000 | 7)
-        guest.on[Exit.EPT_VIOLATION] = lambda: engine.deliver(second, 0)
+        vcpu = guest.vcpu
+        guest.map(STACK - 0x1000, guest.memory.shared_bit | STACK - 0x1000 | 7)
+        guest.on[Exit.EPT_VIOLATION] = lambda: vcpu.deliver(second, 0)
         guest.run()
         assert guest.at(outcome)
 
@@ -535,10 +535,10 @@ def test_an_exception_during_delivery_is_combined(first, second, outcome):
 def test_a_fault_during_a_double_fault_is_a_triple_fault():
     source = "mov ebx, ABSENT\n mov rsp, ABSENT\n mov eax, [rbx]\nvec_14: hlt\nvec_8: hlt"
     with BareGuest(source, ist={8: 1}) as guest:
-        engine = guest.engine
+        vcpu = guest.vcpu
         page = IST[0] - 0x1000
-        guest.map(page, engine.shared_bit | page | 7)
-        guest.on[Exit.EPT_VIOLATION] = lambda: engine.deliver(20)
+        guest.map(page, guest.memory.shared_bit | page | 7)
+        guest.on[Exit.EPT_VIOLATION] = lambda: vcpu.deliver(20)
         guest.run()
         assert [kind for kind, _ in guest.exits] == [Exit.EPT_VIOLATION, Exit.TRIPLE_FAULT]
 
@@ -572,40 +572,40 @@ def test_state_is_exact_at_every_boundary():
     """At every boundary of a loop RIP, registers and memory belong together."""
     source = "mov ebx, DATA\n1: inc rax\n mov [rbx], rax\n inc rcx\n jmp 1b\nvec_64: hlt"
     with BareGuest(source) as guest:
-        engine = guest.engine
-        engine.exact_counts(True)
+        vcpu = guest.vcpu
+        vcpu.exact_counts(True)
         for count in range(1, 30):
-            engine.regs[Reg.RIP] = CODE
-            engine.regs[Reg.RAX] = engine.regs[Reg.RCX] = 0
-            engine.ram[DATA : DATA + 8] = bytes(8)
-            engine.set_instruction_budget(count)
-            guest.on[Exit.BOUNDARY] = engine.stop
-            engine.run(guest.handle)
+            vcpu.regs[Reg.RIP] = CODE
+            vcpu.regs[Reg.RAX] = vcpu.regs[Reg.RCX] = 0
+            guest.memory.ram[DATA : DATA + 8] = bytes(8)
+            vcpu.set_instruction_budget(count)
+            guest.on[Exit.BOUNDARY] = vcpu.stop
+            vcpu.run(guest.handle)
             done, part = divmod(count - 1, 4)
             rax = done + (part >= 1)
             stored = done + (part >= 2)
             assert guest.reg("RAX") == rax
-            assert int.from_bytes(engine.ram[DATA : DATA + 8], "little") == stored
+            assert int.from_bytes(guest.memory.ram[DATA : DATA + 8], "little") == stored
             assert guest.reg("RCX") == done + (part >= 3)
 
 
 def test_segment_registers_read_back_what_was_set():
     with BareGuest("hlt") as guest:
         value = Segment(0x33, 0x1234_5678_9ABC, 0xFFFFF, 0xC0F300)
-        guest.engine.set_segment("gs", value)
-        assert guest.engine.segment("gs") == value
-        assert guest.engine.msr(0xC0000101) == 0x1234_5678_9ABC
+        guest.vcpu.set_segment("gs", value)
+        assert guest.vcpu.segment("gs") == value
+        assert guest.vcpu.msr(0xC0000101) == 0x1234_5678_9ABC
 
 
 def test_a_fault_during_delivery_that_exits_has_the_right_error_code():
     """Section 6.13: the IDT entry's index is vector * 8; EXT is not set for INT n."""
     with BareGuest("int 0x40\nvec_13: hlt") as guest:
-        engine = guest.engine
-        engine.intercept_exceptions(frozenset({13}))
+        vcpu = guest.vcpu
+        vcpu.intercept_exceptions(frozenset({13}))
         vectoring = []
-        guest.on[Exit.EXCEPTION] = lambda: (vectoring.append(engine.vectoring), engine.stop())
+        guest.on[Exit.EXCEPTION] = lambda: (vectoring.append(vcpu.vectoring), vcpu.stop())
         guest.run()
-        assert engine.fault == (13, 0x40 * 8 + 2)
+        assert vcpu.fault == (13, 0x40 * 8 + 2)
         assert vectoring == [0x40]
 
 
@@ -613,10 +613,10 @@ def test_a_guest_that_does_nothing_but_fault_is_stopped():
     """The page fault's handler cannot be fetched: no instruction is ever executed."""
     with BareGuest("mov ebx, ABSENT\n mov eax, [rbx]\nvec_14: hlt", ist={14: 1}) as guest:
         guest.gate(14, ABSENT, ist=1)
-        guest.on[Exit.BOUNDARY] = guest.engine.stop
+        guest.on[Exit.BOUNDARY] = guest.vcpu.stop
         guest.run(cycles=1_000_000)
         assert guest.exits[-1] == (Exit.BOUNDARY, ABSENT)
-        assert guest.engine.delivered_exceptions()[14] > 1000
+        assert guest.vcpu.delivered_exceptions()[14] > 1000
 
 
 ENTERED = """
@@ -633,7 +633,7 @@ entered: nop
 
 def watching(guest, *labels):
     """Watch functions; addresses of the guest are in the user half, and so are all told of."""
-    guest.engine.watch_entries(frozenset(guest.labels[label] for label in labels))
+    guest.vcpu.watch_entries(frozenset(guest.labels[label] for label in labels))
     guest.on[Exit.ENTRY] = lambda: None
 
 
@@ -644,24 +644,24 @@ def entries(guest):
 @pytest.mark.parametrize("counted", [False, True])
 def test_code_in_the_user_half_at_cpl_0_is_told_of(counted):
     with BareGuest(ENTERED) as guest:
-        guest.engine.exact_counts(counted)
+        guest.vcpu.exact_counts(counted)
         guest.run()
-        instructions, cycles = guest.engine.instructions, guest.engine.cycles
+        instructions, cycles = guest.vcpu.instructions, guest.vcpu.cycles
         assert entries(guest) == []
     with BareGuest(ENTERED) as guest:
-        guest.engine.exact_counts(counted)
+        guest.vcpu.exact_counts(counted)
         watching(guest)
         guest.run()
         # Each block once, and neither count nor time shows that it was.
         assert entries(guest)[:3] == [CODE, guest.labels["entered"], guest.labels["again"] + 5]
-        assert guest.engine.instructions == instructions
-        assert guest.engine.cycles == cycles
+        assert guest.vcpu.instructions == instructions
+        assert guest.vcpu.cycles == cycles
 
 
 def test_entries_are_no_longer_told_of():
     with BareGuest(ENTERED) as guest:
         watching(guest, "entered")
-        guest.engine.watch_entries(None)
+        guest.vcpu.watch_entries(None)
         guest.run()
         assert entries(guest) == []
 
@@ -669,11 +669,11 @@ def test_entries_are_no_longer_told_of():
 def test_an_entry_that_is_stepped_over_is_told_of_once():
     with BareGuest(ENTERED) as guest:
         watching(guest, "entered")
-        guest.engine.step(guest.handle)
+        guest.vcpu.step(guest.handle)
         assert entries(guest) == [CODE]
         assert guest.reg("RCX") == 2
 
 
 def test_more_entries_than_there_is_room_for():
     with BareGuest("hlt") as guest, pytest.raises(ValueError, match="501 entries"):
-        guest.engine.watch_entries(frozenset(range(501)))
+        guest.vcpu.watch_entries(frozenset(range(501)))

@@ -56,12 +56,12 @@ SPEC_CTRL, TSC = 0x48, 0x10
 def test_an_exit_is_before_its_instruction(instruction, kind, length):
     source = f"mov ecx, 0\n mov esi, DATA\n nop\nhere: {instruction}\nafter: hlt"
     with BareGuest(source) as guest:
-        engine = guest.engine
+        vcpu = guest.vcpu
         lengths = []
 
         def note():
-            lengths.append(engine.length)
-            engine.advance(engine.length)
+            lengths.append(vcpu.length)
+            vcpu.advance(vcpu.length)
 
         guest.on[kind] = note
         guest.run()
@@ -88,10 +88,10 @@ def test_an_exit_is_before_its_instruction(instruction, kind, length):
 def test_port_accesses_are_described(instruction, expected):
     source = f"mov edx, 0x3f8\n mov ecx, 2\n mov esi, DATA\n mov edi, DATA\n {instruction}"
     with BareGuest(source) as guest:
-        guest.on[Exit.IO] = guest.engine.stop
+        guest.on[Exit.IO] = guest.vcpu.stop
         guest.run()
-        assert guest.engine.io == expected
-        assert guest.engine.io == expected  # also when it comes from the cache
+        assert guest.vcpu.io == expected
+        assert guest.vcpu.io == expected  # also when it comes from the cache
 
 
 def test_a_repeated_port_access_of_nothing_does_not_exit():
@@ -103,10 +103,10 @@ def test_a_repeated_port_access_of_nothing_does_not_exit():
 def test_a_port_access_across_a_page_boundary_is_described():
     source = "jmp there\n .org 0xfff, 0x90\nthere: in ax, dx"
     with BareGuest(source) as guest:
-        guest.engine.regs[Reg.RDX] = 0x1234
-        guest.on[Exit.IO] = guest.engine.stop
+        guest.vcpu.regs[Reg.RDX] = 0x1234
+        guest.on[Exit.IO] = guest.vcpu.stop
         guest.run()
-        assert guest.engine.io == IoAccess(0x1234, 2, True, False, False, False, 2)
+        assert guest.vcpu.io == IoAccess(0x1234, 2, True, False, False, False, 2)
 
 
 # Privilege.
@@ -126,10 +126,10 @@ def test_a_privileged_instruction_of_the_user_is_a_fault_not_an_exit(instruction
 
 def test_cpuid_of_the_user_exits():
     with BareGuest("to_user user\nuser: cpuid\nvec_13: hlt") as guest:
-        guest.on[Exit.CPUID] = guest.engine.stop
+        guest.on[Exit.CPUID] = guest.vcpu.stop
         guest.run()
         assert guest.at("user")
-        assert guest.engine.cpl == 3
+        assert guest.vcpu.cpl == 3
 
 
 @pytest.mark.parametrize(
@@ -140,11 +140,11 @@ def test_user_port_io_needs_iopl_or_the_bitmap(iopl, bitmap, allowed):
     """Volume 1, section 19.5."""
     source = f"to_user user, {0x2 | iopl << 12}\nuser: in al, 0\nvec_13: hlt"
     with BareGuest(source) as guest:
-        engine = guest.engine
+        vcpu = guest.vcpu
         if bitmap is not None:
-            engine.ram[TSS + 0x68 : TSS + 0x6A] = bitmap
-            engine.set_segment("tr", engine.segment("tr")._replace(limit=0x69))
-        guest.on[Exit.IO] = engine.stop
+            guest.memory.ram[TSS + 0x68 : TSS + 0x6A] = bitmap
+            vcpu.set_segment("tr", vcpu.segment("tr")._replace(limit=0x69))
+        guest.on[Exit.IO] = vcpu.stop
         guest.run()
         assert (guest.exits[-1][0] is Exit.IO) is allowed
 
@@ -168,10 +168,10 @@ SYSCALL_SETUP = f"""
 
 def syscall_guest(source, *, efer=EFER_SCE):
     guest = BareGuest(source)
-    engine = guest.engine
+    vcpu = guest.vcpu
     for index in (STAR, LSTAR, FMASK, KERNEL_GS_BASE):
-        engine.native_msr(index, read=True, write=True)
-    engine.set_msr(EFER, engine.msr(EFER) | efer)
+        vcpu.native_msr(index, read=True, write=True)
+    vcpu.set_msr(EFER, vcpu.msr(EFER) | efer)
     return guest
 
 
@@ -179,14 +179,14 @@ def test_syscall_and_sysret():
     source = SYSCALL_SETUP + "to_user user, 0x247\nuser: syscall\nback: ud2\n"
     source += "entry: cpuid\n sysretq\nvec_6: hlt"
     with syscall_guest(source) as guest:
-        engine = guest.engine
+        vcpu = guest.vcpu
         seen = {}
 
         def entry():
             seen.update(rcx=guest.reg("RCX"), r11=guest.reg("R11"), rsp=guest.reg("RSP"))
-            seen.update(cpl=engine.cpl, cs=engine.segment("cs").selector)
-            seen.update(ss=engine.segment("ss").selector, rflags=engine.rflags)
-            engine.advance(2)
+            seen.update(cpl=vcpu.cpl, cs=vcpu.segment("cs").selector)
+            seen.update(ss=vcpu.segment("ss").selector, rflags=vcpu.rflags)
+            vcpu.advance(2)
 
         guest.on[Exit.CPUID] = entry
         guest.run()
@@ -251,15 +251,15 @@ user:   sysenter
 entry:  hlt
     """
     with BareGuest(source) as guest:
-        engine = guest.engine
-        engine.set_msr(0x174, KERNEL_CS)
-        engine.set_msr(0x175, STACK - 0x100)
-        engine.set_msr(0x176, guest.labels["entry"])
+        vcpu = guest.vcpu
+        vcpu.set_msr(0x174, KERNEL_CS)
+        vcpu.set_msr(0x175, STACK - 0x100)
+        vcpu.set_msr(0x176, guest.labels["entry"])
         guest.run()
         assert guest.at("entry")
         assert guest.reg("RSP") == STACK - 0x100
-        assert (engine.cpl, engine.rflags & 0x200) == (0, 0)
-        assert engine.segment("cs").selector == KERNEL_CS
+        assert (vcpu.cpl, vcpu.rflags & 0x200) == (0, 0)
+        assert vcpu.segment("cs").selector == KERNEL_CS
 
 
 def test_sysenter_without_a_selector_is_a_fault():
@@ -271,13 +271,13 @@ def test_sysenter_without_a_selector_is_a_fault():
 def test_swapgs():
     source = "swapgs\n rdgsbase rax\n swapgs\n rdgsbase rbx\n hlt"
     with BareGuest(source) as guest:
-        engine = guest.engine
-        engine.set_cr(4, engine.cr(4) | 1 << 16)
-        engine.set_msr(GS_BASE, 0x1111)
-        engine.set_msr(KERNEL_GS_BASE, 0x2222)
+        vcpu = guest.vcpu
+        vcpu.set_cr(4, vcpu.cr(4) | 1 << 16)
+        vcpu.set_msr(GS_BASE, 0x1111)
+        vcpu.set_msr(KERNEL_GS_BASE, 0x2222)
         guest.run()
         assert (guest.reg("RAX"), guest.reg("RBX")) == (0x2222, 0x1111)
-        assert engine.msr(GS_BASE) == 0x1111
+        assert vcpu.msr(GS_BASE) == 0x1111
 
 
 # MSRs.
@@ -287,22 +287,22 @@ def test_swapgs():
 def test_a_native_msr_keeps_what_is_written(index):
     source = f"mov ecx, {index}\n mov eax, 0x1234\n mov edx, 1\n wrmsr\n xor eax, eax\n rdmsr\n hlt"
     with BareGuest(source) as guest:
-        guest.engine.native_msr(index, read=True, write=True)
+        guest.vcpu.native_msr(index, read=True, write=True)
         guest.run()
         assert [kind for kind, _ in guest.exits] == [Exit.HLT]
         assert (guest.reg("RAX"), guest.reg("RDX")) == (0x1234, 1)
-        assert guest.engine.msr(index) == 0x100001234
+        assert guest.vcpu.msr(index) == 0x100001234
 
 
 @pytest.mark.parametrize("index", [LSTAR, SPEC_CTRL])
 def test_reads_and_writes_of_an_msr_are_apart(index):
     source = f"mov ecx, {index}\n rdmsr\nhere: wrmsr\n hlt"
     with BareGuest(source) as guest:
-        guest.engine.native_msr(index, read=True, write=False)
+        guest.vcpu.native_msr(index, read=True, write=False)
         guest.run()
         assert guest.exits[0] == (Exit.WRMSR, guest.labels["here"])
-        guest.engine.native_msr(index, read=False, write=True)
-        guest.engine.regs[Reg.RIP] = CODE
+        guest.vcpu.native_msr(index, read=False, write=True)
+        guest.vcpu.regs[Reg.RIP] = CODE
         guest.exits.clear()
         guest.run()
         assert [kind for kind, _ in guest.exits] == [Exit.RDMSR, Exit.HLT]
@@ -310,8 +310,8 @@ def test_reads_and_writes_of_an_msr_are_apart(index):
 
 def test_a_native_time_stamp_counter_msr_reads_the_virtual_time():
     with BareGuest(f"mov ecx, {TSC}\n rdmsr\n hlt") as guest:
-        guest.engine.native_msr(TSC, read=True, write=False)
-        guest.engine.cycles = 5 << 32
+        guest.vcpu.native_msr(TSC, read=True, write=False)
+        guest.vcpu.cycles = 5 << 32
         guest.run()
         assert guest.reg("RDX") == 5
 
@@ -329,35 +329,35 @@ def test_a_native_time_stamp_counter_msr_reads_the_virtual_time():
 )
 def test_a_watched_bit_exits_with_the_value(setup, instruction):
     with BareGuest(f"{setup}\nhere: {instruction}\n hlt\nvec_13: hlt") as guest:
-        engine = guest.engine
-        engine.watch_cr(0, 1 << 5 | 1 << 3)
-        engine.watch_cr(4, 1 << 13)
-        guest.on[Exit.CR_WRITE] = engine.stop
-        before = engine.cr(0)
+        vcpu = guest.vcpu
+        vcpu.watch_cr(0, 1 << 5 | 1 << 3)
+        vcpu.watch_cr(4, 1 << 13)
+        guest.on[Exit.CR_WRITE] = vcpu.stop
+        before = vcpu.cr(0)
         guest.run()
         if instruction == "lmsw ax":
             assert guest.exits[-1][0] is Exit.HLT  # nothing changes, so nothing exits
             return
-        write = engine.cr_write
+        write = vcpu.cr_write
         assert guest.at("here")
         assert write.value == guest.reg("RAX")
         assert write.length == 3
-        assert engine.cr(0) == before
+        assert vcpu.cr(0) == before
 
 
 def test_clts_is_a_write_to_cr0():
     with BareGuest("mov rax, cr0\n bts eax, 3\n mov cr0, rax\nhere: clts\n hlt") as guest:
-        engine = guest.engine
+        vcpu = guest.vcpu
         guest.run()
-        assert not engine.cr(0) & 8
-        engine.watch_cr(0, 8)
-        guest.engine.regs[Reg.RIP] = CODE
+        assert not vcpu.cr(0) & 8
+        vcpu.watch_cr(0, 8)
+        guest.vcpu.regs[Reg.RIP] = CODE
         writes = []
 
         def note():
-            writes.append((guest.reg("RIP"), engine.cr_write.value & 8))
-            engine.set_cr(0, engine.cr_write.value)
-            engine.advance(engine.cr_write.length)
+            writes.append((guest.reg("RIP"), vcpu.cr_write.value & 8))
+            vcpu.set_cr(0, vcpu.cr_write.value)
+            vcpu.advance(vcpu.cr_write.length)
 
         guest.on[Exit.CR_WRITE] = note
         guest.run()
@@ -404,8 +404,8 @@ def test_the_time_stamp_counter_advances_and_repeats():
     values = []
     for _ in range(2):
         with BareGuest(source, seed=7) as guest:
-            guest.engine.cycles = 1 << 33
-            guest.engine.set_msr(0xC0000103, 77)
+            guest.vcpu.cycles = 1 << 33
+            guest.vcpu.set_msr(0xC0000103, 77)
             guest.run()
             values.append([guest.reg(name) for name in ("RBX", "RSI", "RAX", "RDX", "RCX")])
     assert values[0] == values[1]
@@ -420,7 +420,7 @@ def test_random_numbers_come_from_the_seed(instruction):
     results = []
     for seed in (1, 1, 2):
         with BareGuest(source, seed=seed) as guest:
-            guest.engine.regs[Reg.RCX] = guest.engine.regs[Reg.R9] = (1 << 64) - 1
+            guest.vcpu.regs[Reg.RCX] = guest.vcpu.regs[Reg.R9] = (1 << 64) - 1
             guest.run()
             assert guest.reg("RBX") & 1
             assert guest.reg("RCX") >> 32 == 0
@@ -432,26 +432,26 @@ def test_random_numbers_come_from_the_seed(instruction):
 def test_pause_takes_time_and_does_not_exit():
     with BareGuest("pause\n pause\n hlt") as guest:
         guest.run()
-        assert guest.engine.cycles >= 280
+        assert guest.vcpu.cycles >= 280
         assert [kind for kind, _ in guest.exits] == [Exit.HLT]
 
 
 def test_the_time_budget_ends_a_loop_without_events():
     with BareGuest("1: jmp 1b") as guest:
-        engine = guest.engine
-        guest.on[Exit.BOUNDARY] = engine.stop
+        vcpu = guest.vcpu
+        guest.on[Exit.BOUNDARY] = vcpu.stop
         for cycles in (1, 1000, 0, 12345):
-            before = engine.cycles
-            engine.set_time_budget(cycles)
-            engine.run(guest.handle)
-            assert cycles <= engine.cycles - before <= cycles + 2
+            before = vcpu.cycles
+            vcpu.set_time_budget(cycles)
+            vcpu.run(guest.handle)
+            assert cycles <= vcpu.cycles - before <= cycles + 2
         assert guest.reg("RIP") == CODE
 
 
 def test_no_budget_no_boundary():
     with BareGuest("mov ecx, 100000\n1: loop 1b\n hlt") as guest:
-        guest.engine.set_time_budget(None)
-        guest.engine.run(guest.handle)
+        guest.vcpu.set_time_budget(None)
+        guest.vcpu.run(guest.handle)
         assert [kind for kind, _ in guest.exits] == [Exit.HLT]
 
 
@@ -484,9 +484,9 @@ def test_the_features_name_what_works():
     source = "stac\n xor ecx, ecx\n mov esi, DATA\n mov edi, DATA\n"
     source += "\n".join(groups.values()) + "\n hlt\nvec_6: hlt"
     with BareGuest(source) as guest:
-        engine = guest.engine
-        engine.set_cr(4, engine.cr(4) | 1 << 9 | 1 << 10 | 1 << 16 | 1 << 18 | 1 << 21)
-        features = engine.cpuid_features
+        vcpu = guest.vcpu
+        vcpu.set_cr(4, vcpu.cr(4) | 1 << 9 | 1 << 10 | 1 << 16 | 1 << 18 | 1 << 21)
+        features = vcpu.cpuid_features
         for leaf, subleaf, register, bit in groups:
             assert features[leaf, subleaf, register] >> bit & 1
         guest.run()
@@ -495,31 +495,31 @@ def test_the_features_name_what_works():
 
 def test_bmi_is_announced_once_it_works():
     with BareGuest("hlt") as guest:
-        engine = guest.engine
+        vcpu = guest.vcpu
         bmi = 1 << 3 | 1 << 8
-        assert not engine.cpuid_features[7, 0, "ebx"] & bmi
-        engine.set_cr(4, engine.cr(4) | 1 << 9)
-        assert engine.cpuid_features[7, 0, "ebx"] & bmi == bmi
+        assert not vcpu.cpuid_features[7, 0, "ebx"] & bmi
+        vcpu.set_cr(4, vcpu.cr(4) | 1 << 9)
+        assert vcpu.cpuid_features[7, 0, "ebx"] & bmi == bmi
 
 
 def test_the_length_is_known_at_the_end_of_mapped_memory():
     """Only the instruction itself is mapped; the next page is not."""
     with BareGuest("hlt") as guest:
-        engine = guest.engine
-        engine.ram[0x3FFFFE:0x400000] = b"\x0f\xa2"
-        engine.set_segment("cs", engine.segment("cs"))
-        engine.regs[Reg.RIP] = 0x3FFFFE
-        guest.on[Exit.CPUID] = engine.stop
+        vcpu = guest.vcpu
+        guest.memory.ram[0x3FFFFE:0x400000] = b"\x0f\xa2"
+        vcpu.set_segment("cs", vcpu.segment("cs"))
+        vcpu.regs[Reg.RIP] = 0x3FFFFE
+        guest.on[Exit.CPUID] = vcpu.stop
         guest.run()
-        assert engine.length == 2
+        assert vcpu.length == 2
 
 
 def test_efer_reads_back():
     with BareGuest("hlt") as guest:
-        assert guest.engine.msr(EFER) == EFER_LME | EFER_LMA | EFER_NXE
+        assert guest.vcpu.msr(EFER) == EFER_LME | EFER_LMA | EFER_NXE
 
 
 def test_data_and_absent_are_what_the_tests_take_them_for():
     with BareGuest("hlt") as guest:
-        assert guest.engine.translate(DATA) == DATA
-        assert guest.engine.translate(ABSENT) is None
+        assert guest.vcpu.translate(DATA) == DATA
+        assert guest.vcpu.translate(ABSENT) is None

@@ -28,15 +28,15 @@ def violation_of(instruction, *, gla=DATA + 0x18, gpa=SHARED | DATA, setup=""):
     """The EPT violation of one access to a page that the guest maps to `gpa`."""
     with BareGuest(f"mov ebx, {gla}\n {setup}\nhere: {instruction}\n hlt") as guest:
         guest.map(gla & ~0xFFF, gpa | 7)
-        guest.engine.set_cr(4, guest.engine.cr(4) | 1 << 9)  # OSFXSR
-        guest.on[Exit.EPT_VIOLATION] = guest.engine.stop
+        guest.vcpu.set_cr(4, guest.vcpu.cr(4) | 1 << 9)  # OSFXSR
+        guest.on[Exit.EPT_VIOLATION] = guest.vcpu.stop
         guest.run()
         if guest.exits[-1][0] is Exit.HLT:
             return None
-        if not guest.engine.ept.is_fetch:
+        if not guest.vcpu.ept.is_fetch:
             assert guest.at("here")
-        assert guest.engine.vectoring is None
-        return guest.engine.ept
+        assert guest.vcpu.vectoring is None
+        return guest.vcpu.ept
 
 
 @pytest.mark.parametrize(
@@ -89,33 +89,33 @@ def test_an_access_across_pages_tells_the_page_that_is_missing():
 def test_a_violation_through_a_large_page(large):
     with BareGuest("mov ebx, 0x600000 + 0x1234\n mov [rbx], eax\n hlt") as guest:
         at = TABLES + 0x3000 + 3 * 8
-        guest.engine.ram[at : at + 8] = struct.pack("<Q", SHARED | 0x600000 | 0x87)
+        guest.memory.ram[at : at + 8] = struct.pack("<Q", SHARED | 0x600000 | 0x87)
         if large:
-            guest.engine.set_private(0x600000, 2 << 20, PageState.ABSENT)
-            guest.engine.ram[at : at + 8] = struct.pack("<Q", 0x600000 | 0x87)
-        guest.on[Exit.EPT_VIOLATION] = guest.engine.stop
+            guest.memory.set_private(0x600000, 2 << 20, PageState.ABSENT)
+            guest.memory.ram[at : at + 8] = struct.pack("<Q", 0x600000 | 0x87)
+        guest.on[Exit.EPT_VIOLATION] = guest.vcpu.stop
         guest.run()
-        assert guest.engine.ept.gpa == (0 if large else SHARED) | 0x601234
-        assert guest.engine.ept.gla == 0x601234
+        assert guest.vcpu.ept.gpa == (0 if large else SHARED) | 0x601234
+        assert guest.vcpu.ept.gla == 0x601234
 
 
 @pytest.mark.parametrize("cr3", [0x80000000, 0xFF_FFFF_F000, SHARED | TABLES, 1 << 45])
 def test_page_tables_in_nowhere_are_a_violation(cr3):
     with BareGuest(f"mov rax, {cr3}\n mov cr3, rax\n nop\n hlt") as guest:
-        guest.on[Exit.EPT_VIOLATION] = guest.engine.stop
+        guest.on[Exit.EPT_VIOLATION] = guest.vcpu.stop
         guest.run()
         assert guest.exits[-1][0] is Exit.EPT_VIOLATION
-        assert guest.engine.ept.is_walk
-        assert guest.engine.ept.gpa & ~0xFFF == cr3
+        assert guest.vcpu.ept.is_walk
+        assert guest.vcpu.ept.gpa & ~0xFFF == cr3
 
 
 def test_a_page_table_in_nowhere_is_a_violation_of_its_gpa():
     with BareGuest("mov ebx, 0x400000\n mov eax, [rbx]\n hlt") as guest:
         at = TABLES + 0x3000 + 2 * 8
-        guest.engine.ram[at : at + 8] = struct.pack("<Q", 0x90000000 | 7)
-        guest.on[Exit.EPT_VIOLATION] = guest.engine.stop
+        guest.memory.ram[at : at + 8] = struct.pack("<Q", 0x90000000 | 7)
+        guest.on[Exit.EPT_VIOLATION] = guest.vcpu.stop
         guest.run()
-        violation = guest.engine.ept
+        violation = guest.vcpu.ept
         assert (violation.gpa, violation.gla) == (0x90000000, 0x400000)
         assert violation.is_walk
         assert not violation.is_write
@@ -124,10 +124,10 @@ def test_a_page_table_in_nowhere_is_a_violation_of_its_gpa():
 def test_a_retried_access_sees_the_page_once_it_is_there():
     source = "mov ebx, DATA\n mov eax, [rbx]\n hlt"
     with BareGuest(source) as guest:
-        engine = guest.engine
-        engine.ram[DATA : DATA + 4] = b"\x78\x56\x34\x12"
-        engine.set_private(DATA, PAGE, PageState.ABSENT)
-        guest.on[Exit.EPT_VIOLATION] = lambda: engine.set_private(DATA, PAGE, PageState.MAPPED)
+        memory = guest.memory
+        memory.ram[DATA : DATA + 4] = b"\x78\x56\x34\x12"
+        memory.set_private(DATA, PAGE, PageState.ABSENT)
+        guest.on[Exit.EPT_VIOLATION] = lambda: memory.set_private(DATA, PAGE, PageState.MAPPED)
         guest.run()
         assert guest.reg("RAX") == 0x12345678
         assert [kind for kind, _ in guest.exits] == [Exit.EPT_VIOLATION, Exit.HLT]
@@ -138,22 +138,22 @@ def test_shared_and_private_show_the_same_bytes():
     source = f"mov ebx, DATA\n mov ecx, {alias}\n mov dword ptr [rcx], 77\n mov eax, [rbx]\n hlt"
     with BareGuest(source) as guest:
         guest.map(alias, SHARED | DATA | 7)
-        guest.engine.set_shared(SHARED | DATA, PAGE, PageState.MAPPED)
+        guest.memory.set_shared(SHARED | DATA, PAGE, PageState.MAPPED)
         guest.run()
         assert guest.reg("RAX") == 77
-        assert guest.engine.ram[DATA] == 77
-        assert guest.engine.read(alias, 4) == b"M\0\0\0"
+        assert guest.memory.ram[DATA] == 77
+        assert guest.vcpu.read(alias, 4) == b"M\0\0\0"
 
 
 def test_unmapping_a_page_takes_effect_though_it_was_used():
     source = "mov ebx, DATA\n mov eax, [rbx]\n cpuid\n mov ebx, DATA\nhere: mov eax, [rbx]\n hlt"
     with BareGuest(source) as guest:
-        engine = guest.engine
+        vcpu = guest.vcpu
         guest.on[Exit.CPUID] = lambda: (
-            engine.set_private(DATA, PAGE, PageState.ABSENT),
-            engine.advance(2),
+            guest.memory.set_private(DATA, PAGE, PageState.ABSENT),
+            vcpu.advance(2),
         )
-        guest.on[Exit.EPT_VIOLATION] = engine.stop
+        guest.on[Exit.EPT_VIOLATION] = vcpu.stop
         guest.run()
         assert guest.at("here")
 
@@ -163,31 +163,31 @@ def test_unmapping_a_page_takes_effect_though_it_was_used():
 
 def test_translate_follows_all_page_sizes():
     with BareGuest("hlt") as guest:
-        engine = guest.engine
-        assert engine.translate(0x123456) == 0x123456  # 4 KiB
-        assert engine.translate(0x812345) == 0x812345  # 2 MiB
-        assert engine.translate(HIGH + 0x654321) == 0x654321
-        assert engine.translate(ABSENT) is None
-        assert engine.translate(1 << 47) is None  # not canonical
+        vcpu = guest.vcpu
+        assert vcpu.translate(0x123456) == 0x123456  # 4 KiB
+        assert vcpu.translate(0x812345) == 0x812345  # 2 MiB
+        assert vcpu.translate(HIGH + 0x654321) == 0x654321
+        assert vcpu.translate(ABSENT) is None
+        assert vcpu.translate(1 << 47) is None  # not canonical
         guest.map(DATA, SHARED | 0x5000 | 7)
-        assert engine.translate(DATA + 1) == SHARED | 0x5001
+        assert vcpu.translate(DATA + 1) == SHARED | 0x5001
         at = TABLES + 0x1000 + 8
-        engine.ram[at : at + 8] = struct.pack("<Q", 0x40000000 | 0x83)
-        assert engine.translate(ABSENT + 0x1234567) == 0x41234567  # 1 GiB
+        guest.memory.ram[at : at + 8] = struct.pack("<Q", 0x40000000 | 0x83)
+        assert vcpu.translate(ABSENT + 0x1234567) == 0x41234567  # 1 GiB
 
 
 def test_read_and_write_by_linear_address():
     with BareGuest("hlt") as guest:
-        engine = guest.engine
-        assert engine.write(DATA + 0xFFE, b"abcd")
-        assert engine.read(DATA + 0xFFE, 4) == b"abcd"
-        assert bytes(engine.ram[DATA + 0xFFE : DATA + 0x1002]) == b"abcd"
+        vcpu = guest.vcpu
+        assert vcpu.write(DATA + 0xFFE, b"abcd")
+        assert vcpu.read(DATA + 0xFFE, 4) == b"abcd"
+        assert bytes(guest.memory.ram[DATA + 0xFFE : DATA + 0x1002]) == b"abcd"
         guest.map(DATA + PAGE, 0)
-        assert engine.read(DATA + 0xFFE, 4) is None
-        assert not engine.write(DATA + 0xFFE, b"wxyz")
-        assert engine.read(DATA + 0xFFE, 2) == b"ab"  # nothing of it was written
+        assert vcpu.read(DATA + 0xFFE, 4) is None
+        assert not vcpu.write(DATA + 0xFFE, b"wxyz")
+        assert vcpu.read(DATA + 0xFFE, 2) == b"ab"  # nothing of it was written
         guest.map(DATA, 0x80000000 | 7)
-        assert engine.read(DATA, 1) is None
+        assert vcpu.read(DATA, 1) is None
 
 
 # Code that changes.
@@ -245,7 +245,7 @@ def test_code_written_before_it_is_first_executed_is_what_executes():
         hlt
     """
     with BareGuest(source) as guest:
-        guest.engine.regs[Reg.RAX] = 0
+        guest.vcpu.regs[Reg.RAX] = 0
         guest.run()
         assert guest.exits[-1][0] is Exit.HLT
 
@@ -253,9 +253,9 @@ def test_code_written_before_it_is_first_executed_is_what_executes():
 def test_code_written_from_outside_takes_effect():
     source = "call there\n cpuid\n call there\n hlt\n .org 0x1000\nthere: mov eax, 1\n ret"
     with BareGuest(source) as guest:
-        engine = guest.engine
+        vcpu = guest.vcpu
         at = guest.labels["there"] + 1
-        guest.on[Exit.CPUID] = lambda: (engine.write(at, b"\x05"), engine.advance(2))
+        guest.on[Exit.CPUID] = lambda: (vcpu.write(at, b"\x05"), vcpu.advance(2))
         guest.run()
         assert guest.reg("RAX") == 5
 
@@ -275,7 +275,7 @@ def test_a_change_of_a_page_tables_entry_needs_invlpg_only():
     target = 0x800000 | 0x87
     source = f".set TABLE, {TABLES + 0x3000 + 24}\n .set TARGET, {target}\n" + source
     with BareGuest(source) as guest:
-        guest.engine.ram[0x801000:0x801004] = b"\x09\0\0\0"
+        guest.memory.ram[0x801000:0x801004] = b"\x09\0\0\0"
         guest.run()
         assert guest.reg("RAX") == 9
 
@@ -284,9 +284,9 @@ def test_accessed_and_dirty_bits_are_set():
     source = "mov ebx, DATA\n mov eax, [rbx]\n cpuid\n mov ebx, DATA\n mov [rbx], eax\n hlt"
     with BareGuest(source) as guest:
         at = TABLES + 0x5000 + (DATA >> 12) * 8
-        ram = guest.engine.ram
+        ram = guest.memory.ram
         states = []
-        guest.on[Exit.CPUID] = lambda: (states.append(ram[at]), guest.engine.advance(2))
+        guest.on[Exit.CPUID] = lambda: (states.append(ram[at]), guest.vcpu.advance(2))
         assert ram[at] & 0x60 == 0
         guest.run()
         assert states[0] & 0x60 == 0x20
@@ -324,10 +324,10 @@ def test_user_pages_are_guarded_from_the_supervisor(cr4, source, code):
     with BareGuest(source) as guest:
         for page in range(0, 0x300000, PAGE):
             guest.map(page, page | 3)
-        guest.engine.set_cr(4, guest.engine.cr(4) | cr4)
+        guest.vcpu.set_cr(4, guest.vcpu.cr(4) | cr4)
         guest.run()
         if code is None:
-            assert guest.engine.delivered_exceptions() == {}
+            assert guest.vcpu.delivered_exceptions() == {}
         else:
             assert guest.frame(error_code=True)["code"] == code
 
@@ -381,7 +381,7 @@ def test_tables_follow_any_sequence_of_changes(pages):
 @pytest.mark.parametrize(("gpa", "size"), [(0, RAM + PAGE), (RAM, PAGE), (5, PAGE), (0, 100)])
 def test_only_whole_pages_of_memory_have_a_state(gpa, size):
     with BareGuest("hlt") as guest, pytest.raises(ValueError, match="whole pages"):
-        guest.engine.set_private(gpa, size, PageState.ABSENT)
+        guest.memory.set_private(gpa, size, PageState.ABSENT)
 
 
 @pytest.mark.parametrize("size", [0, -PAGE, 5, PAGE + 1, 1 << 50])
@@ -392,8 +392,8 @@ def test_no_engine_without_a_sane_memory_size(size):
 
 def test_a_guest_of_gigabytes_starts():
     engine = UnicornEngine(8 << 30)
-    engine.ram[(8 << 30) - 1] = 1
-    engine.set_private(7 << 30, PAGE, PageState.ABSENT)
+    engine.memory.ram[(8 << 30) - 1] = 1
+    engine.memory.set_private(7 << 30, PAGE, PageState.ABSENT)
     engine.close()
 
 
@@ -402,7 +402,7 @@ def test_close_can_be_repeated_and_ends_use():
     guest.engine.close()
     guest.engine.close()
     with pytest.raises(ValueError, match="closed"):
-        guest.engine.run(guest.handle)
+        guest.vcpu.run(guest.handle)
 
 
 def test_engines_do_not_share_anything():
@@ -410,5 +410,5 @@ def test_engines_do_not_share_anything():
         one.run()
         two.run()
         assert (one.reg("RAX"), two.reg("RAX")) == (1, 2)
-        assert one.engine.ram[CODE + 1] == 1
+        assert one.memory.ram[CODE + 1] == 1
         assert one.reg("RSP") == two.reg("RSP") == STACK

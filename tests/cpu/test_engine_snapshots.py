@@ -30,130 +30,129 @@ vec_64: add r8, 1
 
 
 def state_of(guest):
-    engine = guest.engine
-    digest = hashlib.blake2b(engine.ram, digest_size=16).hexdigest()
-    registers = tuple(engine.regs), engine.rflags, engine.cycles, engine.instructions
-    segments = [engine.segment(name) for name in ("cs", "ss", "ds", "gs", "tr", "idtr")]
-    return digest, registers, segments, engine.cr(2), engine.nmi_blocked
+    vcpu = guest.vcpu
+    digest = hashlib.blake2b(guest.memory.ram, digest_size=16).hexdigest()
+    registers = tuple(vcpu.regs), vcpu.rflags, vcpu.cycles, vcpu.instructions
+    segments = [vcpu.segment(name) for name in ("cs", "ss", "ds", "gs", "tr", "idtr")]
+    return digest, registers, segments, vcpu.cr(2), vcpu.nmi_blocked
 
 
 def test_a_thousand_restores_give_the_same_run():
     with BareGuest(WORK) as guest:
-        engine = guest.engine
-        engine.exact_counts(True)
-        engine.set_time_budget(1_000_000)
-        snapshot = engine.freeze()
+        vcpu = guest.vcpu
+        vcpu.exact_counts(True)
+        vcpu.set_time_budget(1_000_000)
+        snapshot = guest.engine.freeze()
         before = state_of(guest)
-        engine.run(guest.handle)
+        vcpu.run(guest.handle)
         after = state_of(guest)
         assert before != after
         for count in range(1000):
-            engine.restore(snapshot)
+            guest.engine.restore(snapshot)
             if count % 250 == 0:
                 assert state_of(guest) == before
-            engine.run(guest.handle)
+            vcpu.run(guest.handle)
             if count % 250 == 0:
                 assert state_of(guest) == after
-            registers = tuple(engine.regs), engine.rflags, engine.cycles, engine.instructions
+            registers = tuple(vcpu.regs), vcpu.rflags, vcpu.cycles, vcpu.instructions
             assert registers == after[1]
         assert state_of(guest) == after
 
 
 def test_memory_comes_back_whoever_wrote_it():
     with BareGuest("mov ebx, DATA\n mov dword ptr [rbx], 5\n hlt") as guest:
-        engine = guest.engine
-        engine.ram[DATA + 0x5000] = 1
-        snapshot = engine.freeze()
+        vcpu = guest.vcpu
+        guest.memory.ram[DATA + 0x5000] = 1
+        snapshot = guest.engine.freeze()
         guest.run()
-        engine.ram[DATA + 0x5000] = 2
-        engine.write(HIGH + DATA + 0x9000, b"outside")
-        engine.restore(snapshot)
-        assert engine.ram[DATA] == 0
-        assert engine.ram[DATA + 0x5000] == 1
-        assert engine.read(DATA + 0x9000, 7) == bytes(7)
+        guest.memory.ram[DATA + 0x5000] = 2
+        vcpu.write(HIGH + DATA + 0x9000, b"outside")
+        guest.engine.restore(snapshot)
+        assert guest.memory.ram[DATA] == 0
+        assert guest.memory.ram[DATA + 0x5000] == 1
+        assert vcpu.read(DATA + 0x9000, 7) == bytes(7)
         assert guest.reg("RIP") == CODE
 
 
 def test_a_snapshot_inside_the_handler_can_be_restored_there():
     with BareGuest("xor eax, eax\n xor ecx, ecx\n cpuid\n inc eax\n hlt") as guest:
-        engine = guest.engine
+        vcpu = guest.vcpu
         kept = []
 
         def take():
-            kept.append(engine.freeze())
-            engine.advance(2)
+            kept.append(guest.engine.freeze())
+            vcpu.advance(2)
 
         guest.on[Exit.CPUID] = take
         guest.run()
-        guest.on[Exit.CPUID] = lambda: engine.advance(2)
-        engine.restore(kept[0])
-        assert engine.ram[CODE] == guest.code[0]
+        guest.on[Exit.CPUID] = lambda: vcpu.advance(2)
+        guest.engine.restore(kept[0])
+        assert guest.memory.ram[CODE] == guest.code[0]
         guest.run()
         assert guest.reg("RAX") == 1
 
 
 def test_waiting_events_nmis_and_windows_are_part_of_a_snapshot():
     with BareGuest("nop\n hlt\nvec_2: nop\n iretq") as guest:
-        engine = guest.engine
-        engine.deliver_nmi()
-        snapshot = engine.freeze()
-        engine.step(guest.handle)
-        engine.step(guest.handle)
-        engine.step(guest.handle)
-        assert not engine.nmi_blocked
-        engine.restore(snapshot)
-        assert engine.nmi_blocked
-        engine.step(guest.handle)
+        vcpu = guest.vcpu
+        vcpu.deliver_nmi()
+        snapshot = guest.engine.freeze()
+        vcpu.step(guest.handle)
+        vcpu.step(guest.handle)
+        vcpu.step(guest.handle)
+        assert not vcpu.nmi_blocked
+        guest.engine.restore(snapshot)
+        assert vcpu.nmi_blocked
+        vcpu.step(guest.handle)
         assert guest.at("vec_2")
         guest.run()
-        assert not engine.nmi_blocked
+        assert not vcpu.nmi_blocked
 
 
 def test_second_level_tables_are_part_of_a_snapshot():
     with BareGuest("mov ebx, DATA\n mov eax, [rbx]\n hlt") as guest:
-        engine = guest.engine
-        engine.set_private(DATA, 0x1000, PageState.ABSENT)
-        guest.on[Exit.EPT_VIOLATION] = engine.stop
-        snapshot = engine.freeze()
-        engine.set_private(DATA, 0x1000, PageState.MAPPED)
+        vcpu = guest.vcpu
+        guest.memory.set_private(DATA, 0x1000, PageState.ABSENT)
+        guest.on[Exit.EPT_VIOLATION] = vcpu.stop
+        snapshot = guest.engine.freeze()
+        guest.memory.set_private(DATA, 0x1000, PageState.MAPPED)
         guest.run()
         assert guest.exits[-1][0] is Exit.HLT
-        engine.restore(snapshot)
+        guest.engine.restore(snapshot)
         guest.run()
         assert guest.exits[-1][0] is Exit.EPT_VIOLATION
 
 
 def test_a_saved_cpu_goes_with_the_frozen_memory():
     with BareGuest("mov eax, 1\n cpuid\n mov ebx, DATA\n mov [rbx], eax\n hlt") as guest:
-        engine = guest.engine
-        engine.freeze()
-        guest.on[Exit.CPUID] = engine.stop
+        vcpu = guest.vcpu
+        guest.engine.freeze()
+        guest.on[Exit.CPUID] = vcpu.stop
         guest.run()
-        later = engine.save()
+        later = guest.engine.save()
         del guest.on[Exit.CPUID]
         guest.run()
-        assert engine.ram[DATA] == 1
-        engine.restore(later)
-        assert engine.ram[DATA] == 0
+        assert guest.memory.ram[DATA] == 1
+        guest.engine.restore(later)
+        assert guest.memory.ram[DATA] == 0
         assert guest.reg("RIP") == CODE + 5
 
 
 def test_snapshots_of_an_earlier_freeze_are_refused():
     with BareGuest("hlt") as guest:
-        engine = guest.engine
-        first = engine.freeze()
-        engine.ram[DATA] = 7
-        second = engine.freeze()
-        engine.ram[DATA] = 8
+        first = guest.engine.freeze()
+        guest.memory.ram[DATA] = 7
+        second = guest.engine.freeze()
+        guest.memory.ram[DATA] = 8
         with pytest.raises(ValueError, match="frozen anew"):
-            engine.restore(first)
-        engine.restore(second)
-        assert engine.ram[DATA] == 7
-        engine.ram[DATA] = 9
-        third = engine.freeze()
-        engine.ram[DATA] = 0
-        engine.restore(third)
-        assert engine.ram[DATA] == 9
+            guest.engine.restore(first)
+        guest.engine.restore(second)
+        assert guest.memory.ram[DATA] == 7
+        guest.memory.ram[DATA] = 9
+        third = guest.engine.freeze()
+        guest.memory.ram[DATA] = 0
+        guest.engine.restore(third)
+        assert guest.memory.ram[DATA] == 9
 
 
 def test_what_is_not_a_snapshot_is_refused():
@@ -183,27 +182,27 @@ there:  mov eax, 1
     """
     high = f"mov rcx, {HIGH}\n add rbx, rcx" if through else ""
     with BareGuest(source.replace("THROUGH", high)) as guest:
-        engine = guest.engine
-        snapshot = engine.freeze()
+        vcpu = guest.vcpu
+        snapshot = guest.engine.freeze()
         for _ in range(3):
             guest.run()
             assert guest.reg("RAX") == 2
-            engine.restore(snapshot)
-            engine.regs[Reg.RIP] = guest.labels["first"]
+            guest.engine.restore(snapshot)
+            vcpu.regs[Reg.RIP] = guest.labels["first"]
             guest.run()
             assert guest.reg("RAX") == 1
-            engine.restore(snapshot)
+            guest.engine.restore(snapshot)
 
 
 def test_code_translated_before_the_freeze_survives_it():
     with BareGuest("1: inc eax\n cmp eax, 1000\n jb 1b\n hlt") as guest:
-        engine = guest.engine
-        engine.regs[Reg.RAX] = 0
+        vcpu = guest.vcpu
+        vcpu.regs[Reg.RAX] = 0
         guest.run()
-        engine.regs[Reg.RIP], engine.regs[Reg.RAX] = CODE, 0
-        snapshot = engine.freeze()
+        vcpu.regs[Reg.RIP], vcpu.regs[Reg.RAX] = CODE, 0
+        snapshot = guest.engine.freeze()
         guest.run()
-        engine.restore(snapshot)
+        guest.engine.restore(snapshot)
         guest.run()
         assert guest.reg("RAX") == 1000
 
@@ -222,32 +221,31 @@ here:   nop
 vec_1:  hlt
     """
     with BareGuest(source) as guest:
-        engine = guest.engine
-        plain = engine.freeze()
-        engine.regs[Reg.RIP] = guest.labels["arm"]
+        vcpu = guest.vcpu
+        plain = guest.engine.freeze()
+        vcpu.regs[Reg.RIP] = guest.labels["arm"]
         kept = []
-        guest.on[Exit.CPUID] = lambda: (engine.advance(2), kept.append(engine.save()))
+        guest.on[Exit.CPUID] = lambda: (vcpu.advance(2), kept.append(guest.engine.save()))
         guest.run()
         assert guest.at("vec_1")
-        engine.restore(plain)
+        guest.engine.restore(plain)
         guest.run()
         assert not guest.at("vec_1")
         for _ in range(3):
-            engine.restore(kept[0])
+            guest.engine.restore(kept[0])
             guest.run()
             assert guest.at("vec_1")
-        engine.restore(plain)
+        guest.engine.restore(plain)
         guest.run()
         assert not guest.at("vec_1")
 
 
 def test_a_restored_stack_is_the_frozen_one():
     with BareGuest("push 1\n push 2\n pop rax\n pop rbx\n hlt") as guest:
-        engine = guest.engine
-        snapshot = engine.freeze()
+        snapshot = guest.engine.freeze()
         guest.run()
-        engine.restore(snapshot)
-        assert bytes(engine.ram[STACK - 16 : STACK]) == bytes(16)
+        guest.engine.restore(snapshot)
+        assert bytes(guest.memory.ram[STACK - 16 : STACK]) == bytes(16)
         guest.run()
         assert (guest.reg("RAX"), guest.reg("RBX")) == (2, 1)
 
@@ -269,26 +267,26 @@ def test_written_pages_are_those_the_guest_and_the_host_wrote():
     with BareGuest(
         f".set HIGH, {HIGH}\n" + source.replace("[rcx + DATA", "[rcx + 0x300000")
     ) as guest:
-        engine = guest.engine
+        vcpu = guest.vcpu
         guest.run()  # sets accessed and dirty bits
-        engine.regs[Reg.RIP], engine.regs[Reg.RSP] = CODE, STACK
-        snapshot = engine.freeze()
-        assert engine.written_pages() == []
-        before = bytes(engine.ram)
+        vcpu.regs[Reg.RIP], vcpu.regs[Reg.RSP] = CODE, STACK
+        snapshot = guest.engine.freeze()
+        assert guest.memory.written_pages() == []
+        before = bytes(guest.memory.ram)
         guest.run()
-        engine.write(DATA + 0x9000, b"from outside")
+        vcpu.write(DATA + 0x9000, b"from outside")
         changed = {
             at
             for at in range(0, len(before), 4096)
-            if before[at : at + 4096] != engine.ram[at : at + 4096]
+            if before[at : at + 4096] != guest.memory.ram[at : at + 4096]
         }
-        written = set(engine.written_pages())
+        written = set(guest.memory.written_pages())
         assert changed <= written
         expected = {DATA + 0x1000, DATA + 0x2000, DATA + 0x3000, DATA + 0x7000, DATA + 0x9000}
         assert expected | {STACK - 0x1000} <= written
         assert DATA + 0x5000 not in written
-        engine.restore(snapshot)
-        assert engine.written_pages() == []
+        guest.engine.restore(snapshot)
+        assert guest.memory.written_pages() == []
 
 
 def test_page_tables_whose_bits_were_set_are_written_pages():
@@ -296,44 +294,43 @@ def test_page_tables_whose_bits_were_set_are_written_pages():
         guest.engine.freeze()
         guest.run()
         table = 0x10000 + 0x5000 + (DATA >> 12) * 8 & ~0xFFF
-        assert table in guest.engine.written_pages()
+        assert table in guest.memory.written_pages()
 
 
 def test_announced_writes_are_copied_back():
     with BareGuest(WORK) as guest:
-        engine = guest.engine
-        engine.exact_counts(True)
-        engine.set_time_budget(1_000_000)
-        snapshot = engine.freeze(announced=True)
+        vcpu = guest.vcpu
+        vcpu.exact_counts(True)
+        vcpu.set_time_budget(1_000_000)
+        snapshot = guest.engine.freeze(announced=True)
         before = state_of(guest)
-        engine.run(guest.handle)
+        vcpu.run(guest.handle)
         after = state_of(guest)
         for count in range(50):
-            engine.ram[DATA + 0x40000 : DATA + 0x40004] = b"host"
-            engine.code_changed(DATA + 0x40000, 4)
-            engine.write(DATA + 0x80FFE, b"both")
-            engine.restore(snapshot)
+            guest.memory.ram[DATA + 0x40000 : DATA + 0x40004] = b"host"
+            guest.memory.code_changed(DATA + 0x40000, 4)
+            vcpu.write(DATA + 0x80FFE, b"both")
+            guest.engine.restore(snapshot)
             assert state_of(guest) == before
-            engine.run(guest.handle)
+            vcpu.run(guest.handle)
             if count % 10 == 0:
                 assert state_of(guest) == after
 
 
 def test_freezing_again_keeps_what_was_written_and_copied_back():
     with BareGuest("mov ebx, DATA\n inc dword ptr [rbx]\n hlt") as guest:
-        engine = guest.engine
-        first = engine.freeze(announced=True)
+        first = guest.engine.freeze(announced=True)
         guest.run()
-        engine.restore(first)
+        guest.engine.restore(first)
         guest.run()
-        engine.regs[Reg.RIP] = CODE
-        second = engine.freeze(announced=True)
-        assert engine.ram[DATA] == 1
+        guest.vcpu.regs[Reg.RIP] = CODE
+        second = guest.engine.freeze(announced=True)
+        assert guest.memory.ram[DATA] == 1
         for _ in range(3):
             guest.run()
-            assert engine.ram[DATA] == 2
-            engine.restore(second)
-            assert engine.ram[DATA] == 1
+            assert guest.memory.ram[DATA] == 2
+            guest.engine.restore(second)
+            assert guest.memory.ram[DATA] == 1
 
 
 FLOATS = """
@@ -346,17 +343,17 @@ FLOATS = """
 
 def test_floating_point_state_is_told_and_can_be_set():
     with BareGuest("mov rax, cr4\n or rax, 0x200\n mov cr4, rax" + FLOATS) as guest:
-        before = guest.engine.fpu
+        before = guest.vcpu.fpu
         guest.run()
-        after = guest.engine.fpu
+        after = guest.vcpu.fpu
         assert after != before
-        guest.engine.fpu = before
-        assert guest.engine.fpu == before
+        guest.vcpu.fpu = before
+        assert guest.vcpu.fpu == before
         with pytest.raises(ValueError, match="no x87 and SSE state"):
-            guest.engine.fpu = before[:-1]
+            guest.vcpu.fpu = before[:-1]
     for same in ("fld1", "movq xmm15, rax"):
         with BareGuest(
             ("mov rax, cr4\n or rax, 0x200\n mov cr4, rax" + FLOATS).replace(same, "nop")
         ) as guest:
             guest.run()
-            assert guest.engine.fpu != after
+            assert guest.vcpu.fpu != after

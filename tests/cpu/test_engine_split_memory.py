@@ -7,8 +7,9 @@ import struct
 import pytest
 
 from bare_guest import DATA, HIGH, RAM, TABLES, BareGuest
+from trapline.cpu import memoryfile
 from trapline.cpu.engine import PageState, Reg
-from trapline.cpu.unicorn import UnicornEngine, memoryfile
+from trapline.cpu.unicorn import UnicornEngine
 
 PAGE = 4096
 SHARED_GLA = 0x31_0000  # a linear address whose page table entry gets the shared bit
@@ -40,8 +41,8 @@ next:
 
 def guest(*, split):
     made = BareGuest(SOURCE.format(data=DATA, shared=SHARED_GLA), split=split)
-    made.map(SHARED_GLA, made.engine.shared_bit | DATA | 7)
-    made.engine.set_shared(DATA, PAGE, PageState.MAPPED)
+    made.map(SHARED_GLA, made.memory.shared_bit | DATA | 7)
+    made.memory.set_shared(DATA, PAGE, PageState.MAPPED)
     return made
 
 
@@ -49,47 +50,47 @@ def guest(*, split):
 def test_the_halves_are_apart_when_split(split, private):
     with guest(split=split) as made:
         made.run()
-        assert made.engine.regs[Reg.RAX] == private
-        assert made.engine.regs[Reg.RCX] == 0x2222
-        assert struct.unpack_from("<Q", made.engine.ram, DATA) == (private,)
-        assert struct.unpack_from("<Q", made.engine.shared_ram, DATA) == (0x2222,)
-        assert made.engine.read(SHARED_GLA, 8) == struct.pack("<Q", 0x2222)
-        assert made.engine.read(DATA, 8) == struct.pack("<Q", private)
+        assert made.vcpu.regs[Reg.RAX] == private
+        assert made.vcpu.regs[Reg.RCX] == 0x2222
+        assert struct.unpack_from("<Q", made.memory.ram, DATA) == (private,)
+        assert struct.unpack_from("<Q", made.memory.shared_ram, DATA) == (0x2222,)
+        assert made.vcpu.read(SHARED_GLA, 8) == struct.pack("<Q", 0x2222)
+        assert made.vcpu.read(DATA, 8) == struct.pack("<Q", private)
 
 
 def test_whole_large_pages_are_apart_too():
     with guest(split=True) as made:
-        made.map(SHARED_GLA, made.engine.shared_bit | LARGE + 0x1000 | 7)
-        made.engine.set_shared(LARGE, LARGE, PageState.MAPPED)
+        made.map(SHARED_GLA, made.memory.shared_bit | LARGE + 0x1000 | 7)
+        made.memory.set_shared(LARGE, LARGE, PageState.MAPPED)
         made.run()
-        assert struct.unpack_from("<Q", made.engine.shared_ram, LARGE + 0x1000) == (0x2222,)
-        assert struct.unpack_from("<Q", made.engine.ram, LARGE + 0x1000) == (0,)
+        assert struct.unpack_from("<Q", made.memory.shared_ram, LARGE + 0x1000) == (0x2222,)
+        assert struct.unpack_from("<Q", made.memory.ram, LARGE + 0x1000) == (0,)
 
 
 def test_the_descriptor_holds_the_shared_half_only():
     with guest(split=True) as made:
         made.run()
-        assert os.pread(made.engine.shared_fd, 8, DATA) == struct.pack("<Q", 0x2222)
-        os.pwrite(made.engine.shared_fd, b"device!!", DATA)
-        assert made.engine.read(SHARED_GLA, 8) == b"device!!"
+        assert os.pread(made.memory.shared_fd, 8, DATA) == struct.pack("<Q", 0x2222)
+        os.pwrite(made.memory.shared_fd, b"device!!", DATA)
+        assert made.vcpu.read(SHARED_GLA, 8) == b"device!!"
 
 
 def test_what_was_in_a_page_is_gone_when_it_is_unshared():
     with guest(split=True) as made:
         made.run()
-        made.engine.set_shared(DATA, PAGE, PageState.ABSENT)
-        assert os.lseek(made.engine.shared_fd, 0, os.SEEK_HOLE) == 0
+        made.memory.set_shared(DATA, PAGE, PageState.ABSENT)
+        assert os.lseek(made.memory.shared_fd, 0, os.SEEK_HOLE) == 0
         with pytest.raises(OSError, match="No such device"):
-            os.lseek(made.engine.shared_fd, 0, os.SEEK_DATA)
-        made.engine.set_shared(DATA, PAGE, PageState.MAPPED)
-        assert made.engine.read(SHARED_GLA, 8) == bytes(8)
+            os.lseek(made.memory.shared_fd, 0, os.SEEK_DATA)
+        made.memory.set_shared(DATA, PAGE, PageState.MAPPED)
+        assert made.vcpu.read(SHARED_GLA, 8) == bytes(8)
 
 
 def test_the_host_writes_to_the_half_it_is_told():
     with guest(split=True) as made:
-        assert made.engine.write(SHARED_GLA, b"to share")
-        assert bytes(made.engine.ram[DATA : DATA + 8]) == bytes(8)
-        assert bytes(made.engine.shared_ram[DATA : DATA + 8]) == b"to share"
+        assert made.vcpu.write(SHARED_GLA, b"to share")
+        assert bytes(made.memory.ram[DATA : DATA + 8]) == bytes(8)
+        assert bytes(made.memory.shared_ram[DATA : DATA + 8]) == b"to share"
 
 
 def test_a_split_memory_has_no_snapshots():
@@ -99,30 +100,31 @@ def test_a_split_memory_has_no_snapshots():
 
 def test_each_page_of_both_halves_is_listed_when_written():
     with BareGuest(SWEEP, split=True) as made:
-        made.engine.set_shared(0, RAM, PageState.MAPPED)
+        made.memory.set_shared(0, RAM, PageState.MAPPED)
         # The shared half follows the private one in the high mapping.
         high_directory = TABLES + 0x4000
-        shared = [made.engine.shared_bit | gpa | 0x83 for gpa in range(0, RAM, LARGE)]
-        struct.pack_into("<8Q", made.engine.ram, high_directory + RAM // LARGE * 8, *shared)
+        shared = [made.memory.shared_bit | gpa | 0x83 for gpa in range(0, RAM, LARGE)]
+        struct.pack_into("<8Q", made.memory.ram, high_directory + RAM // LARGE * 8, *shared)
         made.run()
-        assert sorted(made.engine.written_pages()) == list(range(0, 2 * RAM, PAGE))
+        assert sorted(made.memory.written_pages()) == list(range(0, 2 * RAM, PAGE))
 
 
 @pytest.mark.parametrize("split", [False, True])
 def test_the_digest_of_memory_is_that_of_its_bytes_and_touches_none(split):
     size = 8 << 20
     engine = UnicornEngine(size, split_ram=split)
-    engine.ram[3 * PAGE : 3 * PAGE + 5] = b"bytes"
-    engine.ram[-1] = 1
+    memory = engine.memory
+    memory.ram[3 * PAGE : 3 * PAGE + 5] = b"bytes"
+    memory.ram[-1] = 1
     before = list(memoryfile.populated(engine._ram._fd, size))
-    digest = engine.ram_digest()
+    digest = memory.digest()
     assert list(memoryfile.populated(engine._ram._fd, size)) == before
     assert len(before) == 2
-    assert digest == hashlib.blake2b(engine.ram, digest_size=16).hexdigest()
+    assert digest == hashlib.blake2b(memory.ram, digest_size=16).hexdigest()
     if not split:
         frozen = engine.freeze()
-        engine.ram[0] = 1
-        assert engine.ram_digest() == hashlib.blake2b(engine.ram, digest_size=16).hexdigest()
+        memory.ram[0] = 1
+        assert memory.digest() == hashlib.blake2b(memory.ram, digest_size=16).hexdigest()
         engine.restore(frozen)
-        assert engine.ram_digest() == digest
+        assert memory.digest() == digest
     engine.close()

@@ -104,7 +104,7 @@ def test_the_reference_repeats_and_the_boot_goes_on_as_if_nothing_had_been(sourc
         injector.close()
         window.leave()
     assert triggers.missing == ()
-    machine.engine.run(machine.module.on_exit)
+    machine.vcpu.run(machine.module.on_exit)
     explored = machine.host.outcome, machine.ram_digest()
     machine.close()
     straight = target.machine("")

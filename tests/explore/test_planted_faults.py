@@ -258,7 +258,7 @@ def test_a_boot_goes_on_behind_its_windows_as_if_there_had_been_none():
         guest.injector.close()
         guest.window.leave()
         assert guest.triggers.next() is None
-        guest.machine.engine.run(guest.machine.module.on_exit)
+        guest.machine.vcpu.run(guest.machine.module.on_exit)
         explored = guest.machine.host.outcome, guest.machine.ram_digest()
         straight = guest.target.machine("")
         outcome = straight.run()

@@ -99,7 +99,7 @@ def machine_of(source: str, table: bytes = b"", **options) -> Machine:
     )
     settings = {"seconds": SECONDS, "memory": MEMORY, "virtual_seconds": 5} | options
     machine = Machine(MachineConfig(image=image, command_line="", initrd=b"", **settings))
-    machine.engine.ram[TABLE : TABLE + len(table)] = table
+    machine.memory.ram[TABLE : TABLE + len(table)] = table
     return machine
 
 

@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
+from trapline.cpu.default import open_engine
 from trapline.cpu.engine import Exit, Reg
-from trapline.cpu.unicorn import UnicornEngine
 from trapline.kernel.binary import Binary
 from trapline.machine.gdb.debugview import TdTarget
 from trapline.machine.gdb.server import GdbServer
@@ -66,29 +66,30 @@ class Guest:
     """The program on the engine: CPUID is answered with nothing, HLT is the end."""
 
     def __init__(self, program):
-        self.engine = UnicornEngine(MEMORY)
+        self.engine = open_engine(MEMORY)
+        self.vcpu = self.engine.vcpus[0]
         self.binary = Binary.open_vmlinux(program)
         for segment in self.binary.elf.segments:
             data = self.binary.elf.data[segment.offset : segment.offset + segment.file_size]
             at = segment.physical_address
-            self.engine.ram[at : at + len(data)] = data
-        cpustate.enter_long_mode(self.engine, self.binary.elf.entry)
+            self.vcpu.memory.ram[at : at + len(data)] = data
+        cpustate.enter_long_mode(self.vcpu, self.binary.elf.entry)
         # As if called: the return address is 0.
-        self.engine.regs[Reg.RSP] = STACK - 8
+        self.vcpu.regs[Reg.RSP] = STACK - 8
         self.ended = False
         self.cpuids = 0
-        symbols = GuestSymbols(self.engine, self.binary)
+        symbols = GuestSymbols(self.vcpu, self.binary)
         symbols.runtime.place_vmlinux(self.binary, 0)
-        target = TdTarget(self.engine, symbols, lambda _: ["#VE CPUID at inner"], program)
-        self.server = GdbServer("127.0.0.1:0", self.engine, target, lambda _: None)
+        target = TdTarget(self.vcpu, symbols, lambda _: ["#VE CPUID at inner"], program)
+        self.server = GdbServer("127.0.0.1:0", self.vcpu, target, lambda _: None)
 
     def handle(self, reason):
         if reason is Exit.HLT:
             self.ended = True
-            self.engine.stop()
+            self.vcpu.stop()
         elif reason is Exit.CPUID:
             self.cpuids += 1
-            self.engine.advance(self.engine.length)
+            self.vcpu.advance(self.vcpu.length)
         elif reason is not Exit.BOUNDARY:
             raise AssertionError(f"unexpected {reason!r}")
 
@@ -176,7 +177,7 @@ def test_steps_registers_and_memory(guest, program):
     cs, cr0, efer = next(line for line in output.splitlines() if "@cs" in line).split()[1::2]
     assert int(cr0, 16) & 0x80000001 == 0x80000001
     assert int(efer, 16) & 0x400
-    assert int(cs) == guest.engine.segment("cs").selector
+    assert int(cs) == guest.vcpu.segment("cs").selector
     assert guest.server.was_killed
     assert not guest.ended
 

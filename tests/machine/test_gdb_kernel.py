@@ -38,11 +38,11 @@ def debug(path, symbols_of, *commands, slide=None):
                 trap_sink=lambda trap: trap.kind is Kind.VE and server.on_ve(),
             )
         )
-        symbols = GuestSymbols(machine.engine, vmlinux)
+        symbols = GuestSymbols(machine.vcpu, vmlinux)
         if slide is not None:
             symbols.place_kernel(slide, 0)
-        target = TdTarget(machine.engine, symbols, lambda _: [], symbols_of)
-        with GdbServer("127.0.0.1:0", machine.engine, target, lambda _: None) as server:
+        target = TdTarget(machine.vcpu, symbols, lambda _: [], symbols_of)
+        with GdbServer("127.0.0.1:0", machine.vcpu, target, lambda _: None) as server:
             output = _drive(machine, server, symbols_of, commands)
         symbols.close()
         machine.close()
@@ -142,7 +142,7 @@ def test_a_module_is_debugged_where_it_was_loaded(debian_kernel):
     ]
     with open_symbols(plan) as vmlinux, BootRun(plan, vmlinux, reproduce="") as run:
         target = run.debug_target()
-        with GdbServer("127.0.0.1:0", run.machine.engine, target, lambda _: None) as server:
+        with GdbServer("127.0.0.1:0", run.machine.vcpu, target, lambda _: None) as server:
             output = gdb_session(server, debian_kernel.vmlinux, commands, lambda: run.run(server))
     trace = output[output.rindex(" dummy_setup+0x0/") :]
     assert "dummy_setup+0x0/" in trace

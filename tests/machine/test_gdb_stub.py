@@ -20,7 +20,7 @@ DATA = 0x5000
 LAST = 0x2100  # the counting guest ends here
 
 
-class CountingEngine:
+class CountingVcpu:
     """Every instruction is one byte long and does nothing; some addresses exit."""
 
     def __init__(self):
@@ -107,24 +107,24 @@ class Session:
     """A server that runs the counting engine in a thread until it reaches LAST."""
 
     def __init__(self):
-        self.engine = CountingEngine()
+        self.vcpu = CountingVcpu()
         self.said = []
         self.ended = False
         self.clean = True
-        self.server = GdbServer("127.0.0.1:0", self.engine, Target(), self.said.append)
+        self.server = GdbServer("127.0.0.1:0", self.vcpu, Target(), self.said.append)
         self.extra = {}
         self.thread = threading.Thread(target=self._run, daemon=True)
 
     def _handler(self, reason):
-        rip = self.engine.regs[Reg.RIP]
+        rip = self.vcpu.regs[Reg.RIP]
         if reason is Exit.HLT or self.ended:
             self.ended = True
-            self.engine.stop()
+            self.vcpu.stop()
         elif reason is Exit.CPUID:
-            self.engine.regs[Reg.RIP] = 0x2000
+            self.vcpu.regs[Reg.RIP] = 0x2000
             self.server.on_ve()
         elif reason is not Exit.BOUNDARY:
-            self.engine.regs[Reg.RIP] = self.extra.get(rip, rip + 4)
+            self.vcpu.regs[Reg.RIP] = self.extra.get(rip, rip + 4)
 
     def _run(self):
         self.server.run(self._handler, lambda: self.ended)
@@ -138,7 +138,7 @@ class Session:
     def __exit__(self, *exception):
         self.ended = True
         self.client.socket.close()
-        self.engine.stop()
+        self.vcpu.stop()
         self.thread.join(20)
         self.server.close()
         assert not self.thread.is_alive()
@@ -152,7 +152,7 @@ def session():
 
 def test_the_guest_waits_for_gdb_before_its_first_instruction(session):
     assert session.client.ask(b"?") == b"T05thread:01;"
-    assert session.engine.regs[Reg.RIP] == CODE
+    assert session.vcpu.regs[Reg.RIP] == CODE
     assert session.said[0].startswith("waiting for gdb: target remote 127.0.0.1:")
 
 
@@ -166,10 +166,10 @@ def test_a_breakpoint_stops_once_and_is_stepped_over(session):
     assert client.ask(b"Z0,1010,1") == b"OK"
     assert client.ask(b"Z1,1020,1") == b"OK"
     assert client.ask(b"c") == b"T05thread:01;swbreak:;"
-    assert session.engine.regs[Reg.RIP] == 0x1010
+    assert session.vcpu.regs[Reg.RIP] == 0x1010
     assert client.ask(b"?") == b"T05thread:01;swbreak:;"
     assert client.ask(b"vCont;c") == b"T05thread:01;hwbreak:;"
-    assert session.engine.regs[Reg.RIP] == 0x1020
+    assert session.vcpu.regs[Reg.RIP] == 0x1020
     assert client.ask(b"z1,1020,1") == b"OK"
     assert client.ask(b"c") == b"W00"
 
@@ -178,13 +178,13 @@ def test_a_step_is_one_instruction_even_on_a_breakpoint(session):
     client = session.client
     assert client.ask(b"Z0,1000,1") == b"OK"
     assert client.ask(b"s") == b"T05thread:01;"
-    assert session.engine.regs[Reg.RIP] == 0x1001
+    assert session.vcpu.regs[Reg.RIP] == 0x1001
     assert client.ask(b"vCont;s:1;c") == b"T05thread:01;"
-    assert session.engine.regs[Reg.RIP] == 0x1002
+    assert session.vcpu.regs[Reg.RIP] == 0x1002
 
 
 def test_ctrl_c_stops_a_running_guest(session):
-    session.engine.exits[0x1010] = Exit.RDPMC
+    session.vcpu.exits[0x1010] = Exit.RDPMC
     session.extra[0x1010] = 0x1010  # an endless loop of exits
     session.client.send(b"c")
     session.client.socket.sendall(b"\x03")
@@ -193,20 +193,20 @@ def test_ctrl_c_stops_a_running_guest(session):
 
 
 def test_stop_on_ve_stops_at_the_handlers_first_instruction(session):
-    session.engine.exits[0x1010] = Exit.CPUID
+    session.vcpu.exits[0x1010] = Exit.CPUID
     assert session.client.ask(b"qRcmd," + b"stop-on ve".hex().encode())
     assert session.client.ask(b"c") == b"T05thread:01;"
-    assert session.engine.regs[Reg.RIP] == 0x2000
+    assert session.vcpu.regs[Reg.RIP] == 0x2000
 
 
 def test_stop_on_tdcall_stops_before_it_and_then_passes_it(session):
-    session.engine.exits[0x1010] = Exit.TDCALL
-    session.engine.exits[0x1020] = Exit.TDCALL
+    session.vcpu.exits[0x1010] = Exit.TDCALL
+    session.vcpu.exits[0x1020] = Exit.TDCALL
     session.client.ask(b"qRcmd," + b"stop-on tdcall".hex().encode())
     stops = []
     for _ in range(2):
         assert session.client.ask(b"c") == b"T05thread:01;"
-        stops.append(session.engine.regs[Reg.RIP])
+        stops.append(session.vcpu.regs[Reg.RIP])
     assert stops == [0x1010, 0x1020]
     session.client.ask(b"qRcmd," + b"stop-on none".hex().encode())
     assert session.client.ask(b"c") == b"W00"
@@ -217,7 +217,7 @@ def test_a_detached_guest_runs_on_without_breakpoints(session):
     assert session.client.ask(b"D") == b"OK"
     session.thread.join(20)
     assert session.ended
-    assert session.engine.breakpoints == frozenset()
+    assert session.vcpu.breakpoints == frozenset()
 
 
 def test_a_client_that_hangs_up_detaches(session):
@@ -233,7 +233,7 @@ def test_kill_ends_the_run(session, packet):
     session.client.send(packet)
     session.thread.join(20)
     assert session.server.was_killed
-    assert session.engine.regs[Reg.RIP] == CODE
+    assert session.vcpu.regs[Reg.RIP] == CODE
     assert "runs on" not in session.said[-1]
 
 
@@ -273,7 +273,7 @@ def test_a_damaged_packet_is_asked_for_again_and_a_reply_repeated(session):
 
 
 def test_a_flood_while_the_guest_runs_ends_the_session(session):
-    session.engine.exits[0x1010] = Exit.RDPMC
+    session.vcpu.exits[0x1010] = Exit.RDPMC
     session.extra[0x1010] = 0x1010
     session.client.send(b"c")
     with pytest.raises(ConnectionError):
@@ -303,10 +303,10 @@ def test_bad_addresses_are_refused(text):
 
 def test_a_taken_port_is_one_sentence():
     with (
-        GdbServer(":0", CountingEngine(), Target(), print) as first,
+        GdbServer(":0", CountingVcpu(), Target(), print) as first,
         pytest.raises(UsageError, match="cannot listen for gdb"),
     ):
-        GdbServer(f":{first.address[1]}", CountingEngine(), Target(), print)
+        GdbServer(f":{first.address[1]}", CountingVcpu(), Target(), print)
 
 
 # The interpreter, without a socket.
@@ -314,7 +314,7 @@ def test_a_taken_port_is_one_sentence():
 
 @pytest.fixture
 def interpreter():
-    return Interpreter(CountingEngine(), Monitor(Target()))
+    return Interpreter(CountingVcpu(), Monitor(Target()))
 
 
 def test_registers_are_in_the_described_order(interpreter):
@@ -329,16 +329,16 @@ def test_registers_are_in_the_described_order(interpreter):
 
 
 def test_registers_are_written(interpreter):
-    engine = interpreter._engine
+    vcpu = interpreter._vcpu
     assert interpreter.handle(b"P0=0102030405060708") == b"OK"
-    assert engine.regs[Reg.RAX] == 0x0807060504030201
+    assert vcpu.regs[Reg.RAX] == 0x0807060504030201
     cs = [register.name for register in REGISTERS].index("cs")
     assert interpreter.handle(b"P%x=10000000" % cs) == b"E01"
     assert interpreter.handle(b"P0=01") == b"E01"
     whole = interpreter.handle(b"g")
     changed = b"ff" * 8 + whole[16:]
     assert interpreter.handle(b"G" + changed) == b"OK"
-    assert engine.regs[Reg.RAX] == 2**64 - 1
+    assert vcpu.regs[Reg.RAX] == 2**64 - 1
     assert interpreter.handle(b"G00") == b"E16"
 
 
@@ -366,7 +366,7 @@ def test_breakpoints_are_bounded_and_watchpoints_unknown(interpreter):
         assert interpreter.handle(b"Z0,%x,1" % index) == b"OK"
     assert interpreter.handle(b"Z0,ffffff,1") == b"E1c"
     interpreter.clear_breakpoints()
-    assert interpreter._engine.breakpoints == frozenset()
+    assert interpreter._vcpu.breakpoints == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -438,7 +438,7 @@ packets = st.one_of(
 @settings(max_examples=400, deadline=None)
 @given(st.lists(packets, max_size=20))
 def test_no_packet_raises(batch):
-    interpreter = Interpreter(CountingEngine(), Monitor(Target()))
+    interpreter = Interpreter(CountingVcpu(), Monitor(Target()))
     for packet in batch:
         reply = interpreter.handle(packet)
         assert isinstance(reply, (bytes, Resume))

@@ -289,9 +289,9 @@ def test_a_debuggers_pause_moves_the_timeout():
 
 def test_gdb_interrupts_a_guest_that_never_exits():
     machine = machine_of("spin: jmp spin", virtual_seconds=100_000)
-    symbols = GuestSymbols(machine.engine, None)
-    target = TdTarget(machine.engine, symbols, lambda _: [], None)
-    with GdbServer(":0", machine.engine, target, lambda _: None) as server:
+    symbols = GuestSymbols(machine.vcpu, None)
+    target = TdTarget(machine.vcpu, symbols, lambda _: [], None)
+    with GdbServer(":0", machine.vcpu, target, lambda _: None) as server:
         client = Client(server.address)
         client.send(b"c")
         client.socket.sendall(b"\x03")
@@ -338,7 +338,7 @@ def test_the_host_answers_errors_for_ranges_that_wrap():
     machine = machine_of(TABLE_GUEST, rows(*bad))
     try:
         assert machine.run().kind == OutcomeKind.POWERED_OFF
-        assert bytes(machine.engine.ram[FREE : FREE + 4096]) == bytes(4096)
+        assert bytes(machine.memory.ram[FREE : FREE + 4096]) == bytes(4096)
         assert machine.recorder.tdvmcalls[0x10001] == 20
     finally:
         machine.close()

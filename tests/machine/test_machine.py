@@ -178,9 +178,9 @@ def test_memory_beyond_the_end_cannot_be_accepted(level):
 
 def test_breakpoints_call_what_they_were_given_once():
     machine = hostile.machine_of("mov ecx, 3\n2: nop\n loop 2b\n power_off")
-    where = machine.engine.ram[hostile.CODE : hostile.CODE + 64].tobytes().index(b"\x90\xe2")
+    where = machine.memory.ram[hostile.CODE : hostile.CODE + 64].tobytes().index(b"\x90\xe2")
     seen = []
-    machine.watch({hostile.CODE + where: lambda: seen.append(machine.engine.regs[1])})
+    machine.watch({hostile.CODE + where: lambda: seen.append(machine.vcpu.regs[1])})
     assert machine.run().kind == OutcomeKind.POWERED_OFF
     assert seen == [3]
     machine.close()

@@ -19,8 +19,8 @@ SHARED = 1 << 39
 U64 = (1 << 64) - 1
 
 
-class Engine:
-    """The part of an engine that page states are pushed to."""
+class Memory:
+    """The part of a memory that page states are pushed to."""
 
     def __init__(self):
         self.ram = memoryview(bytearray(MEMORY))
@@ -58,9 +58,9 @@ class Echo:
 
 class Host:
     def __init__(self):
-        self.engine = Engine()
+        self.memory = Memory()
         self.events = Events()
-        self.sept = Sept(self.engine, MEMORY)
+        self.sept = Sept(self.memory, MEMORY)
         self.sept.add(0, MEMORY)
         self.ports, self.mmio = Bus("port", 1 << 16), Bus("MMIO", SHARED)
         self.ports.add(0x3F8, 8, "uart", Echo(), width=4)
@@ -72,7 +72,7 @@ class Host:
             mmio=self.mmio,
             apic=self.apic,
             sept=self.sept,
-            ram=self.engine.ram,
+            ram=self.memory.ram,
             shared_bit=SHARED,
             events=self.events,
         )
@@ -259,14 +259,14 @@ def test_map_gpa_retries_when_an_interrupt_is_pending(host):
 
 
 def quote(host, gpa, size, version=1, length=1024):
-    host.engine.ram[0x8000:0x8018] = struct.pack("<QQII", version, 5, length, 77)
+    host.memory.ram[0x8000:0x8018] = struct.pack("<QQII", version, 5, length, 77)
     return host.call(TdVmCall.GET_QUOTE, gpa, size)
 
 
 def test_get_quote_says_that_there_is_no_service(host):
     host.call(TdVmCall.MAP_GPA, SHARED | 0x8000, 0x2000)
     assert quote(host, SHARED | 0x8000, 0x2000) == Status.SUCCESS
-    header = struct.unpack_from("<QQII", host.engine.ram, 0x8000)
+    header = struct.unpack_from("<QQII", host.memory.ram, 0x8000)
     assert header == (1, QuoteStatus.SERVICE_UNAVAILABLE, 1024, 0)
 
 
@@ -286,7 +286,7 @@ def test_get_quote_says_that_there_is_no_service(host):
 def test_get_quote_checks_its_buffer(host, gpa, size, fields, status):
     host.call(TdVmCall.MAP_GPA, SHARED | 0x8000, 0x2000)
     assert quote(host, gpa, size, **fields) == status
-    assert struct.unpack_from("<Q", host.engine.ram, 0x8008) == (5,)  # untouched
+    assert struct.unpack_from("<Q", host.memory.ram, 0x8008) == (5,)  # untouched
 
 
 def test_a_fatal_error_is_decoded_in_the_order_of_the_ghci(host):

@@ -37,7 +37,7 @@ class Image:
         )
 
 
-class StoppedEngine:
+class StoppedVcpu:
     """Registers and memory of a guest that no longer runs."""
 
     def __init__(self, cpl=0):
@@ -84,9 +84,9 @@ CALL = OrcReg.SP | OrcType.CALL << 8
 END = OrcType.END_OF_STACK << 8
 
 
-def splat_of(engine, known, injected=(), traps=()):
+def splat_of(vcpu, known, injected=(), traps=()):
     return take_splat(
-        engine,
+        vcpu,
         known,
         banner="PANIC: double fault, error_code: 0x0",
         injected=injected,
@@ -96,10 +96,10 @@ def splat_of(engine, known, injected=(), traps=()):
 
 
 def test_a_splat_reads_as_the_kernels():
-    engine = StoppedEngine()
-    engine.push(TEXT + 0x222, TEXT + 0x120, TEXT + 0x210)
+    vcpu = StoppedVcpu()
+    vcpu.push(TEXT + 0x222, TEXT + 0x120, TEXT + 0x210)
     known = symbols((16, CALL), (8, CALL), (0, END))
-    splat = splat_of(engine, known, traps=["#VE HLT at default_idle+0x1/0x2"])
+    splat = splat_of(vcpu, known, traps=["#VE HLT at default_idle+0x1/0x2"])
     code = bytes(range(256))
     prologue = code[0x40 - 42 : 0x40].hex(" ")
     assert list(render_splat(splat)) == [
@@ -134,15 +134,15 @@ def test_a_splat_reads_as_the_kernels():
 
 
 def test_injected_events_come_first():
-    splat = splat_of(StoppedEngine(), symbols((8, CALL)), injected=["NMI at boundary 17"])
+    splat = splat_of(StoppedVcpu(), symbols((8, CALL)), injected=["NMI at boundary 17"])
     assert next(iter(render_splat(splat))) == "INJECTED by trapline: NMI at boundary 17"
 
 
 def test_an_interrupted_context_shows_its_registers():
-    engine = StoppedEngine()
-    engine.push(TEXT + 0x120, *range(0xA0, 0xB0), TEXT + 0x233, 0x10, 0x246, STACK + 0x800, 0x18)
+    vcpu = StoppedVcpu()
+    vcpu.push(TEXT + 0x120, *range(0xA0, 0xB0), TEXT + 0x233, 0x10, 0x246, STACK + 0x800, 0x18)
     known = symbols((8, CALL), (0, OrcReg.SP | OrcType.REGS << 8 | 0x800), (0, END))
-    lines = list(render_splat(splat_of(engine, known)))
+    lines = list(render_splat(splat_of(vcpu, known)))
     at = lines.index(" start+0x33/0x100")
     assert lines[at + 3] == " RIP: 0010:start+0x33/0x100"
     assert lines[at + 4] == " RSP: 0018:ffffc90000010800 EFLAGS: 00000246"
@@ -150,37 +150,37 @@ def test_an_interrupted_context_shows_its_registers():
 
 
 def test_debug_registers_are_shown_when_in_use():
-    engine = StoppedEngine()
-    assert not any("DR7" in line for line in render_splat(splat_of(engine, symbols())))
-    engine.debug[7] = 0x401
+    vcpu = StoppedVcpu()
+    assert not any("DR7" in line for line in render_splat(splat_of(vcpu, symbols())))
+    vcpu.debug[7] = 0x401
     assert any(
-        line.endswith("DR7: 0000000000000401") for line in render_splat(splat_of(engine, symbols()))
+        line.endswith("DR7: 0000000000000401") for line in render_splat(splat_of(vcpu, symbols()))
     )
 
 
 def test_an_unreadable_rip_says_so():
-    engine = StoppedEngine()
-    engine.regs[Reg.RIP] = 0
-    engine.memory.clear()
-    lines = list(render_splat(splat_of(engine, symbols())))
+    vcpu = StoppedVcpu()
+    vcpu.regs[Reg.RIP] = 0
+    vcpu.memory.clear()
+    lines = list(render_splat(splat_of(vcpu, symbols())))
     assert "RIP: 0010:0x0" in lines
     assert "Code: Unable to access opcode bytes." in lines
     assert " (the stack makes no sense from here on)" in lines
 
 
 def test_ring_3_has_no_kernel_trace():
-    engine = StoppedEngine(cpl=3)
-    engine.regs[Reg.RIP] = 0x401000
-    splat = splat_of(engine, symbols((8, CALL)))
+    vcpu = StoppedVcpu(cpl=3)
+    vcpu.regs[Reg.RIP] = 0x401000
+    splat = splat_of(vcpu, symbols((8, CALL)))
     assert splat.registers.cs == "0013"
     assert splat.place.label == "user+0x401000"
     assert splat.trace == ()
 
 
 def test_back_trace_lines_alone():
-    engine = StoppedEngine()
-    engine.push(TEXT + 0x222)
-    places, complete = backtrace(engine, symbols((8, CALL), (8, CALL), (0, END)))
+    vcpu = StoppedVcpu()
+    vcpu.push(TEXT + 0x222)
+    places, complete = backtrace(vcpu, symbols((8, CALL), (8, CALL), (0, END)))
     assert complete
     assert [line for line in backtrace_lines(places) if not line.startswith("     ")] == [
         " leaf+0x40/0x100",
@@ -189,7 +189,7 @@ def test_back_trace_lines_alone():
 
 
 def test_a_splat_survives_the_way_through_json():
-    splat = splat_of(StoppedEngine(), symbols((8, CALL)))
+    splat = splat_of(StoppedVcpu(), symbols((8, CALL)))
     assert msgspec.json.decode(msgspec.json.encode(splat), type=Splat) == splat
 
 
@@ -199,8 +199,8 @@ word = st.one_of(st.integers(0, 2**64 - 1), st.integers(TEXT, TEXT + 0x2FF), st.
 @settings(max_examples=200, deadline=None)
 @given(st.lists(word, min_size=17, max_size=17), st.lists(word, max_size=512), st.integers(0, 3))
 def test_no_state_makes_it_fail(values, stack, cpl):
-    engine = StoppedEngine(cpl)
-    engine.regs = values
-    engine.push(*stack)
-    splat = splat_of(engine, symbols((8, CALL), (16, OrcReg.BP | 1 << 4 | OrcType.CALL << 8)))
+    vcpu = StoppedVcpu(cpl)
+    vcpu.regs = values
+    vcpu.push(*stack)
+    splat = splat_of(vcpu, symbols((8, CALL), (16, OrcReg.BP | 1 << 4 | OrcType.CALL << 8)))
     assert all(line.isascii() and line.isprintable() for line in render_splat(splat))

@@ -2,6 +2,7 @@
 
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -62,12 +63,14 @@ def files(tmp_path_factory):
     return folder
 
 
-class Guest:
-    """An engine whose memory is a vmlinux at a slide."""
+SHARED = 1 << 39
 
-    shared_bit = 1 << 39
+
+class Guest:
+    """A VCPU whose memory is a vmlinux at a slide."""
 
     def __init__(self, vmlinux, slide):
+        self.memory = SimpleNamespace(shared_bit=SHARED)
         self.vmlinux = vmlinux
         self.slide = slide
         self.regs = [0] * 17
@@ -81,7 +84,7 @@ class Guest:
         return self.vmlinux.read(gla - self.slide, size)
 
     def translate(self, gla):
-        return self.shared_bit | (gla - self.slide - KERNEL_MAP + GPA_OF_MAP)
+        return SHARED | (gla - self.slide - KERNEL_MAP + GPA_OF_MAP)
 
     def segment(self, name):
         return Segment({"cs": 0x10, "ss": 0x18}[name], 0, 0, 0)
@@ -173,7 +176,7 @@ def test_without_a_vmlinux_addresses_stay_bare():
 def test_gdb_is_told_where_to_load_symbols(vmlinux, loaded, files):
     module = ModuleFile("m", files / "m.o", files / "m.debug", "kernel/m.ko")
     symbols = GuestSymbols(Guest(vmlinux, SLIDE), vmlinux, modules=[module])
-    target = TdTarget(symbols._engine, symbols, lambda count: ["trap"] * count, Path("/k/vmlinux"))
+    target = TdTarget(symbols._vcpu, symbols, lambda count: ["trap"] * count, Path("/k/vmlinux"))
     (files / "m.debug").write_bytes((files / "m.o").read_bytes())
     loaded.append(LoadedModule("m", 0, Area(MODULE, 0x1000), None))
     assert target.placement()[1:] == [

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import pytest
-from fake_td import FakeApic, FakeEngine, FakeVmm, Recorder
+from fake_td import FakeApic, FakeVcpu, FakeVmm, Recorder
 
 from trapline.cpu.engine import Exit, Reg
 from trapline.rules.tables import load
@@ -15,27 +15,31 @@ MEMORY = 8 << 20
 
 @dataclass
 class Td:
-    engine: FakeEngine
+    vcpu: FakeVcpu
     vmm: FakeVmm
     apic: FakeApic
     traps: Recorder
     module: TdxModule
 
     @property
+    def memory(self):
+        return self.vcpu.memory
+
+    @property
     def regs(self):
-        return self.engine.regs
+        return self.vcpu.regs
 
     def take(self, exit_, **registers):
         """Set registers, take an exit, and return the events it caused."""
         for name, value in registers.items():
             self.regs[Reg[name.upper()]] = value
-        self.engine.events.clear()
+        self.vcpu.events.clear()
         self.module.on_exit(exit_)
-        return list(self.engine.events)
+        return list(self.vcpu.events)
 
     def call(self, leaf, **registers):
         """TDCALL: return RAX."""
-        self.engine.length = 4
+        self.vcpu.length = 4
         self.take(Exit.TDCALL, rax=leaf, **registers)
         return self.regs[Reg.RAX]
 
@@ -63,13 +67,13 @@ def rules():
 @pytest.fixture
 def make_td():
     def make(rules=None, features=None, **config):
-        engine, vmm, apic, traps = FakeEngine(MEMORY), FakeVmm(), FakeApic(), Recorder()
+        vcpu, vmm, apic, traps = FakeVcpu(MEMORY), FakeVmm(), FakeApic(), Recorder()
         if features is not None:
-            engine.cpuid_features = features
+            vcpu.cpuid_features = features
         config.setdefault("memory_size", MEMORY)
-        module = TdxModule(engine, vmm, TdConfig(**config), rules, apic=apic, listener=traps)
+        module = TdxModule(vcpu, vmm, TdConfig(**config), rules, apic=apic, listener=traps)
         module.sept.add(0, MEMORY)
-        return Td(engine, vmm, apic, traps, module)
+        return Td(vcpu, vmm, apic, traps, module)
 
     return make
 

@@ -9,16 +9,42 @@ CODE_64 = Segment(0x10, 0, 0xFFFFFFFF, 0x00AF9B00)
 CODE_32 = Segment(0x10, 0, 0xFFFFFFFF, 0x00CF9B00)
 
 
-class FakeEngine:
-    """Registers in a list, RAM in a bytearray, GLA equal to GPA, events in a list."""
+class FakeMemory:
+    """RAM in a bytearray, and the last state pushed for each page."""
 
-    def __init__(self, memory_size=8 << 20):
-        self.regs = [0] * 17
-        self.regs[Reg.RIP] = CODE
-        self._ram = bytearray(memory_size)
-        self.ram = memoryview(self._ram)
+    def __init__(self, size):
+        self.ram = memoryview(bytearray(size))
         self.shared_ram = self.ram
         self.shared_bit = SHARED_BIT
+        self.private = {}
+        self.shared = {}
+
+    def set_private(self, gpa, size, state):
+        assert not (gpa | size) & 0xFFF
+        for page in range(gpa >> 12, (gpa + size) >> 12):
+            self.private[page] = state
+
+    def set_shared(self, gpa, size, state):
+        assert not (gpa | size) & 0xFFF
+        for page in range(gpa >> 12, (gpa + size) >> 12):
+            self.shared[page] = state
+
+    # Only the tests use these.
+
+    def mapped_private(self):
+        return {page for page, state in self.private.items() if state == PageState.MAPPED}
+
+    def mapped_shared(self):
+        return {page for page, state in self.shared.items() if state == PageState.MAPPED}
+
+
+class FakeVcpu:
+    """Registers in a list, GLA equal to GPA, events in a list."""
+
+    def __init__(self, memory_size=8 << 20):
+        self.memory = FakeMemory(memory_size)
+        self.regs = [0] * 17
+        self.regs[Reg.RIP] = CODE
         self.watched = {}
         self.intercepted = frozenset()
         self.length = 2
@@ -46,8 +72,6 @@ class FakeEngine:
         self.nmi_window = False
         self.events = []  # ("fault", vector, error), ("nmi",)
         self.native = {}
-        self.private = {}
-        self.shared = {}
         self.stopped = False
 
     def cr(self, number):
@@ -69,23 +93,14 @@ class FakeEngine:
         self.native[index] = (read, write)
 
     def read(self, gla, size):
-        return bytes(self._ram[gla : gla + size]) if gla + size <= len(self._ram) else None
+        ram = self.memory.ram
+        return bytes(ram[gla : gla + size]) if gla + size <= len(ram) else None
 
     def watch_cr(self, number, mask):
         self.watched[number] = mask
 
     def intercept_exceptions(self, vectors):
         self.intercepted = vectors
-
-    def set_private(self, gpa, size, state):
-        assert not (gpa | size) & 0xFFF
-        for page in range(gpa >> 12, (gpa + size) >> 12):
-            self.private[page] = state
-
-    def set_shared(self, gpa, size, state):
-        assert not (gpa | size) & 0xFFF
-        for page in range(gpa >> 12, (gpa + size) >> 12):
-            self.shared[page] = state
 
     def deliver(self, vector, error_code=None):
         self.events.append(("fault", vector, error_code))
@@ -103,14 +118,6 @@ class FakeEngine:
 
     def stop(self):
         self.stopped = True
-
-    # Only the tests use these.
-
-    def mapped_private(self):
-        return {page for page, state in self.private.items() if state == PageState.MAPPED}
-
-    def mapped_shared(self):
-        return {page for page, state in self.shared.items() if state == PageState.MAPPED}
 
 
 class FakeVmm:

@@ -81,16 +81,16 @@ def test_only_what_the_engine_executes_is_shown(make_td):
 
 def test_dynamic_bits(td):
     assert not cpuid(td, 1)[2] >> 27 & 1
-    td.engine.crs[4] |= 1 << 18
+    td.vcpu.crs[4] |= 1 << 18
     assert cpuid(td, 1)[2] >> 27 & 1
     assert not cpuid(td, 7)[2] >> 4 & 1
-    td.engine.crs[4] |= 1 << 22
+    td.vcpu.crs[4] |= 1 << 22
     assert cpuid(td, 7)[2] >> 4 & 1
 
 
 def test_syscall_is_shown_in_64bit_mode_only(td):
     assert cpuid(td, 0x80000001)[3] >> 11 & 1
-    td.engine.cs = td.engine.cs._replace(attributes=0x00CF9B00)
+    td.vcpu.cs = td.vcpu.cs._replace(attributes=0x00CF9B00)
     assert not cpuid(td, 0x80000001)[3] >> 11 & 1
 
 
@@ -105,7 +105,7 @@ def test_tsc_deadline_can_be_left_out(make_td):
 def test_the_guest_can_ask_for_ve(td, control, supervisor, user):
     assert td.call(5, rcx=control) == 0
     assert (cpuid(td, 1) is None) == bool(supervisor)
-    td.engine.cpl = 3
+    td.vcpu.cpl = 3
     assert (td.take(Exit.CPUID, rax=1, rcx=0) == [VE]) == bool(user)
 
 

@@ -34,11 +34,11 @@ def test_random_guests(make_td, seed):
         if rng.random() < 0.9:
             td.regs[Reg.RAX] = rng.choice([*range(30), 1 << 16 | 7])
         exit_ = rng.choice(exits)
-        td.engine.io = IoAccess(
+        td.vcpu.io = IoAccess(
             rng.getrandbits(16), rng.choice([1, 2, 4]), *[rng.random() < 0.5] * 4, 2
         )
-        td.engine.cr_write = CrWrite(rng.choice([0, 3, 4, 8]), values(rng) & M64, 3)
-        td.engine.ept = EptViolation(
+        td.vcpu.cr_write = CrWrite(rng.choice([0, 3, 4, 8]), values(rng) & M64, 3)
+        td.vcpu.ept = EptViolation(
             values(rng) & (1 << 52) - 1, values(rng) & M64, rng.random() < 0.5, False, False
         )
         if rng.random() < 0.02:
@@ -47,14 +47,14 @@ def test_random_guests(make_td, seed):
         if rng.random() < 0.02:
             td.module.pend_nmi()
         rip = td.regs[Reg.RIP]
-        td.engine.events.clear()
+        td.vcpu.events.clear()
         td.module.on_exit(exit_)
-        assert len(td.engine.events) <= 1
+        assert len(td.vcpu.events) <= 1
         assert all(0 <= value <= M64 for value in td.regs)
         # It moved on, got an event, or a TD exit went to the VMM.
         assert (
             td.regs[Reg.RIP] != rip
-            or td.engine.events
+            or td.vcpu.events
             or td.vmm.violations
             or exit_ is Exit.NMI_WINDOW
         )

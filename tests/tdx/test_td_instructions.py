@@ -28,7 +28,7 @@ FOLLOWED = {
 def test_ve_with_the_reason_and_length_of_the_table(td, rules, exit_):
     row = next(r for r in rules.instructions if r.followed and r.key == FOLLOWED[exit_])
     assert row.outcome == Outcome.VE
-    td.engine.length = 5  # with prefixes
+    td.vcpu.length = 5  # with prefixes
     assert td.take(exit_) == [VE]
     assert td.module.ve_info.reason == row.exit_reason
     assert td.module.ve_info.length == 5
@@ -57,9 +57,9 @@ def test_the_table_decides(make_td, rules, outcome, events, moved):
 
 def test_port_io_follows_the_table_too(make_td, rules):
     td = make_td(rules=change(rules, ("OUTS", "always"), outcome=Outcome.GP))
-    td.engine.io = IoAccess(0x3F8, 1, False, True, True, False, 2)
+    td.vcpu.io = IoAccess(0x3F8, 1, False, True, True, False, 2)
     assert td.take(Exit.IO) == [GP]
-    td.engine.io = IoAccess(0x3F8, 1, False, False, False, False, 1)
+    td.vcpu.io = IoAccess(0x3F8, 1, False, False, False, False, 1)
     assert td.take(Exit.IO) == [VE]
 
 
@@ -86,7 +86,7 @@ def test_a_table_the_model_cannot_follow_is_refused(make_td, rules):
     ],
 )
 def test_io_qualification(td, access, qualification, information):
-    td.engine.io = access
+    td.vcpu.io = access
     assert td.take(Exit.IO) == [VE]
     info = td.module.ve_info
     assert info.qualification == qualification
@@ -116,7 +116,7 @@ def test_a_triple_fault_ends_the_vcpu(td, rules):
 
 
 def test_a_machine_check_ends_the_td(td, rules):
-    td.engine.fault = Fault(18, 0)
+    td.vcpu.fault = Fault(18, 0)
     assert td.take(Exit.EXCEPTION) == []
     (td_exit,) = td.vmm.exits
     assert td_exit.status == rules.status("TDX_NON_RECOVERABLE_TD_NON_ACCESSIBLE")
@@ -124,9 +124,9 @@ def test_a_machine_check_ends_the_td(td, rules):
 
 
 def test_other_exceptions_are_the_guests_unless_the_vmm_takes_them(td):
-    td.engine.fault = Fault(14, 2)
+    td.vcpu.fault = Fault(14, 2)
     assert td.take(Exit.EXCEPTION) == [("fault", 14, 2)]
-    td.engine.fault = Fault(3, 0)
+    td.vcpu.fault = Fault(3, 0)
     assert td.take(Exit.EXCEPTION) == [("fault", 3, None)]
     td.vmm.takes_exception = True
     assert td.take(Exit.EXCEPTION) == []
@@ -136,7 +136,7 @@ def test_other_exceptions_are_the_guests_unless_the_vmm_takes_them(td):
 
 
 def write_cr(td, number, value):
-    td.engine.cr_write = CrWrite(number, value, 3)
+    td.vcpu.cr_write = CrWrite(number, value, 3)
     rip = td.regs[Reg.RIP]
     events = td.take(Exit.CR_WRITE)
     assert (td.regs[Reg.RIP] - rip == 3) != bool(events)
@@ -156,7 +156,7 @@ def write_cr(td, number, value):
 )
 def test_cr0_bits_the_module_owns(td, value, events):
     assert write_cr(td, 0, value) == events
-    assert td.engine.crs[0] == CR0
+    assert td.vcpu.crs[0] == CR0
     if events == [VE]:
         info = td.module.ve_info
         assert (info.reason, info.qualification, info.length) == (ExitReason.CR_ACCESS, 0, 3)
@@ -164,12 +164,12 @@ def test_cr0_bits_the_module_owns(td, value, events):
 
 def test_cr0_ignored_bits_keep_their_value(td):
     assert write_cr(td, 0, CR0 | 1 << 6 | 1 << 28) == []
-    assert td.engine.crs[0] == CR0
+    assert td.vcpu.crs[0] == CR0
 
 
 def test_cr0_bits_of_the_guest(td):
     assert write_cr(td, 0, CR0 | 1 << 3) == []
-    assert td.engine.crs[0] == CR0 | 1 << 3
+    assert td.vcpu.crs[0] == CR0 | 1 << 3
 
 
 def test_cr0_paging_cannot_be_switched_off_in_64bit_code(td):
@@ -196,15 +196,15 @@ def test_cr0_paging_cannot_be_switched_off_in_64bit_code(td):
 )
 def test_cr4(td, value, events):
     assert write_cr(td, 4, value) == events
-    assert td.engine.crs[4] == (value if not events else CR4)
+    assert td.vcpu.crs[4] == (value if not events else CR4)
 
 
 def test_the_engine_is_told_which_bits_to_watch(td):
-    assert td.engine.watched[0] & 0xFFFFFFFF == 0x7FFAFFE1
-    assert td.engine.watched[4] & (1 << 6 | 1 << 13 | 1 << 14) == 1 << 6 | 1 << 13 | 1 << 14
-    assert not td.engine.watched[4] & (1 << 7 | 1 << 20)
+    assert td.vcpu.watched[0] & 0xFFFFFFFF == 0x7FFAFFE1
+    assert td.vcpu.watched[4] & (1 << 6 | 1 << 13 | 1 << 14) == 1 << 6 | 1 << 13 | 1 << 14
+    assert not td.vcpu.watched[4] & (1 << 7 | 1 << 20)
 
 
 def test_other_control_registers_are_native(td):
     assert write_cr(td, 3, 0x1000) == []
-    assert td.engine.crs[3] == 0x1000
+    assert td.vcpu.crs[3] == 0x1000

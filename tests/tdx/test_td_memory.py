@@ -11,7 +11,7 @@ TD_CTLS = 0x1110000300000017
 
 
 def touch(td, gpa, *, write=False, fetch=False, walk=False, gla=0x7000):
-    td.engine.ept = EptViolation(gpa, gla, write, fetch, walk)
+    td.vcpu.ept = EptViolation(gpa, gla, write, fetch, walk)
     return td.take(Exit.EPT_VIOLATION)
 
 
@@ -79,6 +79,6 @@ def test_a_page_walk_is_told_apart(make_td):
     [({}, 0, 0x9), ({"write": True}, 0, 0xB), ({"fetch": True}, 3, 0x1D)],
 )
 def test_bits_above_the_shared_bit_are_a_page_fault(td, access, cpl, error):
-    td.engine.cpl = cpl
+    td.vcpu.cpl = cpl
     assert touch(td, 1 << 41, gla=0x1234, **access) == [("fault", 14, error)]
-    assert td.engine.crs[2] == 0x1234
+    assert td.vcpu.crs[2] == 0x1234

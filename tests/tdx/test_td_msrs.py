@@ -90,16 +90,16 @@ def test_tsc_deadline_follows_the_cpuid_bit(make_td):
 
 
 def test_the_tsc_is_the_engines(td):
-    td.engine.cycles = 0x1_2345_6789
+    td.vcpu.cycles = 0x1_2345_6789
     assert td.msr(0x10) == 0x1_2345_6789
     assert td.msr(0x10, 0) == VE
 
 
 def test_efer_only_sce_may_change(td):
     assert td.msr(EFER, EFER_VALUE | 1) == []
-    assert td.engine.msrs[EFER] == EFER_VALUE | 1
+    assert td.vcpu.msrs[EFER] == EFER_VALUE | 1
     assert td.msr(EFER, EFER_VALUE & ~0x400) == []  # LMA is ignored, SCE goes
-    assert td.engine.msrs[EFER] == EFER_VALUE
+    assert td.vcpu.msrs[EFER] == EFER_VALUE
     assert td.msr(EFER, EFER_VALUE | 1 << 11) == VE  # NXE
 
 
@@ -152,11 +152,11 @@ def test_commands_are_not_stored(td):
 
 
 def test_msrs_of_the_cpu_are_left_to_the_engine(td):
-    assert set(td.engine.native) == ENGINE_MSRS
-    assert td.engine.native[EFER] == (True, False)
-    assert td.engine.native[0xC0000102] == (True, True)
+    assert set(td.vcpu.native) == ENGINE_MSRS
+    assert td.vcpu.native[EFER] == (True, False)
+    assert td.vcpu.native[0xC0000102] == (True, True)
     assert td.msr(0xC0000102, 0x1234) == []
-    assert td.engine.msrs[0xC0000102] == 0x1234
+    assert td.vcpu.msrs[0xC0000102] == 0x1234
     assert td.msr(0xC0000102) == 0x1234
 
 

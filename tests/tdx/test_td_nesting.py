@@ -28,7 +28,7 @@ def follow(rules, row_id):
 
 
 def test_a_ve_fills_ve_info_and_get_frees_it(td):
-    td.engine.io = IoAccess(0x3F8, 2, True, False, False, True, 3)
+    td.vcpu.io = IoAccess(0x3F8, 2, True, False, False, True, 3)
     assert td.take(Exit.IO) == [VE]
     assert td.call(VEINFO_GET) == 0
     regs = td.regs
@@ -54,7 +54,7 @@ def test_the_instruction_behind_a_ve_has_not_executed(td):
 
 def test_exceptions_of_the_module_set_rf(td):
     td.take(Exit.HLT)
-    assert td.engine.rflags >> 16 & 1
+    assert td.vcpu.rflags >> 16 & 1
 
 
 def test_a_second_ve_of_the_module_is_a_double_fault(td):
@@ -79,7 +79,7 @@ def test_an_answer_the_model_cannot_give_is_refused(make_td, rules):
 
 
 def test_mmio_is_a_ve_of_the_cpu(td):
-    td.engine.ept = EptViolation(MMIO, 0xFFFFC90000001000, True, False, False)
+    td.vcpu.ept = EptViolation(MMIO, 0xFFFFC90000001000, True, False, False)
     assert td.take(Exit.EPT_VIOLATION) == [VE]
     info = td.module.ve_info
     assert (info.reason, info.gpa, info.gla) == (48, MMIO, 0xFFFFC90000001000)
@@ -88,7 +88,7 @@ def test_mmio_is_a_ve_of_the_cpu(td):
 
 def test_mmio_before_get_is_a_td_exit_and_no_double_fault(td):
     td.take(Exit.HLT)
-    td.engine.ept = EptViolation(MMIO | 0x10, 0xFFFFC90000001010, False, False, False)
+    td.vcpu.ept = EptViolation(MMIO | 0x10, 0xFFFFC90000001010, False, False, False)
     assert td.take(Exit.EPT_VIOLATION) == []
     assert td.module.ve_info.reason == ExitReason.HLT
     (violation,) = td.vmm.violations
@@ -99,10 +99,10 @@ def test_mmio_before_get_is_a_td_exit_and_no_double_fault(td):
 @pytest.mark.parametrize("spoil", ["vectoring", "real mode"])
 def test_mmio_that_is_not_convertible_is_a_td_exit(td, spoil):
     if spoil == "vectoring":
-        td.engine.vectoring = 14
+        td.vcpu.vectoring = 14
     else:
-        td.engine.crs[0] = 0
-    td.engine.ept = EptViolation(MMIO, 0x1000, False, False, False)
+        td.vcpu.crs[0] = 0
+    td.vcpu.ept = EptViolation(MMIO, 0x1000, False, False, False)
     assert td.take(Exit.EPT_VIOLATION) == []
     assert len(td.vmm.violations) == 1
 
@@ -110,18 +110,18 @@ def test_mmio_that_is_not_convertible_is_a_td_exit(td, spoil):
 def test_an_nmi_waits_for_get(td):
     td.take(Exit.HLT)
     td.module.pend_nmi()
-    assert not td.engine.nmi_window
+    assert not td.vcpu.nmi_window
     td.call(VEINFO_GET)
-    assert td.engine.nmi_window
+    assert td.vcpu.nmi_window
     assert td.take(Exit.NMI_WINDOW) == [("nmi",)]
-    assert not td.engine.nmi_window
+    assert not td.vcpu.nmi_window
     assert not td.module.nmi_pending
 
 
 def test_an_nmi_with_ve_info_free_asks_for_its_window_at_once(td):
     td.module.pend_nmi()
     td.module.pend_nmi()  # merged into one
-    assert td.engine.nmi_window
+    assert td.vcpu.nmi_window
     assert td.take(Exit.NMI_WINDOW) == [("nmi",)]
     assert td.take(Exit.BOUNDARY) == []
 
@@ -130,7 +130,7 @@ def test_a_ve_that_overtakes_the_window_holds_the_nmi(td):
     td.module.pend_nmi()
     td.take(Exit.HLT)
     assert td.take(Exit.NMI_WINDOW) == []
-    assert not td.engine.nmi_window
+    assert not td.vcpu.nmi_window
     assert td.module.nmi_pending
     td.call(VEINFO_GET)
     assert td.take(Exit.NMI_WINDOW) == [("nmi",)]
@@ -143,9 +143,9 @@ VM_WR = 8
 def test_notification_only_when_asked_for(td):
     assert not td.module.notify_ept_fault(0x5000)
     assert td.call(VM_WR, rcx=0, rdx=NOTIFY_ENABLES, r8=1, r9=1) == 0
-    td.engine.events.clear()
+    td.vcpu.events.clear()
     assert td.module.notify_ept_fault(0x5000)
-    assert td.engine.events == [VE]
+    assert td.vcpu.events == [VE]
     assert td.module.ve_info.gpa == 0x5000
     assert td.module.ve_info.gla == 0
 
@@ -154,9 +154,9 @@ def test_notification_only_when_asked_for(td):
 def test_notification_is_not_injected(td, spoil):
     td.call(VM_WR, rcx=0, rdx=NOTIFY_ENABLES, r8=1, r9=1)
     if spoil == "nmi":
-        td.engine.nmi_blocked = True
+        td.vcpu.nmi_blocked = True
     elif spoil == "vectoring":
-        td.engine.vectoring = 14
+        td.vcpu.vectoring = 14
     else:
         td.take(Exit.HLT)
     assert not td.module.notify_ept_fault(0x5000)
@@ -165,7 +165,7 @@ def test_notification_is_not_injected(td, spoil):
 def test_repeated_violations_at_one_rip_notify_the_guest(td):
     td.call(VM_WR, rcx=0, rdx=NOTIFY_ENABLES, r8=1, r9=1)
     td.module.sept.remove(0x5000, 0x1000)
-    td.engine.ept = EptViolation(0x5008, 0x5008, False, False, False)
+    td.vcpu.ept = EptViolation(0x5008, 0x5008, False, False, False)
     for _ in range(6):  # STEPPING_EPF_THRESHOLD
         assert td.take(Exit.EPT_VIOLATION) == []
     assert td.take(Exit.EPT_VIOLATION) == [VE]
@@ -179,7 +179,7 @@ def test_inject_ve_is_the_modules(td):
     info = VeInfo(ExitReason.EPT_VIOLATION, 1, 0, 0x9000)
     td.module.inject_ve(info)
     td.module.inject_ve(info)
-    assert td.engine.events == [VE, DF]
+    assert td.vcpu.events == [VE, DF]
 
 
 def test_save_and_restore(td):
@@ -198,5 +198,5 @@ def test_save_and_restore(td):
     assert td.module.save() == state
     assert td.module.ve_info.reason == ExitReason.HLT
     assert td.module.nmi_pending
-    assert not td.engine.nmi_window
-    assert 3 in td.engine.mapped_private()
+    assert not td.vcpu.nmi_window
+    assert 3 in td.memory.mapped_private()

@@ -1,7 +1,7 @@
 """Private and shared page states, and what reaches the engine."""
 
 import pytest
-from fake_td import FakeEngine
+from fake_td import FakeMemory
 
 from trapline.tdx.sept import (
     LARGE_SIZE,
@@ -18,29 +18,29 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def engine():
-    return FakeEngine(8 * MIB)
+def memory():
+    return FakeMemory(8 * MIB)
 
 
 @pytest.fixture
-def sept(engine):
-    return Sept(engine, 8 * MIB)
+def sept(memory):
+    return Sept(memory, 8 * MIB)
 
 
 def pages(gpa, size):
     return set(range(gpa >> 12, (gpa + size) >> 12))
 
 
-def test_added_pages_are_mapped_and_augmented_ones_are_not(engine, sept):
+def test_added_pages_are_mapped_and_augmented_ones_are_not(memory, sept):
     sept.add(0, MIB)
     sept.aug(MIB, MIB)
     assert sept.private_state(MIB - 1) == SeptState.MAPPED
     assert sept.private_state(MIB) == SeptState.PENDING
     assert sept.private_state(2 * MIB) == SeptState.FREE
-    assert engine.mapped_private() == pages(0, MIB)
+    assert memory.mapped_private() == pages(0, MIB)
 
 
-def test_aug_leaves_existing_pages_alone(engine, sept):
+def test_aug_leaves_existing_pages_alone(memory, sept):
     sept.add(PAGE_SIZE, PAGE_SIZE)
     sept.aug(0, 3 * PAGE_SIZE)
     assert [sept.private_state(n * PAGE_SIZE) for n in range(3)] == [
@@ -48,26 +48,26 @@ def test_aug_leaves_existing_pages_alone(engine, sept):
         SeptState.MAPPED,
         SeptState.PENDING,
     ]
-    assert engine.mapped_private() == {1}
+    assert memory.mapped_private() == {1}
 
 
-def test_accept_of_4k_maps_and_zeroes(engine, sept):
+def test_accept_of_4k_maps_and_zeroes(memory, sept):
     sept.aug(0, MIB)
-    engine.ram[PAGE_SIZE : PAGE_SIZE + 4] = b"old!"
-    engine.ram[0:4] = b"keep"
+    memory.ram[PAGE_SIZE : PAGE_SIZE + 4] = b"old!"
+    memory.ram[0:4] = b"keep"
     assert sept.accept(PAGE_SIZE, LEVEL_4K).result is AcceptResult.ACCEPTED
-    assert bytes(engine.ram[PAGE_SIZE : PAGE_SIZE + 4]) == bytes(4)
-    assert bytes(engine.ram[0:4]) == b"keep"
-    assert engine.mapped_private() == {1}
+    assert bytes(memory.ram[PAGE_SIZE : PAGE_SIZE + 4]) == bytes(4)
+    assert bytes(memory.ram[0:4]) == b"keep"
+    assert memory.mapped_private() == {1}
 
 
-def test_accept_of_2m_needs_a_2m_leaf(engine, sept):
+def test_accept_of_2m_needs_a_2m_leaf(memory, sept):
     sept.aug(0, 4 * MIB, LEVEL_2M)
-    engine.ram[LARGE_SIZE - 1] = 7
+    memory.ram[LARGE_SIZE - 1] = 7
     outcome = sept.accept(0, LEVEL_2M)
     assert outcome.result is AcceptResult.ACCEPTED
-    assert engine.mapped_private() == pages(0, LARGE_SIZE)
-    assert engine.ram[LARGE_SIZE - 1] == 0
+    assert memory.mapped_private() == pages(0, LARGE_SIZE)
+    assert memory.ram[LARGE_SIZE - 1] == 0
     # The second region is one leaf too: a 4 KiB request cannot split it.
     refused = sept.accept(LARGE_SIZE, LEVEL_4K)
     assert (refused.result, refused.level) == (AcceptResult.VIOLATION, LEVEL_2M)
@@ -96,34 +96,34 @@ def test_accept_twice_reports_the_level_of_the_leaf(sept):
     assert (again.result, again.level) == (AcceptResult.ALREADY_ACCEPTED, LEVEL_2M)
 
 
-def test_blocked_pages_come_back_as_they_were(engine, sept):
+def test_blocked_pages_come_back_as_they_were(memory, sept):
     sept.add(0, PAGE_SIZE)
     sept.aug(PAGE_SIZE, PAGE_SIZE)
     sept.block(0, 2 * PAGE_SIZE)
-    assert engine.mapped_private() == set()
+    assert memory.mapped_private() == set()
     assert sept.accept(PAGE_SIZE, LEVEL_4K).result is AcceptResult.VIOLATION
     sept.unblock(0, 2 * PAGE_SIZE)
     assert sept.private_state(0) == SeptState.MAPPED
     assert sept.private_state(PAGE_SIZE) == SeptState.PENDING
-    assert engine.mapped_private() == {0}
+    assert memory.mapped_private() == {0}
 
 
-def test_sharing_takes_the_private_page_and_its_bytes_away(engine, sept):
+def test_sharing_takes_the_private_page_and_its_bytes_away(memory, sept):
     sept.add(0, 4 * PAGE_SIZE)
-    engine.ram[PAGE_SIZE] = 0x5A
+    memory.ram[PAGE_SIZE] = 0x5A
     sept.share(PAGE_SIZE, PAGE_SIZE)
     assert sept.private_state(PAGE_SIZE) == SeptState.FREE
     assert sept.shared_state(PAGE_SIZE) == SharedState.MAPPED
-    assert engine.ram[PAGE_SIZE] == 0
-    assert engine.mapped_private() == {0, 2, 3}
-    assert engine.mapped_shared() == {1}
+    assert memory.ram[PAGE_SIZE] == 0
+    assert memory.mapped_private() == {0, 2, 3}
+    assert memory.mapped_shared() == {1}
     # What is shared already keeps its content.
-    engine.ram[PAGE_SIZE] = 0x11
+    memory.ram[PAGE_SIZE] = 0x11
     sept.share(PAGE_SIZE, 2 * PAGE_SIZE)
-    assert engine.ram[PAGE_SIZE] == 0x11
+    assert memory.ram[PAGE_SIZE] == 0x11
     sept.unshare(PAGE_SIZE, 2 * PAGE_SIZE)
     assert sept.shared_state(PAGE_SIZE) == SharedState.ABSENT
-    assert engine.mapped_shared() == set()
+    assert memory.mapped_shared() == set()
 
 
 def test_sharing_a_part_splits_a_large_leaf(sept):
@@ -150,7 +150,7 @@ def test_bad_ranges_are_refused(sept, gpa, size):
         sept.add(gpa, size)
 
 
-def test_restore_pushes_only_what_changed(engine, sept):
+def test_restore_pushes_only_what_changed(memory, sept):
     sept.add(0, MIB)
     sept.share(PAGE_SIZE, PAGE_SIZE)
     before = sept.save()
@@ -158,19 +158,19 @@ def test_restore_pushes_only_what_changed(engine, sept):
     sept.remove(8 * PAGE_SIZE, PAGE_SIZE)
     sept.unshare(PAGE_SIZE, PAGE_SIZE)
     sept.aug(2 * MIB, LARGE_SIZE, LEVEL_2M)
-    engine.private.clear()
-    engine.shared.clear()
+    memory.private.clear()
+    memory.shared.clear()
     sept.restore(before)
-    assert set(engine.private) == {8}
-    assert set(engine.shared) == {1}
+    assert set(memory.private) == {8}
+    assert set(memory.shared) == {1}
     assert sept.private_state(8 * PAGE_SIZE) == SeptState.MAPPED
     assert sept.level(2 * MIB) == LEVEL_4K
     assert sept.save() is before
 
 
-def test_memory_size_must_be_whole_pages(engine):
+def test_memory_size_must_be_whole_pages(memory):
     with pytest.raises(ValueError, match="multiple of 4096"):
-        Sept(engine, 1000)
+        Sept(memory, 1000)
 
 
 def test_counts_follow_the_states(sept):

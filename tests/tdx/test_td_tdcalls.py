@@ -34,10 +34,10 @@ def status(rules):
 
 
 def test_mode(td):
-    td.engine.cs = CODE_32
+    td.vcpu.cs = CODE_32
     assert td.take(Exit.TDCALL, rax=1) == [GP]
-    td.engine.cs = td.engine.cs._replace(attributes=0x00AF9B00)
-    td.engine.msrs[0xC0000080] = 0
+    td.vcpu.cs = td.vcpu.cs._replace(attributes=0x00AF9B00)
+    td.vcpu.msrs[0xC0000080] = 0
     assert td.take(Exit.TDCALL, rax=1) == [GP]
 
 
@@ -143,7 +143,7 @@ def test_veinfo_get(td, status):
 
 
 def test_rtmr_extend(td, status):
-    td.engine.ram[0x2000:0x2030] = bytes(range(48))
+    td.memory.ram[0x2000:0x2030] = bytes(range(48))
     assert td.call(2, rcx=0x2000, rdx=2) == status("tdcall-2-ok")
     expected = hashlib.sha384(bytes(48) + bytes(range(48))).digest()
     assert td.module.measurements.rtmrs[2] == expected
@@ -169,9 +169,9 @@ def test_rtmr_extend_operands(td, status, gpa, index, row):
 
 def test_report(make_td, status):
     td = make_td(mr_owner=b"owner".ljust(48, b"\0"))
-    td.engine.ram[0x2000:0x2040] = b"nonce".ljust(64, b"!")
+    td.memory.ram[0x2000:0x2040] = b"nonce".ljust(64, b"!")
     assert td.call(4, rcx=0x3000, rdx=0x2000, r8=0) == status("tdcall-4-ok")
-    report = bytes(td.engine.ram[0x3000:0x3400])
+    report = bytes(td.memory.ram[0x3000:0x3400])
     mac, tcb_info, td_info = report[:256], report[256:512], report[512:]
     assert mac[:4] == b"\x81\0\0\0"
     assert mac[80:128] == hashlib.sha384(td_info).digest()
@@ -197,13 +197,13 @@ def test_report(make_td, status):
 def test_report_operands(td, status, registers, row):
     registers = {"rcx": 0x3000, "rdx": 0x2000, "r8": 0} | registers
     assert td.call(4, **registers) == status(f"tdcall-4-{row}")
-    assert not any(td.engine.ram[0x3000:0x3400])
+    assert not any(td.memory.ram[0x3000:0x3400])
 
 
 def test_operands_may_be_shared_pages(td):
     td.module.sept.share(0x3000, 0x1000)
     assert td.call(4, rcx=SHARED | 0x3000, rdx=0x2000, r8=0) == 0
-    assert td.engine.ram[0x3000] == 0x81
+    assert td.memory.ram[0x3000] == 0x81
 
 
 def test_an_mmio_operand_is_a_ve_of_the_module(td):
@@ -246,9 +246,9 @@ def test_accept(td, status):
     sept.remove(0, 4 << 20)
     sept.aug(0, 2 << 20, LEVEL_2M)
     sept.aug(2 << 20, 0x1000)
-    td.engine.ram[0x1FFFFF] = 9
+    td.memory.ram[0x1FFFFF] = 9
     assert td.call(6, rcx=1) == status("tdcall-6-ok")
-    assert td.engine.ram[0x1FFFFF] == 0
+    assert td.memory.ram[0x1FFFFF] == 0
     assert td.call(6, rcx=1) == status("tdcall-6-already-accepted") | 1
     assert td.call(6, rcx=0x5000) == status("tdcall-6-already-accepted") | 1
     assert td.call(6, rcx=2 << 20 | 1) == status("tdcall-6-size-mismatch") | 1

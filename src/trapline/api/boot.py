@@ -114,7 +114,7 @@ def boot(
         server = None
         if gdb is not None:
             server = stack.enter_context(
-                GdbServer(gdb, run.machine.engine, run.debug_target(), announce or _ignore)
+                GdbServer(gdb, run.machine.vcpu, run.debug_target(), announce or _ignore)
             )
         outcome = run.run(server)
         found = found or known.make(plan.files, loadable, build_id, progress)

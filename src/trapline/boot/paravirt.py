@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from iced_x86 import Instruction
     from iced_x86._iced_x86_py import Register as RegisterValue
 
-    from trapline.cpu.engine import Engine
+    from trapline.cpu.engine import Vcpu
     from trapline.machine.vmm.host import Host
     from trapline.tdx.vmm_interface import VeInfo
 
@@ -50,8 +50,8 @@ _IMMEDIATES: Final = frozenset(
 class ParavirtCalls:
     """Carries out instructions through `host`; each method returns False where it cannot."""
 
-    def __init__(self, engine: "Engine", host: "Host") -> None:
-        self._engine = engine
+    def __init__(self, vcpu: "Vcpu", host: "Host") -> None:
+        self._vcpu = vcpu
         self._host = host
         self._calls: dict[int, Callable[[VeInfo], bool]] = {
             ExitReason.IO_INSTRUCTION: self._io,
@@ -64,7 +64,7 @@ class ParavirtCalls:
     def carry_out(self, info: "VeInfo") -> bool:
         """Do what the instruction at RIP asks for; False changes nothing."""
         call = self._calls.get(info.reason)
-        return call is not None and self._engine.vectoring is None and call(info)
+        return call is not None and self._vcpu.vectoring is None and call(info)
 
     def _call(self, leaf: int, *arguments: int) -> list[int] | None:
         """Make a TDVMCALL with R12 and following; returns the registers, None if it fails."""
@@ -75,7 +75,7 @@ class ParavirtCalls:
         return registers if registers[Reg.R10] == Status.SUCCESS else None
 
     def _io(self, info: "VeInfo") -> bool:
-        access, regs = self._engine.io, self._engine.regs
+        access, regs = self._vcpu.io, self._vcpu.regs
         if access.is_string:
             return False
         mask = (1 << 8 * access.size) - 1
@@ -88,35 +88,35 @@ class ParavirtCalls:
             value = regs[Reg.RAX] & mask
             if self._call(TdVmCall.IO, access.size, WRITE, access.port, value) is None:
                 return False
-        self._engine.advance(info.length)
+        self._vcpu.advance(info.length)
         return True
 
     def _rdmsr(self, info: "VeInfo") -> bool:
-        regs = self._engine.regs
+        regs = self._vcpu.regs
         answer = self._call(TdVmCall.RDMSR, regs[Reg.RCX] & MASK32)
         if answer is None:
             return False
         regs[Reg.RAX] = answer[Reg.R11] & MASK32
         regs[Reg.RDX] = answer[Reg.R11] >> 32 & MASK32
-        self._engine.advance(info.length)
+        self._vcpu.advance(info.length)
         return True
 
     def _wrmsr(self, info: "VeInfo") -> bool:
-        regs = self._engine.regs
+        regs = self._vcpu.regs
         value = (regs[Reg.RDX] & MASK32) << 32 | regs[Reg.RAX] & MASK32
         if self._call(TdVmCall.WRMSR, regs[Reg.RCX] & MASK32, value) is None:
             return False
-        self._engine.advance(info.length)
+        self._vcpu.advance(info.length)
         return True
 
     def _cpuid(self, info: "VeInfo") -> bool:
-        regs = self._engine.regs
+        regs = self._vcpu.regs
         answer = self._call(TdVmCall.CPUID, regs[Reg.RAX] & MASK32, regs[Reg.RCX] & MASK32)
         if answer is None:
             return False
         for index, register in enumerate((Reg.RAX, Reg.RBX, Reg.RCX, Reg.RDX)):
             regs[register] = answer[Reg.R12 + index] & MASK32
-        self._engine.advance(info.length)
+        self._vcpu.advance(info.length)
         return True
 
     # MMIO.
@@ -132,9 +132,9 @@ class ParavirtCalls:
         return False
 
     def _decode(self) -> "Instruction | None":
-        rip = self._engine.regs[Reg.RIP]
+        rip = self._vcpu.regs[Reg.RIP]
         for size in (_MAX_LENGTH, 0x1000 - rip % 0x1000):
-            code = self._engine.read(rip, size)
+            code = self._vcpu.read(rip, size)
             if code:
                 instruction = Decoder(64, code, ip=rip).decode()
                 return None if instruction.is_invalid else instruction
@@ -153,7 +153,7 @@ class ParavirtCalls:
         value &= (1 << 8 * size) - 1
         if self._call(TdVmCall.REQUEST_MMIO, size, WRITE, gpa, value) is None:
             return False
-        self._engine.advance(instruction.len)
+        self._vcpu.advance(instruction.len)
         return True
 
     def _load_from(self, instruction: "Instruction", gpa: int) -> bool:
@@ -168,16 +168,16 @@ class ParavirtCalls:
         if instruction.mnemonic in (Mnemonic.MOVSX, Mnemonic.MOVSXD) and value >> 8 * size - 1:
             value -= 1 << 8 * size
         number = RegisterExt.number(RegisterExt.full_register(target))
-        self._store(self._engine.regs, number, value & MASK64, RegisterExt.size(target))
-        self._engine.advance(instruction.len)
+        self._store(self._vcpu.regs, number, value & MASK64, RegisterExt.size(target))
+        self._vcpu.advance(instruction.len)
         return True
 
     def _register(self, register: "RegisterValue") -> int | None:
         if not RegisterExt.is_gpr(register):
             return None
         if register in _HIGH_BYTES:
-            return self._engine.regs[_HIGH_BYTES[register]] >> 8
-        return self._engine.regs[RegisterExt.number(RegisterExt.full_register(register))]
+            return self._vcpu.regs[_HIGH_BYTES[register]] >> 8
+        return self._vcpu.regs[RegisterExt.number(RegisterExt.full_register(register))]
 
     @staticmethod
     def _store(regs: memoryview, number: int, value: int, size: int) -> None:

@@ -125,7 +125,7 @@ class Enforcer:
         self._unlisted = unlisted
         self._known: dict[tuple[int, str], bool] = {}
         self._used: set[tuple[int, str]] = set()
-        self._calls = ParavirtCalls(machine.engine, machine.host)
+        self._calls = ParavirtCalls(machine.vcpu, machine.host)
         machine.module.divert(self.look)
 
     def look(self, info: "VeInfo") -> bool:
@@ -136,12 +136,12 @@ class Enforcer:
             self._look_at_device(trap, info)
         if mode == "trap":
             return False
-        if trap == "mmio" and not info.gpa & self._machine.engine.shared_bit:
+        if trap == "mmio" and not info.gpa & self._machine.memory.shared_bit:
             return False  # a page that waits to be accepted
         if mode == "forbid":
             self._scream("forbidden", trap, info, self._function(trap, info))
             return False
-        rip = self._machine.engine.regs[Reg.RIP]
+        rip = self._machine.vcpu.regs[Reg.RIP]
         if self._is_known(rip, trap) and self._calls.carry_out(info):
             counts = self.tally.paravirtualised
             self._used.add((rip, trap))
@@ -184,14 +184,14 @@ class Enforcer:
         if info.reason == ExitReason.IO_INSTRUCTION:
             return info.qualification >> PORT_SHIFT & 0xFFFF
         if info.reason == ExitReason.EPT_VIOLATION:
-            return info.gpa & ~self._machine.engine.shared_bit
+            return info.gpa & ~self._machine.memory.shared_bit
         register = Reg.RAX if info.reason == ExitReason.CPUID else Reg.RCX
-        return self._machine.engine.regs[register] & 0xFFFF_FFFF
+        return self._machine.vcpu.regs[register] & 0xFFFF_FFFF
 
     def _scream(
         self, reason: Reason, trap: "TrapClass", info: "VeInfo", function: "Function | None"
     ) -> None:
-        rip = self._machine.engine.regs[Reg.RIP]
+        rip = self._machine.vcpu.regs[Reg.RIP]
         key = (reason, trap, rip, -1 if function is None else function.devfn)
         access = self.tally.screams.get(key)
         if access is None:

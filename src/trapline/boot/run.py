@@ -91,7 +91,7 @@ class BootRun:
         )
         self.milestones = Milestones(self._seconds)
         self.symbols = GuestSymbols(
-            self.machine.engine, vmlinux, release=plan.files.release, modules=plan.modules
+            self.machine.vcpu, vmlinux, release=plan.files.release, modules=plan.modules
         )
         image = plan.image
         if image.kind == "vmlinux":
@@ -132,8 +132,8 @@ class BootRun:
 
     def debug_target(self) -> TdTarget:
         """Return what gdb may ask for."""
-        engine, files = self.machine.engine, self._plan.files
-        return TdTarget(engine, self.symbols, self.recent_traps, files.vmlinux)
+        vcpu, files = self.machine.vcpu, self._plan.files
+        return TdTarget(vcpu, self.symbols, self.recent_traps, files.vmlinux)
 
     def recent_traps(self, count: int) -> "Sequence[str]":
         """Return a line for each of the last `count` traps, oldest first."""
@@ -232,7 +232,7 @@ class BootRun:
     # What happens during the run.
 
     def _seconds(self) -> float:
-        return self.machine.engine.cycles / self.machine.frequency
+        return self.machine.vcpu.cycles / self.machine.frequency
 
     def _on_line(self, line: bytes) -> None:
         self.milestones.console_line(line)
@@ -277,7 +277,7 @@ class BootRun:
     def _take_splat(self, banner: str) -> "Splat":
         self.symbols.refresh()
         return take_splat(
-            self.machine.engine,
+            self.machine.vcpu,
             self.symbols.runtime,
             banner=banner,
             injected=(),

@@ -1,19 +1,21 @@
 """The CPU engine as an interface: what the TDX module, the VMM and the explorer may ask of it.
 
-Nothing here, and nothing that imports this, knows Unicorn. `trapline.cpu.unicorn` is the one
-implementation; a KVM engine would be a second. All sizes are bytes, all times are cycles of
-the virtual TSC, addresses are `int`: GLA is a guest linear address, GPA a guest physical one.
+An `Engine` is one `Memory` with the VCPUs that run on it. Nothing here, and nothing that
+imports this, knows Unicorn: `trapline.cpu.unicorn` is the one implementation, a KVM engine
+would be a neighbour, and tests/cpu/conformance says what each must do. All sizes are bytes, all
+times are cycles of the virtual TSC, addresses are `int`: GLA is a guest linear address, GPA a
+guest physical one.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum, auto
 from typing import Final, NamedTuple, Protocol
 
-MAX_ENTRIES: Final = 500  # of Engine.watch_entries()
+MAX_ENTRIES: Final = 500  # of Vcpu.watch_entries()
 
 
 class Reg(IntEnum):
-    """Index into `Engine.regs`, in the order of the hardware encoding."""
+    """Index into `Vcpu.regs`, in the order of the hardware encoding."""
 
     RAX = 0
     RCX = 1
@@ -46,7 +48,7 @@ class Exit(IntEnum):
     CPUID = auto()
     RDMSR = auto()
     WRMSR = auto()
-    IO = auto()  # details in Engine.io
+    IO = auto()  # details in Vcpu.io
     HLT = auto()
     MONITOR = auto()
     MWAIT = auto()
@@ -55,10 +57,10 @@ class Exit(IntEnum):
     RDPMC = auto()
     VMCALL = auto()
     TDCALL = auto()
-    CR_WRITE = auto()  # a bit given to watch_cr() would change; details in Engine.cr_write
+    CR_WRITE = auto()  # a bit given to watch_cr() would change; details in Vcpu.cr_write
     UNDEFINED = auto()  # the engine does not know the instruction: emulate it or deliver #UD
-    EXCEPTION = auto()  # a vector given to intercept_exceptions(); details in Engine.fault
-    EPT_VIOLATION = auto()  # details in Engine.ept
+    EXCEPTION = auto()  # a vector given to intercept_exceptions(); details in Vcpu.fault
+    EPT_VIOLATION = auto()  # details in Vcpu.ept
     INTERRUPT_WINDOW = auto()  # asked for by request_interrupt_window()
     NMI_WINDOW = auto()  # asked for by request_nmi_window()
     BOUNDARY = auto()  # asked for by request_boundary(), or the time budget ran out
@@ -124,14 +126,59 @@ class Segment(NamedTuple):
 
 
 class Snapshot(Protocol):
-    """An opaque state of CPU and RAM, valid for the engine that took it."""
+    """An opaque state of memory and VCPUs, valid for the engine that took it."""
 
 
 ExitHandler = Callable[[Exit], None]
 
 
-class Engine(Protocol):
-    """One virtual CPU with its RAM and second-level page tables.
+class Memory(Protocol):
+    """Guest RAM from GPA 0, and what the second-level tables map of it.
+
+    The guest-physical space has two halves: GPAs with `shared_bit` are the shared one. Both show
+    the same RAM, or the shared half has memory of its own (`Factory`, `split_ram`). In the
+    beginning all RAM is mapped in the private half, none in the shared one.
+    """
+
+    ram: memoryview  # as the private half shows it
+    shared_ram: memoryview  # the shared half's: `ram` itself, or memory of its own
+    shared_bit: int  # 1 << (GPAW - 1)
+
+    @property
+    def shared_fd(self) -> int:
+        """Descriptor of a file of `shared_ram`, for a process that shares it.
+
+        Pages that are not mapped are holes in it. Raises ValueError once the memory is frozen.
+        """
+
+    def set_private(self, gpa: int, size: int, state: PageState) -> None:
+        """Map or unmap whole pages of RAM in the private half; ValueError if they are not."""
+
+    def set_shared(self, gpa: int, size: int, state: PageState) -> None:
+        """Map or unmap whole pages of RAM in the shared half; `gpa` with or without its bit.
+
+        What was in memory of its own is lost when it is unmapped.
+        """
+
+    def code_changed(self, gpa: int, size: int) -> None:
+        """Take note that the host wrote to RAM, at `gpa` without shared bit.
+
+        What the guest executes from there is what is there now, and the pages are among
+        `written_pages`.
+        """
+
+    def written_pages(self) -> list[int]:
+        """Return the GPAs of the pages written since the last freeze or restore.
+
+        By the guest, by `Vcpu.write`, or announced by `code_changed`; and maybe of some others.
+        """
+
+    def digest(self) -> str:
+        """BLAKE2b-128 of `ram`, in hexadecimal."""
+
+
+class Vcpu(Protocol):
+    """One virtual CPU.
 
     `run` calls the handler on each exit, between two stretches of guest code; the handler may
     change any state, call `deliver` and `advance`, and returns to go on. An exception that it
@@ -140,10 +187,10 @@ class Engine(Protocol):
     then combined as the processor does (#DF, triple fault).
     """
 
+    @property
+    def memory(self) -> Memory: ...
+
     regs: memoryview  # 17 u64, by Reg
-    ram: memoryview  # guest RAM from GPA 0, as the private half shows it
-    shared_ram: memoryview  # the shared half's: `ram` itself, or memory of its own
-    shared_bit: int  # 1 << (GPAW - 1)
     cycles: int  # virtual TSC; executed code advances it, the handler may add to it
 
     # Details of the exit at hand.
@@ -187,15 +234,10 @@ class Engine(Protocol):
     def set_msr(self, index: int, value: int) -> None: ...
     def native_msr(self, index: int, *, read: bool, write: bool) -> None: ...  # no exit
 
-    # Memory.
+    # Linear memory, through the page tables that CR3 names.
     def translate(self, gla: int) -> int | None: ...  # GPA, shared bit kept; no side effects
     def read(self, gla: int, size: int) -> bytes | None: ...
     def write(self, gla: int, data: bytes) -> bool: ...
-    def set_private(self, gpa: int, size: int, state: PageState) -> None: ...
-    def set_shared(self, gpa: int, size: int, state: PageState) -> None: ...
-    def code_changed(self, gpa: int, size: int) -> None: ...  # after writing through `ram`
-    def written_pages(self) -> list[int] | None: ...  # GPAs, since the last freeze or restore
-    def ram_digest(self) -> str: ...  # BLAKE2b-128 of `ram`, in hexadecimal
 
     # Events.
     def intercept_exceptions(self, vectors: frozenset[int]) -> None: ...  # Exit.EXCEPTION
@@ -225,9 +267,43 @@ class Engine(Protocol):
     def watch_entries(self, addresses: frozenset[int] | None) -> None: ...
     def exact_counts(self, wanted: bool) -> None: ...
 
-    # Snapshots.
-    # RAM becomes copy-on-write. `announced`: each write through `ram` is told by code_changed().
-    def freeze(self, *, announced: bool = False) -> Snapshot: ...
-    def save(self) -> Snapshot: ...  # CPU state only; RAM is that of the last freeze
-    def restore(self, snapshot: Snapshot) -> None: ...
-    def close(self) -> None: ...
+
+class Engine(Protocol):
+    """One memory and the VCPUs that run on it, with their snapshots."""
+
+    @property
+    def memory(self) -> Memory: ...
+    @property
+    def vcpus(self) -> Sequence[Vcpu]: ...  # at least one
+
+    def freeze(self, *, announced: bool = False) -> Snapshot:
+        """Make memory copy-on-write from here and return a snapshot of all state.
+
+        Snapshots of an earlier freeze can no longer be restored. `announced`: the caller
+        promises that each write through `Memory.ram` is told by `Memory.code_changed`, which
+        makes `restore` faster. Raises ValueError for a split memory.
+        """
+
+    def save(self) -> Snapshot:
+        """Return the state of the VCPUs and second-level tables; RAM is the last freeze's."""
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Return to a snapshot: memory, VCPUs, second-level tables, time and counts.
+
+        Raises TypeError for what is no snapshot, ValueError for one of another freeze.
+        """
+
+    def close(self) -> None:
+        """Free everything; the engine cannot be used afterwards. May be repeated."""
+
+
+class Factory(Protocol):
+    """What opens an engine; `trapline.cpu.default` names the one that machines get."""
+
+    def __call__(self, ram_size: int, *, seed: int = 0, split_ram: bool = False) -> Engine:
+        """Open an engine with a VCPU in the state of reset, in real mode.
+
+        `ram_size` is in bytes, a multiple of 4 KiB: BadMachineError if it is not. `seed`
+        determines what RDRAND, RDSEED and the noise of RDTSC give. With `split_ram` the shared
+        half is memory of its own, which devices may be given; then there are no snapshots.
+        """

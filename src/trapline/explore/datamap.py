@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from trapline.base.errors import TraplineError
-from trapline.cpu.engine import Engine, Reg
+from trapline.cpu.engine import Reg, Vcpu
 from trapline.guest.target import Target
 from trapline.kernel.elf.symtab import STT_OBJECT
 from trapline.kernel.live.runtime import KERNEL_MAP
@@ -37,9 +37,9 @@ class DataMap:
     GPAs are without the shared bit.
     """
 
-    def __init__(self, target: Target, engine: Engine) -> None:
+    def __init__(self, target: Target, vcpu: Vcpu) -> None:
         self._target = target
-        self._engine = engine
+        self._vcpu = vcpu
         self._percpu_pages = dict(self._find_percpu_pages())
         self._stack_pages: set[int] = set()
         self.table_pages, self._user_pages = self._walk()
@@ -71,7 +71,7 @@ class DataMap:
             return ()
         if rule.stack:
             self._stack_pages.update(gpa & -PAGE for gpa, _ in self.gpas(piece))
-            rsp = int(self._engine.regs[Reg.RSP])
+            rsp = int(self._vcpu.regs[Reg.RSP])
             # RSP at the very top is an empty stack.
             if piece.gla <= rsp < piece.gla + piece.size:
                 piece = Piece(piece.gla, rsp - piece.gla)
@@ -82,9 +82,9 @@ class DataMap:
         gla, left = piece
         while left > 0:
             size = min(left, PAGE - gla % PAGE)
-            gpa = self._engine.translate(gla)
+            gpa = self._vcpu.translate(gla)
             if gpa is not None:
-                yield gpa & ~self._engine.shared_bit, size
+                yield gpa & ~self._vcpu.memory.shared_bit, size
             gla, left = gla + size, left - size
 
     def is_dynamic(self, gpa: int) -> bool:
@@ -105,10 +105,10 @@ class DataMap:
 
     def _walk(self) -> tuple[set[int], set[int]]:
         """Return the GPAs of all page table pages, and of 4 KiB pages that user mode maps."""
-        ram = self._engine.ram
+        ram = self._vcpu.memory.ram
         tables: set[int] = set()
         user: set[int] = set()
-        pending = [(self._engine.cr(3) & _ADDRESS, 4, True)]
+        pending = [(self._vcpu.cr(3) & _ADDRESS, 4, True)]
         while pending and len(tables) < _MAX_TABLES:
             page, level, is_user = pending.pop()
             if page in tables or page + PAGE > len(ram):
@@ -123,7 +123,7 @@ class DataMap:
                 if level > 1:
                     pending.append((entry & _ADDRESS, level - 1, may_use))
                 elif may_use:
-                    user.add(entry & _ADDRESS & ~self._engine.shared_bit)
+                    user.add(entry & _ADDRESS & ~self._vcpu.memory.shared_bit)
         return tables, user
 
     # Variables.
@@ -189,7 +189,7 @@ class DataMap:
         return (min(ends) if ends else types.size(kind) or start + 8) - start
 
     def _pointer(self, gla: int) -> int | None:
-        data = self._engine.read(gla, 8)
+        data = self._vcpu.read(gla, 8)
         return None if data is None else int(struct.unpack("<Q", data)[0])
 
     @cached_property
@@ -242,9 +242,9 @@ class DataMap:
             return
         start = section.address + base & (1 << 64) - 1
         for offset in range(0, section.size, PAGE):
-            gpa = self._engine.translate(start + offset)
+            gpa = self._vcpu.translate(start + offset)
             if gpa is not None:
-                yield gpa & -PAGE & ~self._engine.shared_bit, section.address + offset
+                yield gpa & -PAGE & ~self._vcpu.memory.shared_bit, section.address + offset
 
 
 class _Objects:

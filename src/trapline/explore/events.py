@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import iced_x86 as ix
 
-from trapline.cpu.engine import Engine, Reg
+from trapline.cpu.engine import Reg, Vcpu
 from trapline.guest.playalong import ExpectedMmio, ExpectedWrmsr, ExploredServices
 from trapline.isa.operands import memory_operand
 from trapline.machine.devices.lapic import ApicMsr
@@ -68,12 +68,12 @@ class Conditions(NamedTuple):
 
 def conditions(machine: Machine) -> Conditions:
     """Take the conditions before the instruction that the machine is at."""
-    engine = machine.engine
+    vcpu = machine.vcpu
     return Conditions(
         machine.module.ve_info is not None,
-        engine.nmi_blocked,
-        bool(engine.rflags & _RFLAGS_IF),
-        engine.interrupt_shadow,
+        vcpu.nmi_blocked,
+        bool(vcpu.rflags & _RFLAGS_IF),
+        vcpu.interrupt_shadow,
     )
 
 
@@ -116,7 +116,7 @@ def vector_of(machine: Machine, event: str) -> int:
 
 def applies(machine: Machine, event: str) -> bool:
     """Whether the event makes sense before the instruction that the machine is at."""
-    return event != "ve:mmio" or mmio_access(machine.engine) is not None
+    return event != "ve:mmio" or mmio_access(machine.vcpu) is not None
 
 
 def inject(machine: Machine, event: str) -> None:
@@ -138,7 +138,7 @@ def _synthetic_wrmsr(machine: Machine) -> None:
     Linux hands RCX, RDX and RAX to the host, which ignores them (`host`), and goes on at the
     same instruction.
     """
-    _expect(machine, ExpectedWrmsr(machine.engine.regs[Reg.RCX] & _MASK32))
+    _expect(machine, ExpectedWrmsr(machine.vcpu.regs[Reg.RCX] & _MASK32))
     machine.module.inject_ve(VeInfo(ExitReason.WRMSR))
 
 
@@ -147,11 +147,11 @@ def _mmio(machine: Machine) -> None:
 
     While VE_INFO is valid the processor cannot convert the EPT violation; it exits.
     """
-    access = mmio_access(machine.engine)
+    access = mmio_access(machine.vcpu)
     if access is None:
         return
     gla, gpa, is_write = access
-    shared = gpa | machine.engine.shared_bit
+    shared = gpa | machine.memory.shared_bit
     qualification = _WRITE if is_write else _READ
     if machine.module.ve_info is not None:
         machine.host.ept_violation(
@@ -168,13 +168,13 @@ def _expect(machine: Machine, call: ExpectedWrmsr | ExpectedMmio) -> None:
     services.expected = call
 
 
-def mmio_access(engine: Engine) -> tuple[int, int, bool] | None:
+def mmio_access(vcpu: Vcpu) -> tuple[int, int, bool] | None:
     """Return GLA, GPA and direction of the explicit memory operand of the instruction at RIP.
 
     None for an instruction without one, or where it is not mapped.
     """
-    rip = int(engine.regs[Reg.RIP])
-    data = engine.read(rip, _MAX_INSTRUCTION) or engine.read(rip, -rip % _PAGE or 1)
+    rip = int(vcpu.regs[Reg.RIP])
+    data = vcpu.read(rip, _MAX_INSTRUCTION) or vcpu.read(rip, -rip % _PAGE or 1)
     if data is None:
         return None
     instruction = ix.Decoder(64, data, ip=rip).decode()
@@ -183,25 +183,25 @@ def mmio_access(engine: Engine) -> tuple[int, int, bool] | None:
         return None
     gla = operand.displacement
     if not operand.is_rip_relative:
-        gla += _value(engine, operand.base) + _value(engine, operand.index_register) * operand.scale
+        gla += _value(vcpu, operand.base) + _value(vcpu, operand.index_register) * operand.scale
     if operand.segment in ("fs", "gs"):
-        gla += engine.segment(operand.segment).base
+        gla += vcpu.segment(operand.segment).base
     gla &= _MASK64
-    gpa = engine.translate(gla)
+    gpa = vcpu.translate(gla)
     if gpa is None:
         return None
-    return gla, gpa & ~engine.shared_bit, operand.access != "read"
+    return gla, gpa & ~vcpu.memory.shared_bit, operand.access != "read"
 
 
-def _value(engine: Engine, register: str | None) -> int:
+def _value(vcpu: Vcpu, register: str | None) -> int:
     """Return a 64-bit register by name; others are no addresses of a 64-bit kernel."""
-    return 0 if register is None else int(engine.regs[Reg[register.upper()]])
+    return 0 if register is None else int(vcpu.regs[Reg[register.upper()]])
 
 
 def _notification(machine: Machine) -> None:
     """Inject the #VE of TDH.VP.ENTER after suspected zero-stepping: no GLA, a private GPA."""
-    engine = machine.engine
-    gpa = engine.translate(int(engine.regs[Reg.RIP])) or 0
+    vcpu = machine.vcpu
+    gpa = vcpu.translate(int(vcpu.regs[Reg.RIP])) or 0
     if not machine.module.notify_ept_fault(gpa & -_PAGE):
         machine.module.inject_ve(VeInfo(ExitReason.EPT_VIOLATION, _READ, 0, gpa & -_PAGE))
 
@@ -212,5 +212,5 @@ _EVENTS: Final[dict[str, Callable[[Machine], None]]] = {
     "ve:wrmsr": _synthetic_wrmsr,
     "ve:mmio": _mmio,
     "ve:notification": _notification,
-    "mce": lambda machine: machine.engine.deliver(VECTOR_MC),
+    "mce": lambda machine: machine.vcpu.deliver(VECTOR_MC),
 }

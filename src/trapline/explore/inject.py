@@ -74,14 +74,14 @@ class Injector:
     def __init__(self, window: LiveWindow, reproduce: str, *, budget: int = DEFAULT_BUDGET) -> None:
         self._window = window
         self._machine = window.machine
-        self._engine = window.engine
+        self._vcpu = window.vcpu
         self._reproduce = reproduce
         self._budget = budget
         self._watch = Watch(window)
         self._watch.listener = self._machine.module.listener
         self._machine.module.listener = self._watch
-        self._engine.set_breakpoints(self._watch.breakpoints)
-        self._engine.watch_entries(self._watch.entries)
+        self._vcpu.set_breakpoints(self._watch.breakpoints)
+        self._vcpu.watch_entries(self._watch.entries)
         try:
             self._reference()
         except ReferenceFailsError:
@@ -90,7 +90,7 @@ class Injector:
 
     def close(self) -> None:
         """Take the watch off the machine."""
-        self._engine.watch_entries(None)
+        self._vcpu.watch_entries(None)
         self._machine.module.listener = self._watch.listener
 
     def reference(self) -> ReferenceEnd:
@@ -102,8 +102,8 @@ class Injector:
         window, watch = self._window, self._watch
         window.rewind()
         watch.reset()
-        watch.stop_at(self._engine.instructions + len(window.steps) + self._budget)
-        self._engine.run(watch.on_exit)
+        watch.stop_at(self._vcpu.instructions + len(window.steps) + self._budget)
+        self._vcpu.run(watch.on_exit)
         if watch.ending is None or watch.ending.verdict is not None:
             if watch.ending is not None and self._is_kernels(watch.ending):
                 self._fail()
@@ -125,7 +125,7 @@ class Injector:
 
     def _fail(self) -> NoReturn:
         """Repeat the reference run step by step to where it goes wrong, and say so."""
-        window, watch, engine = self._window, self._watch, self._engine
+        window, watch, vcpu = self._window, self._watch, self._vcpu
         window.count(wanted=True)
         window.rewind()
         watch.reset()
@@ -134,7 +134,7 @@ class Injector:
         executed = 0
         while watch.ending is None and executed < len(window.steps) + self._budget:
             last.append(self._instruction())
-            engine.step(watch.on_exit)
+            vcpu.step(watch.on_exit)
             executed += 1
         ending = watch.ending
         if ending is None or ending.verdict is None:
@@ -145,7 +145,7 @@ class Injector:
         if window.trouble is not None:
             window.cut(executed)
         splat = take_splat(
-            engine,
+            vcpu,
             window.target.symbols,
             banner=f"{ending.verdict}: {ending.detail}",
             injected=(),
@@ -225,7 +225,7 @@ class Injector:
             self._go_on(start + self._budget)
         if watch.ending is None:
             watch.finish("hang", f"The budget of {self._budget:,} instructions is used up.")
-        executed = self._engine.instructions - start
+        executed = self._vcpu.instructions - start
         judged = self._judge(run, start)
         splat: Splat | None = None
         last: tuple[str, ...] = ()
@@ -254,22 +254,22 @@ class Injector:
     def _begin(self, run: Run) -> int:
         """Go to the boundary and inject; return how many instructions had retired there."""
         self._go_to(run.boundary)
-        start = self._engine.instructions
+        start = self._vcpu.instructions
         self._inject(run.event)
         return start
 
     def _go_to(self, boundary: int) -> None:
         """Go to a boundary, and count what is delivered on the way."""
-        window, watch, engine = self._window, self._watch, self._engine
+        window, watch, vcpu = self._window, self._watch, self._vcpu
         number, counts = self._before
         watch.reset(counts if number <= boundary else None)
         window.go_to(boundary, watch.on_exit)
         self._before = boundary, watch.counts.copy()
         expected = window.steps[boundary].rip
-        if engine.regs[Reg.RIP] != expected:
+        if vcpu.regs[Reg.RIP] != expected:
             raise NotReproducibleError(
                 f"scenario {window.scenario.name}: boundary {boundary} is at "
-                f"{int(engine.regs[Reg.RIP]):#x} and was at {expected:#x}: the window does not "
+                f"{int(vcpu.regs[Reg.RIP]):#x} and was at {expected:#x}: the window does not "
                 "repeat."
             )
 
@@ -299,7 +299,7 @@ class Injector:
 
     def _go_on(self, limit: int) -> None:
         self._watch.stop_at(limit)
-        self._engine.run(self._watch.on_exit)
+        self._vcpu.run(self._watch.on_exit)
 
     # Judgement.
 
@@ -310,7 +310,7 @@ class Injector:
             return _Judged(ending.verdict, ending.detail)
         window = self._window
         named = {event for event in (run.event, run.nested) if event is not None}
-        wrong = differing_registers(window.end.registers, registers(self._engine), named)
+        wrong = differing_registers(window.end.registers, registers(self._vcpu), named)
         found = window.memory.take(window.pages_written())
         unknown = window.memory.unknown(found)
         if unknown:
@@ -349,27 +349,27 @@ class Injector:
         self, run: Run, judged: _Judged, executed: int
     ) -> tuple[Splat, tuple[str, ...]]:
         """Repeat a run, slowly at its end; return its last state and instructions."""
-        watch, engine = self._watch, self._engine
+        watch, vcpu = self._watch, self._vcpu
         start = self._begin(run)
         watch.ends_at_oops = judged.verdict == "oops"
         if run.nested is not None and watch.ending is None:
             self._nest(run, start, _UNDECIDED)
         slow = start + max(executed - _SLOW, run.nested_at or 0)
-        if watch.ending is None and engine.instructions < slow:
+        if watch.ending is None and vcpu.instructions < slow:
             self._go_on(slow)
-            reached = engine.instructions - start
+            reached = vcpu.instructions - start
             if watch.ending is not None and reached < executed:
                 # An oops is long before the end of its run.
                 return self._look_again(run, judged, reached)
         last: deque[str] = deque(maxlen=_LAST)
         watch.stop_at(start + self._budget + _SLOW)
-        while watch.ending is None and engine.instructions < start + max(executed, 1):
+        while watch.ending is None and vcpu.instructions < start + max(executed, 1):
             last.append(self._instruction())
-            engine.step(watch.on_exit)
+            vcpu.step(watch.on_exit)
         if not last or last[-1] != self._instruction():
             last.append(self._instruction())
         splat = take_splat(
-            engine,
+            vcpu,
             self._window.target.symbols,
             banner=f"{judged.verdict}: {judged.detail}",
             injected=tuple(self._announce(run)),
@@ -379,8 +379,8 @@ class Injector:
         return splat, tuple(last)
 
     def _instruction(self) -> str:
-        rip = int(self._engine.regs[Reg.RIP])
-        is_user = self._engine.cpl == 3
+        rip = int(self._vcpu.regs[Reg.RIP])
+        is_user = self._vcpu.cpl == 3
         return f"{self._label(rip, is_user=is_user)}: {self._window.text(rip)}"
 
     def _label(self, rip: int, *, is_user: bool = False) -> str:

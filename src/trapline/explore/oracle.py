@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from trapline.cpu.engine import Engine, Reg
+from trapline.cpu.engine import Reg, Vcpu
 from trapline.explore.datamap import DataMap
 from trapline.linux.noise import NoiseRule
 
@@ -55,16 +55,16 @@ class _Demand(NamedTuple):
     before: int
 
 
-def registers(engine: Engine) -> dict[str, int]:
+def registers(vcpu: Vcpu) -> dict[str, int]:
     """Take all registers that code can tell apart."""
-    values = {reg.name: int(engine.regs[reg]) for reg in Reg}
-    values["RFLAGS"] = engine.rflags & _RFLAGS
-    values["CPL"] = engine.cpl
-    values |= {name: engine.segment(name).selector & 0xFFFF for name in _SEGMENTS}
-    values |= {name: engine.msr(index) for name, index in _MSRS.items()}
+    values = {reg.name: int(vcpu.regs[reg]) for reg in Reg}
+    values["RFLAGS"] = vcpu.rflags & _RFLAGS
+    values["CPL"] = vcpu.cpl
+    values |= {name: vcpu.segment(name).selector & 0xFFFF for name in _SEGMENTS}
+    values |= {name: vcpu.msr(index) for name, index in _MSRS.items()}
     # An NMI between a page fault and its handler must leave CR2 alone.
-    values |= {f"CR{number}": engine.cr(number) for number in (0, 2, 3, 4)}
-    values["NMI blocked"] = int(engine.nmi_blocked)
+    values |= {f"CR{number}": vcpu.cr(number) for number in (0, 2, 3, 4)}
+    values["NMI blocked"] = int(vcpu.nmi_blocked)
     return values
 
 
@@ -136,9 +136,9 @@ class MemoryOracle:
     """
 
     def __init__(
-        self, engine: Engine, data: DataMap, rules: Sequence[NoiseRule], pages: Iterable[int]
+        self, vcpu: Vcpu, data: DataMap, rules: Sequence[NoiseRule], pages: Iterable[int]
     ) -> None:
-        self._engine = engine
+        self._vcpu = vcpu
         self._data = data
         self._expected = {page: self._page(page) for page in pages}
         self._written = frozenset(self._expected)
@@ -159,7 +159,7 @@ class MemoryOracle:
         """Copy what a comparison needs: pages of this run, and those of the reference."""
         chosen = sorted(self._written.union(pages))
         # Not kept: memory that is looked at cannot be freed.
-        ram = np.frombuffer(self._engine.ram, np.uint64).reshape(-1, _COLUMNS)
+        ram = np.frombuffer(self._vcpu.memory.ram, np.uint64).reshape(-1, _COLUMNS)
         return Taken(chosen, ram[np.array(chosen, np.intp) // PAGE])
 
     def unknown(self, taken: Taken) -> list[int]:
@@ -267,7 +267,7 @@ class MemoryOracle:
         self._masks[word] = self._masks.get(word, 0) | bits
 
     def _number(self, gpa: int, size: int) -> int:
-        return int.from_bytes(self._engine.ram[gpa : gpa + size], "little")
+        return int.from_bytes(self._vcpu.memory.ram[gpa : gpa + size], "little")
 
     def _page(self, page: int) -> bytes:
-        return bytes(self._engine.ram[page : page + PAGE])
+        return bytes(self._vcpu.memory.ram[page : page + PAGE])

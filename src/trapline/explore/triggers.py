@@ -59,7 +59,7 @@ class Triggers:
 
     def __init__(self, machine: Machine, target: Target, scenarios: Iterable[Scenario]) -> None:
         self._machine = machine
-        self._engine = machine.engine
+        self._vcpu = machine.vcpu
         self._target = target
         self._waiting = [_Waiting(scenario, target) for scenario in scenarios]
         self._returns: dict[int, list[_Waiting]] = {}  # user addresses at which one opens
@@ -79,21 +79,21 @@ class Triggers:
         if self._ready:
             # Begins where the one before began, and the machine is there again.
             return self._ready.pop(0)
-        engine, module = self._engine, self._machine.module
+        vcpu, module = self._vcpu, self._machine.module
         listener = module.listener
         module.listener = _Tee(listener, self)
         self._opening = None
         try:
             while self._waiting and self._machine.host.outcome is None:
-                engine.set_breakpoints(self._breakpoints())
-                engine.run(self._on_exit)
+                vcpu.set_breakpoints(self._breakpoints())
+                vcpu.run(self._on_exit)
                 if self._opening is not None:
                     if self._opening.scenario.start.trap is not None:
-                        engine.step(module.on_exit)  # to the handler's first instruction
+                        vcpu.step(module.on_exit)  # to the handler's first instruction
                     break
         finally:
             module.listener = listener
-            engine.set_breakpoints(frozenset())
+            vcpu.set_breakpoints(frozenset())
         return self._opening
 
     @property
@@ -107,7 +107,7 @@ class Triggers:
         self._frame = self._here()
 
     def _here(self) -> tuple[int, int]:
-        return int(self._engine.regs[Reg.RSP]), self._engine.cpl
+        return int(self._vcpu.regs[Reg.RSP]), self._vcpu.cpl
 
     def _breakpoints(self) -> frozenset[int]:
         return frozenset((*(self._addresses[name] for _, name in self._named()), *self._returns))
@@ -137,7 +137,7 @@ class Triggers:
             self._count_traps(self._trap)
 
     def _on_breakpoint(self) -> None:
-        regs = self._engine.regs
+        regs = self._vcpu.regs
         rip = int(regs[Reg.RIP])
         rsp, cpl = self._here()
         if cpl == 3 and rip in self._returns:
@@ -149,7 +149,7 @@ class Triggers:
             if not waiting.is_counting:
                 if self._addresses[name] == rip:
                     waiting.is_counting = True
-                    self._engine.stop()  # for other breakpoints
+                    self._vcpu.stop()  # for other breakpoints
                 continue
             number = start.syscall if isinstance(start.syscall, int) else None
             if (
@@ -162,7 +162,7 @@ class Triggers:
             if start.interrupt is not None:
                 # SYSCALL has put the address it returns to into RCX.
                 self._returns.setdefault(int(regs[Reg.RCX]), []).append(waiting)
-                self._engine.stop()
+                self._vcpu.stop()
             elif start.syscall is not None:
                 self._open(waiting, rsp, 3)
             elif start.nmi is not None:
@@ -184,17 +184,17 @@ class Triggers:
         if not waiting.is_counting:
             return False
         wanted = waiting.start.interrupts
-        if wanted is not None and wanted != bool(self._engine.rflags & _RFLAGS_IF):
+        if wanted is not None and wanted != bool(self._vcpu.rflags & _RFLAGS_IF):
             return False
         if not waiting.start.within_any:
             return True
-        rsp = int(self._engine.regs[Reg.RSP])
+        rsp = int(self._vcpu.regs[Reg.RSP])
         size = min(_STACK_SEARCH, -rsp % _STACK_SEARCH or _STACK_SEARCH)
         for start, length in ((rsp, size), (rsp + size, _STACK_SEARCH)):
-            data = self._engine.read(start, length & -8)
+            data = self._vcpu.read(start, length & -8)
             if data and any(map(waiting.is_within, memoryview(data).cast("Q"))):
                 return True
-        return waiting.is_within(int(self._engine.regs[Reg.RIP]))
+        return waiting.is_within(int(self._vcpu.regs[Reg.RIP]))
 
     @staticmethod
     def _ends_count(waiting: _Waiting) -> bool:
@@ -208,7 +208,7 @@ class Triggers:
             self._opening = opening
         else:
             self._ready.append(opening)
-        self._engine.stop()
+        self._vcpu.stop()
 
 
 class _Tee(TrapListener):

@@ -56,7 +56,7 @@ class Watch(TrapListener):
     def __init__(self, window: LiveWindow) -> None:
         self._window = window
         self._machine = window.machine
-        self._engine = window.engine
+        self._vcpu = window.vcpu
         target = window.target
         names = target.names
         self._oops = target.addresses(names.oops)
@@ -86,16 +86,16 @@ class Watch(TrapListener):
     def _arm(self) -> None:
         """Ask for an exit when the stretch at hand ends.
 
-        Without counting, `Engine.instructions` is told from code bytes, which a time budget
+        Without counting, `Vcpu.instructions` is told from code bytes, which a time budget
         goes by; but the host sets that, too.
         """
         if self._ends_at is None:
             return
-        left = self._ends_at - self._engine.instructions
+        left = self._ends_at - self._vcpu.instructions
         if self._window.counts:
-            self._engine.set_instruction_budget(left)
+            self._vcpu.set_instruction_budget(left)
         else:
-            self._engine.set_time_budget(left)
+            self._vcpu.set_time_budget(left)
 
     def finish(self, verdict: Verdict | None, detail: str = "") -> None:
         """End the run."""
@@ -103,25 +103,25 @@ class Watch(TrapListener):
             if self._oopsed is not None and verdict not in ("panic", "privilege", "double-fault"):
                 verdict, detail = "oops", self._oopsed
             self.ending = Ending(verdict, detail)
-        self._engine.stop()
+        self._vcpu.stop()
 
     def on_exit(self, exit_: Exit) -> None:
         """Serve one exit."""
-        engine = self._engine
+        vcpu = self._vcpu
         if exit_ is Exit.BREAKPOINT:
-            self._on_breakpoint(int(engine.regs[Reg.RIP]))
+            self._on_breakpoint(int(vcpu.regs[Reg.RIP]))
             return
         if exit_ is Exit.ENTRY:
-            self._check_entry(int(engine.regs[Reg.RIP]))
+            self._check_entry(int(vcpu.regs[Reg.RIP]))
             return
         if (
             exit_ is Exit.BOUNDARY
             and self._ends_at is not None
-            and engine.instructions >= self._ends_at
+            and vcpu.instructions >= self._ends_at
         ):
-            engine.stop()
+            vcpu.stop()
             return
-        if exit_ is Exit.EXCEPTION and engine.fault.vector == _VECTOR_DF:
+        if exit_ is Exit.EXCEPTION and vcpu.fault.vector == _VECTOR_DF:
             self.finish("double-fault", "The processor makes a fault in a fault a double fault.")
             return
         pending = None
@@ -145,11 +145,11 @@ class Watch(TrapListener):
 
     def note_delivery(self, vector: int) -> bool:
         """Note that an event is about to be delivered; False when that ends the run."""
-        engine = self._engine
+        vcpu = self._vcpu
         self.counts[vector] += 1
-        self._deliveries.append((vector, engine.instructions, int(engine.regs[Reg.RIP])))
-        rsp = int(engine.regs[Reg.RSP])
-        if engine.cpl == 0 and rsp < KERNEL_HALF and not self._has_stack(vector):
+        self._deliveries.append((vector, vcpu.instructions, int(vcpu.regs[Reg.RIP])))
+        rsp = int(vcpu.regs[Reg.RSP])
+        if vcpu.cpl == 0 and rsp < KERNEL_HALF and not self._has_stack(vector):
             self.finish(
                 "privilege",
                 f"Vector {vector} has no stack of its own: at CPL 0 its frame goes to RSP "
@@ -168,8 +168,8 @@ class Watch(TrapListener):
     def _has_stack(self, vector: int) -> bool:
         """Whether the gate of a vector switches stacks (IST)."""
         if vector not in self._gates:
-            gate = self._engine.read(
-                self._engine.segment("idtr").base + vector * _GATE_SIZE, _GATE_SIZE
+            gate = self._vcpu.read(
+                self._vcpu.segment("idtr").base + vector * _GATE_SIZE, _GATE_SIZE
             )
             ist = struct.unpack_from("<B", gate, 4)[0] & _IST_MASK if gate else 0
             self._gates[vector] = bool(ist)
@@ -187,40 +187,40 @@ class Watch(TrapListener):
             if self.ends_at_oops:
                 self.finish("oops", self._oopsed)
             elif self._ends_at is not None:
-                self.stop_at(min(self._ends_at, self._engine.instructions + _AFTER_OOPS))
+                self.stop_at(min(self._ends_at, self._vcpu.instructions + _AFTER_OOPS))
 
     def _caller(self) -> str:
         """Name the function whose call has just been made."""
-        data = self._engine.read(int(self._engine.regs[Reg.RSP]), 8)
+        data = self._vcpu.read(int(self._vcpu.regs[Reg.RSP]), 8)
         address = int.from_bytes(data, "little") if data else 0
         location = self._window.target.symbols.locate(address, is_call=True)
         return f"{location.function}()" if location.function else "The kernel"
 
     def _is_deliverable(self) -> bool:
         """Whether an event waits that comes before the instruction at hand."""
-        engine = self._engine
-        if self._nmi_is_due() and not engine.nmi_blocked:
+        vcpu = self._vcpu
+        if self._nmi_is_due() and not vcpu.nmi_blocked:
             return True
         return self._machine.apic.pending() is not None and bool(
-            engine.rflags & 1 << 9 and not engine.interrupt_shadow
+            vcpu.rflags & 1 << 9 and not vcpu.interrupt_shadow
         )
 
     def _check_entry(self, rip: int) -> None:
         """Look at a handler that begins, or at code of the user that is about to run at CPL 0."""
-        engine = self._engine
+        vcpu = self._vcpu
         if rip < KERNEL_HALF:
             self.finish("privilege", f"Code of the user, at {rip:#x}, is about to run at CPL 0.")
             return
         name = self._handlers[rip]
-        gs_base = engine.msr(_GS_BASE)
-        rsp = int(engine.regs[Reg.RSP])
+        gs_base = vcpu.msr(_GS_BASE)
+        rsp = int(vcpu.regs[Reg.RSP])
         if gs_base < KERNEL_HALF:
             self.finish("privilege", f"{name}() runs with the user's GS base, {gs_base:#x}.")
         elif rsp < KERNEL_HALF:
             self.finish("privilege", f"{name}() runs on the user's stack, at {rsp:#x}.")
 
     def _announce_all(self) -> None:
-        self._engine.code_changed(0, len(self._engine.ram))
+        self._vcpu.memory.code_changed(0, len(self._vcpu.memory.ram))
 
     # vmm_interface.TrapListener
 

@@ -7,13 +7,12 @@ from typing import Final, NamedTuple
 import iced_x86 as ix
 
 from trapline.base.errors import BadInputFileError
-from trapline.cpu.engine import Engine, Exit, ExitHandler, Reg
+from trapline.cpu.engine import Exit, ExitHandler, Reg, Vcpu
 from trapline.explore.datamap import DataMap
 from trapline.explore.events import Conditions, conditions, inject
 from trapline.explore.oracle import MemoryOracle, registers
 from trapline.explore.scenario import EndSymbol
 from trapline.explore.triggers import Opening
-from trapline.guest.dirty import DirtyPages
 from trapline.guest.frozen import Checkpoint, FrozenMachine
 from trapline.guest.target import Target
 from trapline.isa.operands import normalise
@@ -80,12 +79,11 @@ class LiveWindow:
         self.target = target
         self.opening = opening
         self.scenario = opening.scenario
-        self.engine: Engine = machine.engine
+        self.vcpu: Vcpu = machine.vcpu
         self.counts = False
         self.trouble: BadInputFileError | None = None
         self._hold = TimerHold(machine)
         self._frozen = FrozenMachine(machine)
-        self._dirty = DirtyPages(self.engine)
         self._at: tuple[int, Checkpoint] | None = None
         self._has_exited = False
         self.rewind()
@@ -105,7 +103,7 @@ class LiveWindow:
         """Count instructions from now on, or save the time that this takes."""
         if wanted != self.counts:
             self.counts = wanted
-            self.engine.exact_counts(wanted)
+            self.vcpu.exact_counts(wanted)
 
     def go_to(self, boundary: int, serve: ExitHandler) -> None:
         """Bring the guest before an instruction of the window, as the reference came there.
@@ -127,7 +125,7 @@ class LiveWindow:
 
         self._has_exited = checkpoint is None
         for _ in range(boundary - number):
-            self.engine.step(step_exit)
+            self.vcpu.step(step_exit)
         before = None if self._has_exited else checkpoint
         self._at = boundary, self._frozen.checkpoint(self.pages_written(), before)
 
@@ -140,9 +138,8 @@ class LiveWindow:
         """Go back, and on from there as if there had been no window."""
         self._frozen.restore()
         self._hold.release()
-        self._dirty.close()
-        self.engine.set_instruction_budget(None)
-        self.engine.set_breakpoints(frozenset())
+        self.vcpu.set_instruction_budget(None)
+        self.vcpu.set_breakpoints(frozenset())
         self.count(wanted=False)
 
     def _post(self, event: str) -> None:
@@ -152,11 +149,11 @@ class LiveWindow:
         def until_delivered(exit_: Exit) -> None:
             self.serve(exit_)
             if exit_ is window:
-                self.engine.stop()
+                self.vcpu.stop()
 
         inject(self.machine, event)
-        self.engine.run(until_delivered)
-        self.engine.step(self.serve)
+        self.vcpu.run(until_delivered)
+        self.vcpu.step(self.serve)
 
     def serve(self, exit_: Exit) -> None:
         """Have the module serve an exit, with timers held."""
@@ -167,45 +164,45 @@ class LiveWindow:
 
     def pages_written(self) -> list[int]:
         """Return the GPAs of pages written since the start."""
-        return self._dirty.pages()
+        return self.vcpu.memory.written_pages()
 
     def finish_reference(self, end: ReferenceEnd) -> None:
         """Take the state that the machine is in as the reference's end."""
         self.end = end
-        data = DataMap(self.target, self.engine)
-        self.memory = MemoryOracle(self.engine, data, self.target.noise, self.pages_written())
+        data = DataMap(self.target, self.vcpu)
+        self.memory = MemoryOracle(self.vcpu, data, self.target.noise, self.pages_written())
 
     def is_end(self) -> bool:
         """Whether the machine is at the compare point."""
-        regs = self.engine.regs
+        regs = self.vcpu.regs
         end = self.end
         return bool(
-            regs[Reg.RIP] == end.rip and regs[Reg.RSP] == end.rsp and self.engine.cpl == end.cpl
+            regs[Reg.RIP] == end.rip and regs[Reg.RSP] == end.rsp and self.vcpu.cpl == end.cpl
         )
 
     def here(self) -> ReferenceEnd:
         """Describe where the machine is."""
-        regs = self.engine.regs
+        regs = self.vcpu.regs
         return ReferenceEnd(
-            int(regs[Reg.RIP]), int(regs[Reg.RSP]), self.engine.cpl, registers(self.engine)
+            int(regs[Reg.RIP]), int(regs[Reg.RSP]), self.vcpu.cpl, registers(self.vcpu)
         )
 
     # The trace.
 
     def _trace(self) -> tuple[Step, ...]:
-        engine = self.engine
+        vcpu = self.vcpu
         closed = self._closing()
         steps: list[Step] = []
         texts: dict[int, str] = {}
         while not closed():
-            rip = int(engine.regs[Reg.RIP])
+            rip = int(vcpu.regs[Reg.RIP])
             if rip not in texts:
                 texts[rip] = self.text(rip)
-            steps.append(Step(rip, engine.cpl, conditions(self.machine)))
+            steps.append(Step(rip, vcpu.cpl, conditions(self.machine)))
             if len(steps) > _MAX_STEPS or self.machine.host.outcome is not None:
                 self.trouble = self._endless(len(steps))
                 break
-            engine.step(self.serve)
+            vcpu.step(self.serve)
         if not steps:
             raise BadInputFileError(
                 f"scenario {self.scenario.name}: its window is empty; the end is where it starts."
@@ -216,17 +213,17 @@ class LiveWindow:
 
     def _closing(self) -> Callable[[], bool]:
         """Return what tells that the window has closed."""
-        engine, module = self.engine, self.machine.module
+        vcpu, module = self.vcpu, self.machine.module
         at = self.scenario.end.at
         if isinstance(at, EndSymbol):
             address = self.target.address(at.symbol)
-            return lambda: engine.regs[Reg.RIP] == address
+            return lambda: vcpu.regs[Reg.RIP] == address
         if at == "veinfo-get":
             return lambda: module.ve_info is None
         if at == "user":
-            return lambda: engine.cpl == 3
+            return lambda: vcpu.cpl == 3
         rsp, cpl = self.opening.rsp, self.opening.cpl
-        return lambda: engine.regs[Reg.RSP] == rsp and engine.cpl == cpl
+        return lambda: vcpu.regs[Reg.RSP] == rsp and vcpu.cpl == cpl
 
     def _endless(self, steps: int) -> BadInputFileError:
         why = "ends with the guest" if self.machine.host.outcome is not None else "never closes"
@@ -240,7 +237,7 @@ class LiveWindow:
     def text(self, rip: int) -> str:
         """Disassemble the instruction at an address, without what moves from build to build."""
         for size in (_MAX_INSTRUCTION, -rip % 4096):
-            data = self.engine.read(rip, size) if size else None
+            data = self.vcpu.read(rip, size) if size else None
             if data:
                 instruction = ix.Decoder(64, data, ip=rip).decode()
                 if not instruction.is_invalid:

@@ -43,11 +43,12 @@ class FrozenMachine:
     """A machine's state at one moment; `restore` may be called any number of times.
 
     Making one freezes guest memory: earlier ones can no longer be restored. From then on, who
-    writes guest memory without the guest must tell the engine (`Engine.code_changed`).
+    writes guest memory without the guest must tell the engine (`Memory.code_changed`).
     """
 
     def __init__(self, machine: Machine) -> None:
         self._engine = machine.engine
+        self._memory = machine.memory
         self._module = machine.module
         self._snapshot: Snapshot = machine.engine.freeze(announced=True)
         self._module_state: ModuleState = machine.module.save()
@@ -66,7 +67,7 @@ class FrozenMachine:
 
         `before` is an earlier checkpoint, if only guest code has run since.
         """
-        ram = self._engine.ram
+        ram = self._memory.ram
         return Checkpoint(
             self._engine.save(),
             self._module.save() if before is None else before.module,
@@ -76,11 +77,11 @@ class FrozenMachine:
 
     def return_to(self, checkpoint: Checkpoint) -> None:
         """Bring the machine to a checkpoint made since it was frozen."""
-        engine = self._engine
-        engine.restore(checkpoint.engine)
+        memory = self._memory
+        self._engine.restore(checkpoint.engine)
         for page, content in checkpoint.pages.items():
-            engine.ram[page : page + _PAGE] = content
-            engine.code_changed(page, _PAGE)
+            memory.ram[page : page + _PAGE] = content
+            memory.code_changed(page, _PAGE)
         self._module.restore(checkpoint.module)
         for restore in checkpoint.parts:
             restore()

@@ -75,10 +75,10 @@ def take_over(machine: Machine) -> ExploredServices:
         mmio=machine.mmio,
         apic=machine.apic,
         sept=machine.module.sept,
-        ram=machine.engine.shared_ram,
-        shared_bit=machine.engine.shared_bit,
+        ram=machine.memory.shared_ram,
+        shared_bit=machine.memory.shared_bit,
         events=machine.host,
     )
-    services.announce = machine.engine.code_changed
+    services.announce = machine.memory.code_changed
     machine.host.services = services
     return services

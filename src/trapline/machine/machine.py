@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from trapline.cpu.engine import Engine, ExitHandler, Reg
-from trapline.cpu.unicorn import UnicornEngine
+from trapline.cpu.default import open_engine
+from trapline.cpu.engine import ExitHandler, Factory, Memory, Reg, Vcpu
 from trapline.linux import messages
 from trapline.machine.devices import hpet, ioapic, pit, power, rtc, uart
 from trapline.machine.devices.bus import Bus
@@ -94,14 +94,18 @@ class _ApicPage:
 
 
 class Machine:
-    """One TD, ready to run. `engine`, `module` and `recorder` may be looked at afterwards.
+    """One TD, ready to run. `memory`, `vcpu`, `module` and `recorder` may be looked at afterwards.
 
-    `on_dying` is called, once, while the guest's state is still that of its first double
-    fault or of the end of a run that was not clean.
+    `factory` opens the CPU engine. `on_dying` is called, once, while the guest's state is still
+    that of its first double fault or of the end of a run that was not clean.
     """
 
     def __init__(
-        self, config: MachineConfig, *, on_dying: Callable[["Machine"], None] | None = None
+        self,
+        config: MachineConfig,
+        *,
+        factory: Factory = open_engine,
+        on_dying: Callable[["Machine"], None] | None = None,
     ) -> None:
         place.check_memory(config.memory)
         self.config = config
@@ -118,8 +122,9 @@ class Machine:
             no_rbp_mod=True,  # as KVM builds its TDs (setup_tdparams)
         )
         self.frequency = td.tsc_frequency
-        engine = UnicornEngine(config.memory, seed=config.seed, split_ram=bool(config.devices))
-        self.engine: Engine = engine
+        self.engine = factory(config.memory, seed=config.seed, split_ram=bool(config.devices))
+        self.memory: Memory = self.engine.memory
+        self.vcpu: Vcpu = self.engine.vcpus[0]
         self.apic = LocalApic(self._now, self.frequency, self._pend_nmi)
         self.console = Console(
             echo=config.echo,
@@ -127,33 +132,35 @@ class Machine:
             limit=config.console_limit,
             on_limit=self._console_flood,
         )
-        self.mmio = Bus("MMIO", engine.shared_bit)
+        self.mmio = Bus("MMIO", self.memory.shared_bit)
         self.ioapic: ioapic.IoApic | None = None
         serial_irq = self._build_mmio()
         self.ports = self._build_ports(serial_irq)
-        self.recorder = TrapRecorder(engine, config.trap_sink, config.on_place, self.double_fault)
+        self.recorder = TrapRecorder(
+            self.vcpu, config.trap_sink, config.on_place, self.double_fault
+        )
         limits = Limits(config.virtual_seconds * self.frequency, config.seconds)
-        self.host = Host(engine, self.apic, self.ports, self.mmio, limits, self)
+        self.host = Host(self.vcpu, self.apic, self.ports, self.mmio, limits, self)
         self.module = TdxModule(
-            engine,
+            self.vcpu,
             self.host,
             td,
             apic=_ApicPage(self.apic, self.host.settle),
             listener=self.recorder,
         )
         self.host.attach(self.module.sept)
-        self.devices = self._start_devices(engine) if config.devices else None
-        engine.intercept_exceptions(frozenset({VECTOR_DOUBLE_FAULT}))
+        self.devices = self._start_devices() if config.devices else None
+        self.vcpu.intercept_exceptions(frozenset({VECTOR_DOUBLE_FAULT}))
         self.placement = self._load()
 
     def run(self, drive: Callable[[ExitHandler], None] | None = None) -> Outcome:
         """Run until the guest ends, one way or the other.
 
-        `drive` replaces `Engine.run`, as a debugger does; it must return once `ended` is true.
+        `drive` replaces `Vcpu.run`, as a debugger does; it must return once `ended` is true.
         """
         self.host.start()
         try:
-            (drive or self.engine.run)(self.module.on_exit)
+            (drive or self.vcpu.run)(self.module.on_exit)
         except QemuDiedError as error:
             self._devices_died(error)
         finally:
@@ -172,7 +179,7 @@ class Machine:
     def watch(self, places: dict[int, Callable[[], None]]) -> None:
         """Call each function when its linear address is about to execute for the first time."""
         self._watched = dict(places)
-        self.engine.set_breakpoints(frozenset(self._watched))
+        self.vcpu.set_breakpoints(frozenset(self._watched))
 
     def ended(self) -> bool:
         """Whether the run is over."""
@@ -180,7 +187,7 @@ class Machine:
 
     def ram_digest(self) -> str:
         """BLAKE2b-128 of guest memory, in hexadecimal."""
-        return self.engine.ram_digest()
+        return self.memory.digest()
 
     def close(self) -> None:
         """End the devices and free guest memory."""
@@ -191,7 +198,7 @@ class Machine:
     # Building.
 
     def _now(self) -> int:
-        return self.engine.cycles
+        return self.vcpu.cycles
 
     def _build_mmio(self) -> IrqLine:
         """Add what the board has beyond ports; returns the serial port's interrupt line."""
@@ -222,10 +229,10 @@ class Machine:
         ports.add(power.PORT, power.PORTS, "ACPI power registers", registers)
         return ports
 
-    def _start_devices(self, engine: UnicornEngine) -> QemuBoard:
+    def _start_devices(self) -> QemuBoard:
         board = QemuBoard(
             self.config.devices,
-            engine.shared_fd,
+            self.memory.shared_fd,
             self.config.memory,
             apic=self.apic,
             ioapic=self.ioapic,
@@ -240,7 +247,7 @@ class Machine:
         plan = place.Plan(
             config.image, config.command_line, config.initrd, config.board, config.unaccepted
         )
-        placement = place.load(self.engine, plan)
+        placement = place.load(self.vcpu, plan)
         sept = self.module.sept
         # The TD's firmware has accepted this part; the rest is for the guest to accept.
         sept.add(0, placement.unaccepted)
@@ -283,9 +290,9 @@ class Machine:
 
     def breakpoint(self) -> None:
         """Call what `watch` was given for this address."""
-        reached = self._watched.pop(self.engine.regs[Reg.RIP], None)
+        reached = self._watched.pop(self.vcpu.regs[Reg.RIP], None)
         if reached is not None:
-            self.engine.set_breakpoints(frozenset(self._watched))
+            self.vcpu.set_breakpoints(frozenset(self._watched))
             reached()
 
     def double_fault(self) -> None:

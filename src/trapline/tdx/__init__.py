@@ -4,8 +4,8 @@ The module is between a CPU engine, which it knows only as `trapline.cpu.engine.
 VMM, which it knows only as `trapline.tdx.vmm_interface.Vmm`. `module.TdxModule` is the
 whole of it:
 
-    TdxModule(engine, vmm, config, rules, *, apic, listener=None)
-        on_exit(exit)            the handler to give to Engine.run
+    TdxModule(vcpu, vmm, config, rules, *, apic, listener=None)
+        on_exit(exit)            the handler to give to Vcpu.run
         sept                     private and shared state of each page (`sept.Sept`)
         measurements             MRTD and RTMRs (`measurement.Measurements`)
         ve_info, nmi_pending     what the guest has not yet collected

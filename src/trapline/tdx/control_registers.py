@@ -13,7 +13,7 @@ from trapline.cpu.engine import CrWrite
 from trapline.tdx.vmm_interface import ExitReason, TdConfig, VeInfo
 
 if TYPE_CHECKING:
-    from trapline.cpu.engine import Engine
+    from trapline.cpu.engine import Vcpu
     from trapline.tdx.ve_info import VeState
 
 _M64 = (1 << 64) - 1
@@ -40,8 +40,8 @@ CS_LONG = 1 << 21  # in the high word of a code segment descriptor
 class ControlRegisters:
     """Handles Exit.CR_WRITE, and tells the engine which bits make it."""
 
-    def __init__(self, engine: "Engine", ve: "VeState", config: TdConfig) -> None:
-        self._engine = engine
+    def __init__(self, vcpu: "Vcpu", ve: "VeState", config: TdConfig) -> None:
+        self._vcpu = vcpu
         self._ve = ve
         features = CR4_KL
         if not config.xfam & XFAM_PK:
@@ -55,12 +55,12 @@ class ControlRegisters:
         self._cr4_features = features  # bits that XFAM and ATTRIBUTES do not allow
         owned = CR4_MCE | CR4_VMXE | CR4_SMXE | features | ~CR4_FIXED1
         self._cr4_owned = owned & _M64
-        engine.watch_cr(0, CR0_OWNED)
-        engine.watch_cr(4, self._cr4_owned)
+        vcpu.watch_cr(0, CR0_OWNED)
+        vcpu.watch_cr(4, self._cr4_owned)
 
     def on_write(self) -> None:
         """Carry out or refuse the MOV behind the exit."""
-        write = self._engine.cr_write
+        write = self._vcpu.cr_write
         if write.number == 0:
             self._write_cr0(write)
         elif write.number == 4:
@@ -79,25 +79,25 @@ class ControlRegisters:
             ~value & CR0_NE
             or value & ~CR0_FIXED1
             or (value & CR0_PG and not value & CR0_PE)
-            or (self._engine.cr(4) & CR4_CET and not value & CR0_WP)
+            or (self._vcpu.cr(4) & CR4_CET and not value & CR0_WP)
         ):
             self._ve.general_protection()
         elif not value & CR0_PE or value & (CR0_NW | CR0_CD):
             self._inject(write)
         else:
-            old = self._engine.cr(0)
+            old = self._vcpu.cr(0)
             self._carry_out(write, value & ~CR0_IGNORED | old & CR0_IGNORED)
 
     def _cr0_is_invalid(self, value: int) -> bool:
         """Say whether the CPU refuses a write that does not exit (SDM 3A, 2.5)."""
-        if not value & CR0_PG and self._engine.msr(EFER) & EFER_LMA:
-            return bool(self._engine.segment("cs").attributes & CS_LONG)
-        return bool(self._engine.cr(4) & CR4_CET and not value & CR0_WP)
+        if not value & CR0_PG and self._vcpu.msr(EFER) & EFER_LMA:
+            return bool(self._vcpu.segment("cs").attributes & CS_LONG)
+        return bool(self._vcpu.cr(4) & CR4_CET and not value & CR0_WP)
 
     def _write_cr4(self, write: CrWrite) -> None:
         value = write.value
         if not (value ^ CR4_MCE) & self._cr4_owned:
-            if not value & CR4_PAE and self._engine.msr(EFER) & EFER_LMA:
+            if not value & CR4_PAE and self._vcpu.msr(EFER) & EFER_LMA:
                 self._ve.general_protection()
             else:
                 self._carry_out(write, value)
@@ -107,8 +107,8 @@ class ControlRegisters:
             self._inject(write)
 
     def _carry_out(self, write: CrWrite, value: int) -> None:
-        self._engine.set_cr(write.number, value)
-        self._engine.advance(write.length)
+        self._vcpu.set_cr(write.number, value)
+        self._vcpu.advance(write.length)
 
     def _inject(self, write: CrWrite) -> None:
         # Bits 11:8, the general register, stay 0: the engine reports its value instead.

@@ -1,7 +1,7 @@
 """CPUID: which leaves the module answers, and the processor it shows.
 
 The table `cpuid` decides between an answer and #VE. The answers describe a Sapphire Rapids
-core as a TD sees it, less what the engine cannot execute (`Engine.cpuid_features`), so that a
+core as a TD sees it, less what the engine cannot execute (`Vcpu.cpuid_features`), so that a
 run does not depend on the machine it runs on. Where the module fixes a bit, it has the
 module's value even if nothing is behind it here (PDCM, DS, x2APIC, MTRR …).
 
@@ -18,7 +18,7 @@ from trapline.rules.rows import CpuidKind, CpuidOutcome, CpuidRule
 from trapline.tdx.vmm_interface import ExitReason, TdConfig, VeInfo
 
 if TYPE_CHECKING:
-    from trapline.cpu.engine import Engine
+    from trapline.cpu.engine import Vcpu
     from trapline.rules.tables import RuleSet
     from trapline.tdx.ve_info import VeState
 
@@ -93,13 +93,13 @@ _NO_FEATURES: Final = frozenset(
 class Cpuid:
     """Handles Exit.CPUID. `supervisor_ve` and `user_ve` are set by TDG.VP.CPUIDVE.SET."""
 
-    def __init__(self, engine: "Engine", ve: "VeState", rules: "RuleSet", config: TdConfig) -> None:
-        self._engine = engine
+    def __init__(self, vcpu: "Vcpu", ve: "VeState", rules: "RuleSet", config: TdConfig) -> None:
+        self._vcpu = vcpu
         self._ve = ve
         self.supervisor_ve = False
         self.user_ve = False
         self.control: dict[int, int] = {}  # CPUID_CONTROL, by index
-        self._processor = processor(config, engine.shared_bit)
+        self._processor = processor(config, vcpu.memory.shared_bit)
         self._any: dict[int, CpuidRule] = {}  # rows that hold for every sub-leaf
         self._one: dict[tuple[int, int], CpuidRule] = {}
         self._last_leaf = self._load(rules)
@@ -125,14 +125,14 @@ class Cpuid:
 
     def on_cpuid(self) -> None:
         """Answer, or #VE."""
-        engine = self._engine
-        regs = engine.regs
-        answer = self.answer(regs[Reg.RAX] & M32, regs[Reg.RCX] & M32, engine.cpl)
+        vcpu = self._vcpu
+        regs = vcpu.regs
+        answer = self.answer(regs[Reg.RAX] & M32, regs[Reg.RCX] & M32, vcpu.cpl)
         if answer is None:
-            self._ve.inject(VeInfo(ExitReason.CPUID, length=engine.length))
+            self._ve.inject(VeInfo(ExitReason.CPUID, length=vcpu.length))
             return
         regs[Reg.RAX], regs[Reg.RBX], regs[Reg.RCX], regs[Reg.RDX] = answer
-        engine.advance(engine.length)
+        vcpu.advance(vcpu.length)
 
     def answer(self, leaf: int, subleaf: int, cpl: int = 0) -> Answer | None:
         """Return what the module answers, or None for #VE."""
@@ -149,7 +149,7 @@ class Cpuid:
             return None
         answer = self._processor.get((leaf, subleaf), Answer())
         if (leaf, subleaf) in _FEATURE_LEAVES:
-            answer = executable(leaf, subleaf, answer, self._engine.cpuid_features)
+            answer = executable(leaf, subleaf, answer, self._vcpu.cpuid_features)
         return self._dynamic(leaf, subleaf, answer)
 
     def _guest_asked(self, row: CpuidRule, cpl: int) -> bool:
@@ -160,13 +160,13 @@ class Cpuid:
 
     def _dynamic(self, leaf: int, subleaf: int, answer: Answer) -> Answer:
         """Fill in the bits that follow the state of the VCPU."""
-        engine = self._engine
-        if leaf == 1 and engine.cr(4) & CR4_OSXSAVE:
+        vcpu = self._vcpu
+        if leaf == 1 and vcpu.cr(4) & CR4_OSXSAVE:
             return answer._replace(ecx=answer.ecx | ECX1_OSXSAVE)
-        if (leaf, subleaf) == (7, 0) and engine.cr(4) & CR4_PKE:
+        if (leaf, subleaf) == (7, 0) and vcpu.cr(4) & CR4_PKE:
             return answer._replace(ecx=answer.ecx | ECX7_OSPKE)
         if leaf == 0x8000_0001 and not (
-            engine.msr(EFER) & EFER_LMA and engine.segment("cs").attributes & CS_LONG
+            vcpu.msr(EFER) & EFER_LMA and vcpu.segment("cs").attributes & CS_LONG
         ):
             return answer._replace(edx=answer.edx & ~EDX_SYSCALL)
         return answer

@@ -16,7 +16,7 @@ from trapline.rules.rows import InstructionRule, Outcome
 from trapline.tdx.vmm_interface import VeInfo
 
 if TYPE_CHECKING:
-    from trapline.cpu.engine import Engine
+    from trapline.cpu.engine import Vcpu
     from trapline.rules.tables import RuleSet
     from trapline.tdx.ve_info import VeState
     from trapline.tdx.vmm_interface import TdConfig
@@ -47,10 +47,8 @@ _IO_QUESTIONS = {(True, False): "IN", (False, False): "OUT", (True, True): "INS"
 class Instructions:
     """Handlers for the exits that only the table decides; `handlers` maps each exit to one."""
 
-    def __init__(
-        self, engine: "Engine", ve: "VeState", rules: "RuleSet", config: "TdConfig"
-    ) -> None:
-        self._engine = engine
+    def __init__(self, vcpu: "Vcpu", ve: "VeState", rules: "RuleSet", config: "TdConfig") -> None:
+        self._vcpu = vcpu
         self._ve = ve
         self._followed = {row.key: row for row in rules.instructions if row.followed}
         self.handlers: dict[Exit, Callable[[], None]] = {
@@ -94,13 +92,13 @@ class Instructions:
         )
 
     def _inject(self, reason: int) -> None:
-        self._ve.inject(VeInfo(reason, length=self._engine.length))
+        self._ve.inject(VeInfo(reason, length=self._vcpu.length))
 
     def _skip(self) -> None:
-        self._engine.advance(self._engine.length)
+        self._vcpu.advance(self._vcpu.length)
 
     def _on_io(self) -> None:
-        access = self._engine.io
+        access = self._vcpu.io
         if not self._plain_io:
             self._io[access.is_in, access.is_string]()
             return

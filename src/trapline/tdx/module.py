@@ -1,6 +1,6 @@
 """The TDX module of one TD with one VCPU: everything between the engine's exits and the VMM.
 
-Build it, give `on_exit` to `Engine.run`, and map memory through `sept`. Which exit goes where
+Build it, give `on_exit` to `Vcpu.run`, and map memory through `sept`. Which exit goes where
 is one dictionary look-up; what each handler does was resolved from the rule tables when the
 module was built.
 """
@@ -14,8 +14,8 @@ from trapline.tdx.controls import Controls, ControlsSnapshot
 from trapline.tdx.cpuid import Cpuid
 from trapline.tdx.instructions import Instructions
 from trapline.tdx.measurement import Measurements, MeasurementSnapshot
-from trapline.tdx.memory import Memory
 from trapline.tdx.msr import Msrs
+from trapline.tdx.page_access import PageAccess
 from trapline.tdx.page_calls import PageCalls
 from trapline.tdx.sept import Sept, SeptSnapshot
 from trapline.tdx.tdcalls import Tdcalls
@@ -33,7 +33,7 @@ from trapline.tdx.vmm_interface import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trapline.cpu.engine import Engine
+    from trapline.cpu.engine import Vcpu
     from trapline.rules.tables import RuleSet
 
 # Exceptions that push an error code (SDM 3A, table 6-1).
@@ -63,7 +63,7 @@ class TdxModule:
 
     def __init__(
         self,
-        engine: "Engine",
+        vcpu: "Vcpu",
         vmm: Vmm,
         config: TdConfig,
         rules: "RuleSet | None" = None,
@@ -72,28 +72,28 @@ class TdxModule:
         listener: TrapListener | None = None,
     ) -> None:
         rules = load(config.module_version) if rules is None else rules
-        self.engine = engine
+        self.vcpu = vcpu
         self.config = config
         self.rules = rules
         self._vmm = vmm
-        self._ve = VeState(engine, rules, listener)
-        self._controls = Controls(config, engine.shared_bit.bit_length())
-        self.sept = Sept(engine, config.memory_size)
+        self._ve = VeState(vcpu, rules, listener)
+        self._controls = Controls(config, vcpu.memory.shared_bit.bit_length())
+        self.sept = Sept(vcpu.memory, config.memory_size)
         self.measurements = Measurements(config)
-        self._memory = Memory(engine, self._ve, vmm, self.sept, self._controls)
-        self._cpuid = Cpuid(engine, self._ve, rules, config)
-        self._msrs = Msrs(engine, self._ve, rules, config, apic)
-        instructions = Instructions(engine, self._ve, rules, config)
-        pages = PageCalls(engine, vmm, rules, self.sept, self._memory)
+        self._access = PageAccess(vcpu, self._ve, vmm, self.sept, self._controls)
+        self._cpuid = Cpuid(vcpu, self._ve, rules, config)
+        self._msrs = Msrs(vcpu, self._ve, rules, config, apic)
+        instructions = Instructions(vcpu, self._ve, rules, config)
+        pages = PageCalls(vcpu, vmm, rules, self.sept, self._access)
         calls = Tdcalls(
-            engine,
+            vcpu,
             self._ve,
             vmm,
             rules,
             config,
             controls=self._controls,
             cpuid=self._cpuid,
-            memory=self._memory,
+            access=self._access,
             pages=pages,
             measurements=self.measurements,
         )
@@ -105,8 +105,8 @@ class TdxModule:
             Exit.CPUID: self._cpuid.on_cpuid,
             Exit.RDMSR: self._msrs.on_read,
             Exit.WRMSR: self._msrs.on_write,
-            Exit.CR_WRITE: ControlRegisters(engine, self._ve, config).on_write,
-            Exit.EPT_VIOLATION: self._memory.on_ept_violation,
+            Exit.CR_WRITE: ControlRegisters(vcpu, self._ve, config).on_write,
+            Exit.EPT_VIOLATION: self._access.on_ept_violation,
             Exit.EXCEPTION: self._on_exception,
             Exit.TRIPLE_FAULT: self._on_triple_fault,
             Exit.INTERRUPT_WINDOW: vmm.interrupt_window,
@@ -143,7 +143,7 @@ class TdxModule:
     # The exit handler.
 
     def on_exit(self, exit_: Exit) -> None:
-        """Serve one exit; this is the handler for `Engine.run` and `Engine.step`."""
+        """Serve one exit; this is the handler for `Vcpu.run` and `Vcpu.step`."""
         self._handlers[exit_]()
         if self._ve.nmi_pending:
             self._ve.arm_nmi_window()
@@ -151,7 +151,7 @@ class TdxModule:
     def _on_exception(self) -> None:
         if self._vmm.intercepted_exception():
             return
-        fault = self.engine.fault
+        fault = self.vcpu.fault
         if fault.vector == VECTOR_MC:
             information = INTERRUPTION_VALID | INTERRUPTION_HARDWARE_EXCEPTION | fault.vector
             self._vmm.td_exit(
@@ -163,7 +163,7 @@ class TdxModule:
             )
             return
         error_code = fault.error_code if fault.vector in WITH_ERROR_CODE else None
-        self.engine.deliver(fault.vector, error_code)
+        self.vcpu.deliver(fault.vector, error_code)
 
     def _on_triple_fault(self) -> None:
         self._vmm.td_exit(TdExit(self._fatal_vcpu, ExitReason.TRIPLE_FAULT))
@@ -184,7 +184,7 @@ class TdxModule:
 
     def notify_ept_fault(self, gpa: int) -> bool:
         """Inject the notification #VE of TDH.VP.ENTER; False when the rules forbid it."""
-        return self._memory.notify(gpa)
+        return self._access.notify(gpa)
 
     def save(self) -> ModuleState:
         """Return everything the module remembers of the TD."""
@@ -196,7 +196,7 @@ class TdxModule:
             msrs=tuple(self._msrs.values.items()),
             measurements=self.measurements.save(),
             sept=self.sept.save(),
-            stepping=self._memory.save(),
+            stepping=self._access.save(),
         )
 
     def restore(self, state: ModuleState) -> None:
@@ -210,4 +210,4 @@ class TdxModule:
         self._msrs.values.update(state.msrs)
         self.measurements.restore(state.measurements)
         self.sept.restore(state.sept)
-        self._memory.restore(state.stepping)
+        self._access.restore(state.stepping)

@@ -18,7 +18,7 @@ from trapline.rules.rows import CpuAccess, MsrAction, MsrFeature, MsrKind, MsrRu
 from trapline.tdx.vmm_interface import ExitReason, TdConfig, VeInfo
 
 if TYPE_CHECKING:
-    from trapline.cpu.engine import Engine
+    from trapline.cpu.engine import Vcpu
     from trapline.rules.tables import RuleSet
     from trapline.tdx.ve_info import VeState
     from trapline.tdx.vmm_interface import VirtualApic
@@ -82,13 +82,13 @@ class Msrs:
 
     def __init__(
         self,
-        engine: "Engine",
+        vcpu: "Vcpu",
         ve: "VeState",
         rules: "RuleSet",
         config: TdConfig,
         apic: "VirtualApic",
     ) -> None:
-        self._engine = engine
+        self._vcpu = vcpu
         self._ve = ve
         self._apic = apic
         self._xss_allowed = config.xfam & XFAM_SUPERVISOR
@@ -111,8 +111,8 @@ class Msrs:
 
     def on_read(self) -> None:
         """RDMSR."""
-        engine = self._engine
-        regs = engine.regs
+        vcpu = self._vcpu
+        regs = vcpu.regs
         index = regs[Reg.RCX] & M32
         read = self._reads.get(index)
         if read is None:
@@ -124,12 +124,12 @@ class Msrs:
             return
         regs[Reg.RAX] = value & M32
         regs[Reg.RDX] = value >> 32
-        engine.advance(engine.length)
+        vcpu.advance(vcpu.length)
 
     def on_write(self) -> None:
         """WRMSR."""
-        engine = self._engine
-        regs = engine.regs
+        vcpu = self._vcpu
+        regs = vcpu.regs
         index = regs[Reg.RCX] & M32
         write = self._writes.get(index)
         if write is None:
@@ -137,16 +137,16 @@ class Msrs:
             return
         written = write((regs[Reg.RDX] & M32) << 32 | regs[Reg.RAX] & M32)
         if written is Written.DONE:
-            engine.advance(engine.length)
+            vcpu.advance(vcpu.length)
         elif written is Written.GP:
             self._ve.general_protection()
         elif written is Written.VE:
-            self._ve.inject(VeInfo(ExitReason.WRMSR, length=engine.length))
+            self._ve.inject(VeInfo(ExitReason.WRMSR, length=vcpu.length))
 
     def _without_handler(self, reason: ExitReason, *, listed: bool) -> None:
         """#VE for a row that says so, else what the rule for absent MSRs says."""
         if listed or self._absent_is_ve:
-            self._ve.inject(VeInfo(reason, length=self._engine.length))
+            self._ve.inject(VeInfo(reason, length=self._vcpu.length))
         else:
             self._ve.general_protection()
 
@@ -167,7 +167,7 @@ class Msrs:
                 self._writes[index] = writer
             if index in ENGINE_MSRS:
                 native = MsrAction.NATIVE
-                self._engine.native_msr(index, read=read == native, write=write == native)
+                self._vcpu.native_msr(index, read=read == native, write=write == native)
 
     def _resolve(self, action: MsrAction, feature: MsrFeature) -> MsrAction:
         """Decide the action for the features that are on: native, emulated, gp or ve."""
@@ -190,7 +190,7 @@ class Msrs:
         if row.special == MsrSpecial.X2APIC:
             return partial(self._apic.read, index)
         if index in ENGINE_MSRS:
-            return partial(self._engine.msr, index)
+            return partial(self._vcpu.msr, index)
         if action == MsrAction.EMULATED:
             return partial(self.values.get, index, _answer(row.special, index))
         return partial(self.values.get, index, 0)
@@ -215,10 +215,10 @@ class Msrs:
     # The handlers.
 
     def _read_tsc(self) -> int:
-        return self._engine.cycles
+        return self._vcpu.cycles
 
     def _write_engine(self, index: int, value: int) -> Written:
-        self._engine.set_msr(index, value)
+        self._vcpu.set_msr(index, value)
         return Written.DONE
 
     def _write_value(self, index: int, writable: int, value: int) -> Written:
@@ -230,11 +230,11 @@ class Msrs:
 
     def _write_efer(self, value: int) -> Written:
         """Only SCE may change; LMA is read-only and ignored."""
-        old = self._engine.msr(EFER)
+        old = self._vcpu.msr(EFER)
         value = value & ~EFER_LMA | old & EFER_LMA
         if (value ^ old) & ~EFER_SCE:
             return Written.VE
-        self._engine.set_msr(EFER, value)
+        self._vcpu.set_msr(EFER, value)
         return Written.DONE
 
     def _write_xss(self, value: int) -> Written:
@@ -255,8 +255,8 @@ class Msrs:
         """Write what the virtual APIC page takes; all else is read-only or reserved."""
         if index == X2APIC_SELF_IPI and value < LOWEST_SELF_IPI:
             # An APIC-write exit is trap-like: the #VE comes after the instruction.
-            length = self._engine.length
-            self._engine.advance(length)
+            length = self._vcpu.length
+            self._vcpu.advance(length)
             self._ve.inject(VeInfo(ExitReason.APIC_WRITE, APIC_PAGE_SELF_IPI, length=length))
             return Written.TAKEN
         if value & ~_X2APIC_WRITABLE.get(index, 0) or index not in _X2APIC_WRITABLE:

@@ -7,7 +7,7 @@ tdg_mem_page_attr_wr.c, td_other_exits.c (async_tdexit_ept_violation).
 from typing import TYPE_CHECKING, Final
 
 from trapline.cpu.engine import Reg
-from trapline.tdx.memory import QUALIFICATION_WRITE
+from trapline.tdx.page_access import QUALIFICATION_WRITE
 from trapline.tdx.sept import (
     LARGE_SIZE,
     LEVEL_2M,
@@ -20,9 +20,9 @@ from trapline.tdx.sept import (
 from trapline.tdx.vmm_interface import ExitReason, ExtendedQualification, TdExit
 
 if TYPE_CHECKING:
-    from trapline.cpu.engine import Engine
+    from trapline.cpu.engine import Vcpu
     from trapline.rules.tables import RuleSet
-    from trapline.tdx.memory import Memory
+    from trapline.tdx.page_access import PageAccess
     from trapline.tdx.sept import Sept
     from trapline.tdx.vmm_interface import Vmm
 
@@ -39,12 +39,12 @@ class PageCalls:
     """The page leaves of one TD."""
 
     def __init__(
-        self, engine: "Engine", vmm: "Vmm", rules: "RuleSet", sept: "Sept", memory: "Memory"
+        self, vcpu: "Vcpu", vmm: "Vmm", rules: "RuleSet", sept: "Sept", access: "PageAccess"
     ) -> None:
-        self._engine = engine
+        self._vcpu = vcpu
         self._vmm = vmm
         self._sept = sept
-        self._memory = memory
+        self._access = access
         self._bad_rax = rules.status("TDX_OPERAND_INVALID", "RAX")
         self._bad_rcx = rules.status("TDX_OPERAND_INVALID", "RCX")
         self._bad_rdx = rules.status("TDX_OPERAND_INVALID", "RDX")
@@ -56,7 +56,7 @@ class PageCalls:
 
     def accept(self) -> int | None:
         """TDG.MEM.PAGE.ACCEPT."""
-        page = self._page_information(self._engine.regs[Reg.RCX], LEVEL_2M)
+        page = self._page_information(self._vcpu.regs[Reg.RCX], LEVEL_2M)
         if page is None:
             return self._bad_rcx
         gpa, level = page
@@ -70,9 +70,9 @@ class PageCalls:
 
     def attributes_read(self) -> int | None:
         """TDG.MEM.PAGE.ATTR.RD."""
-        regs = self._engine.regs
+        regs = self._vcpu.regs
         gpa = regs[Reg.RCX]
-        if not self._memory.is_valid(gpa, private_only=True):
+        if not self._access.is_valid(gpa, private_only=True):
             regs[Reg.RCX] = regs[Reg.RDX] = 0
             return self._bad_rcx
         state = self._sept.private_state(gpa)
@@ -90,7 +90,7 @@ class PageCalls:
 
     def attributes_write(self) -> int:
         """TDG.MEM.PAGE.ATTR.WR: refused, there are no L2 VMs to give attributes to."""
-        regs = self._engine.regs
+        regs = self._vcpu.regs
         if regs[Reg.RDX]:
             return self._bad_rdx
         if regs[Reg.R8]:
@@ -107,7 +107,7 @@ class PageCalls:
             value & PAGE_INFO_RESERVED
             or level > highest
             or gpa & ((1 << _LEVEL_SHIFT[level]) - 1)
-            or not self._memory.is_valid(gpa, private_only=True)
+            or not self._access.is_valid(gpa, private_only=True)
         ):
             return None
         return gpa, level

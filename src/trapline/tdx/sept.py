@@ -5,7 +5,7 @@ mapped by the secure EPT, whose entries the module keeps (`SeptState`); the shar
 host's own. The host changes both through the methods here, which stand for the TDH.MEM.*
 calls; the guest only turns PENDING pages into MAPPED ones, with TDG.MEM.PAGE.ACCEPT.
 
-Each change is pushed to `Engine.set_private` and `Engine.set_shared` as whole ranges. State is
+Each change is pushed to `Memory.set_private` and `Memory.set_shared` as whole ranges. State is
 one byte for each 4 KiB page of RAM and one flag for each 2 MiB region that is a single leaf.
 GPAs outside RAM are never private and are MMIO in the shared half.
 
@@ -24,7 +24,7 @@ from trapline.cpu.engine import PageState
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from trapline.cpu.engine import Engine
+    from trapline.cpu.engine import Memory
 
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
@@ -103,18 +103,18 @@ class Sept:
     inside RAM: callers check what a guest gave them with `in_ram` first.
     """
 
-    def __init__(self, engine: "Engine", memory_size: int) -> None:
+    def __init__(self, memory: "Memory", memory_size: int) -> None:
         if memory_size <= 0 or memory_size % PAGE_SIZE:
             raise ValueError("memory size must be a positive multiple of 4096")
         pages = memory_size >> PAGE_SHIFT
         self.memory_size = memory_size
-        self._engine = engine
+        self._memory = memory
         self._private = bytearray(pages)
         self._shared = bytearray(pages)
         self._large = bytearray((memory_size + LARGE_SIZE - 1) >> LARGE_SHIFT)
         self._saved: SeptSnapshot | None = None
-        engine.set_private(0, memory_size, PageState.ABSENT)
-        engine.set_shared(0, memory_size, PageState.ABSENT)
+        memory.set_private(0, memory_size, PageState.ABSENT)
+        memory.set_shared(0, memory_size, PageState.ABSENT)
 
     # Questions.
 
@@ -227,15 +227,15 @@ class Sept:
                 self._shared[at >> PAGE_SHIFT : (at + length) >> PAGE_SHIFT] = bytes(
                     [SharedState.MAPPED]
                 ) * (length >> PAGE_SHIFT)
-                self._zero(self._engine.shared_ram, at, length)
-        self._engine.set_shared(gpa, size, PageState.MAPPED)
+                self._zero(self._memory.shared_ram, at, length)
+        self._memory.set_shared(gpa, size, PageState.MAPPED)
 
     def unshare(self, gpa: int, size: int) -> None:
         """Take the pages of the shared half away; the private half stays as it is."""
         self._check(gpa, size)
         self._saved = None
         self._shared[gpa >> PAGE_SHIFT : (gpa + size) >> PAGE_SHIFT] = bytes(size >> PAGE_SHIFT)
-        self._engine.set_shared(gpa, size, PageState.ABSENT)
+        self._memory.set_shared(gpa, size, PageState.ABSENT)
 
     # What the guest does.
 
@@ -258,7 +258,7 @@ class Sept:
         if leaf_level != level or state != SeptState.PENDING:
             return Accept(AcceptResult.VIOLATION, leaf_level, state, is_leaf)
         size = LARGE_SIZE if level == LEVEL_2M else PAGE_SIZE
-        self._zero(self._engine.ram, gpa, size)
+        self._zero(self._memory.ram, gpa, size)
         self._fill(gpa, size, {SeptState.PENDING: SeptState.MAPPED})
         return Accept(AcceptResult.ACCEPTED, level, state, is_leaf)
 
@@ -282,8 +282,8 @@ class Sept:
         self._large[:] = snapshot.large
         self._shared[:] = snapshot.shared
         self._saved = snapshot
-        _push(was_mapped, _is(self._private, SeptState.MAPPED), self._engine.set_private)
-        _push(was_shared, _is(self._shared, SharedState.MAPPED), self._engine.set_shared)
+        _push(was_mapped, _is(self._private, SeptState.MAPPED), self._memory.set_private)
+        _push(was_shared, _is(self._shared, SharedState.MAPPED), self._memory.set_shared)
 
     # Ranges.
 
@@ -304,7 +304,7 @@ class Sept:
             mapped = new == SeptState.MAPPED
             if mapped != (old == SeptState.MAPPED):
                 state = PageState.MAPPED if mapped else PageState.ABSENT
-                self._engine.set_private(at, length, state)
+                self._memory.set_private(at, length, state)
 
     @staticmethod
     def _runs(states: bytearray, gpa: int, size: int) -> "Iterator[tuple[int, int, int]]":

@@ -18,12 +18,12 @@ from trapline.tdx.vmm_interface import VeInfo
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trapline.cpu.engine import Engine
+    from trapline.cpu.engine import Vcpu
     from trapline.rules.tables import RuleSet
     from trapline.tdx.controls import Controls
     from trapline.tdx.cpuid import Cpuid
     from trapline.tdx.measurement import Measurements
-    from trapline.tdx.memory import Memory
+    from trapline.tdx.page_access import PageAccess
     from trapline.tdx.page_calls import PageCalls
     from trapline.tdx.ve_info import VeState
     from trapline.tdx.vmm_interface import TdConfig, Vmm
@@ -45,7 +45,7 @@ class Tdcalls:
 
     def __init__(
         self,
-        engine: "Engine",
+        vcpu: "Vcpu",
         ve: "VeState",
         vmm: "Vmm",
         rules: "RuleSet",
@@ -53,16 +53,16 @@ class Tdcalls:
         *,
         controls: "Controls",
         cpuid: "Cpuid",
-        memory: "Memory",
+        access: "PageAccess",
         pages: "PageCalls",
         measurements: "Measurements",
     ) -> None:
-        self._engine = engine
+        self._vcpu = vcpu
         self._ve = ve
         self._vmm = vmm
         self._config = config
         self._cpuid = cpuid
-        self._memory = memory
+        self._access = access
         self._measurements = measurements
         self._metadata = Metadata(rules, config, controls, cpuid, measurements)
         self._no_ve_info = rules.status("TDX_NO_VALID_VE_INFO")
@@ -101,8 +101,8 @@ class Tdcalls:
 
     def on_tdcall(self) -> None:
         """Check the mode, find the leaf, complete."""
-        engine = self._engine
-        regs = engine.regs
+        vcpu = self._vcpu
+        regs = vcpu.regs
         rip = regs[Reg.RIP]
         # The CPU has checked CPL. Compatibility mode has 32-bit RIPs: above, the two look-ups
         # can be saved.
@@ -120,19 +120,19 @@ class Tdcalls:
         if status is None:
             return
         regs[Reg.RAX] = status
-        engine.advance(engine.length)
+        vcpu.advance(vcpu.length)
         if self._ve.listener is not None:
             self._ve.listener.on_tdcall(rip, rax & LEAF_MASK, status)
 
     def _in_64bit_mode(self) -> bool:
-        engine = self._engine
-        return bool(engine.msr(EFER) & EFER_LMA and engine.segment("cs").attributes & CS_LONG)
+        vcpu = self._vcpu
+        return bool(vcpu.msr(EFER) & EFER_LMA and vcpu.segment("cs").attributes & CS_LONG)
 
     # Calls to the VMM.
 
     def _vp_vmcall(self, rip: int) -> int | None:
-        engine = self._engine
-        regs = engine.regs
+        vcpu = self._vcpu
+        regs = vcpu.regs
         control = regs[Reg.RCX]
         if control & self._vmcall_reserved:
             return self._bad_rcx
@@ -144,7 +144,7 @@ class Tdcalls:
         registers[:] = _ZEROS
         for number in selected:
             registers[number] = regs[number]
-        engine.advance(engine.length)
+        vcpu.advance(vcpu.length)
         if self._ve.listener is not None:
             self._ve.listener.on_tdvmcall(rip, registers)
         self._vmm.tdvmcall(registers)
@@ -156,8 +156,8 @@ class Tdcalls:
     # The VCPU.
 
     def _vp_info(self) -> int:
-        regs = self._engine.regs
-        regs[Reg.RCX] = self._engine.shared_bit.bit_length()
+        regs = self._vcpu.regs
+        regs[Reg.RCX] = self._vcpu.memory.shared_bit.bit_length()
         regs[Reg.RDX] = self._config.attributes
         regs[Reg.R8] = 1 | self._config.max_vcpus << 32
         regs[Reg.R9] = 0
@@ -166,7 +166,7 @@ class Tdcalls:
         return SUCCESS
 
     def _vp_veinfo_get(self) -> int:
-        regs = self._engine.regs
+        regs = self._vcpu.regs
         taken = self._ve.take()
         info = _NO_VE if taken is None else taken
         regs[Reg.RCX] = info.reason
@@ -177,7 +177,7 @@ class Tdcalls:
         return self._no_ve_info if taken is None else SUCCESS
 
     def _vp_cpuidve_set(self) -> int:
-        control = self._engine.regs[Reg.RCX]
+        control = self._vcpu.regs[Reg.RCX]
         if control & ~3:
             return self._bad_rcx
         self._cpuid.supervisor_ve = bool(control & 1)
@@ -187,11 +187,11 @@ class Tdcalls:
     # Measurements.
 
     def _mr_rtmr_extend(self) -> int | None:
-        regs = self._engine.regs
+        regs = self._vcpu.regs
         gpa, index = regs[Reg.RCX], regs[Reg.RDX]
-        if gpa % 64 or not self._memory.is_valid(gpa, private_only=True):
+        if gpa % 64 or not self._access.is_valid(gpa, private_only=True):
             return self._bad_rcx
-        data = self._memory.operand(gpa, HASH_SIZE, write=False)
+        data = self._access.operand(gpa, HASH_SIZE, write=False)
         if data is None:
             return None
         if index >= RTMRS:
@@ -200,21 +200,21 @@ class Tdcalls:
         return SUCCESS
 
     def _mr_report(self) -> int | None:
-        regs = self._engine.regs
+        regs = self._vcpu.regs
         report_gpa, data_gpa = regs[Reg.RCX], regs[Reg.RDX]
         if report_gpa % REPORT_SIZE:
             return self._bad_rcx
-        if data_gpa % REPORT_DATA_SIZE or not self._memory.is_valid(data_gpa, private_only=False):
+        if data_gpa % REPORT_DATA_SIZE or not self._access.is_valid(data_gpa, private_only=False):
             return self._bad_rdx
-        data = self._memory.operand(data_gpa, REPORT_DATA_SIZE, write=False)
+        data = self._access.operand(data_gpa, REPORT_DATA_SIZE, write=False)
         if data is None:
             return None
         if regs[Reg.R8]:
             return self._bad_r8
         report = self._measurements.report(bytes(data))
-        if not self._memory.is_valid(report_gpa, private_only=False):
+        if not self._access.is_valid(report_gpa, private_only=False):
             return self._bad_rcx
-        target = self._memory.operand(report_gpa, REPORT_SIZE, write=True)
+        target = self._access.operand(report_gpa, REPORT_SIZE, write=True)
         if target is None:
             return None
         target[:] = report
@@ -223,7 +223,7 @@ class Tdcalls:
     # Metadata.
 
     def _vm_rd(self) -> int:
-        regs = self._engine.regs
+        regs = self._vcpu.regs
         version = regs[Reg.RAX] >> VERSION_SHIFT
         field_id = regs[Reg.RDX]
         regs[Reg.R8] = 0
@@ -239,7 +239,7 @@ class Tdcalls:
         return self._write(FieldScope.TD)
 
     def _vp_rd(self) -> int:
-        regs = self._engine.regs
+        regs = self._vcpu.regs
         field_id = regs[Reg.RDX]
         regs[Reg.RDX], regs[Reg.R8] = NO_FIELD, 0
         if regs[Reg.RCX]:
@@ -250,13 +250,13 @@ class Tdcalls:
         return self._write(FieldScope.VP)
 
     def _sys_rd(self) -> int:
-        regs = self._engine.regs
+        regs = self._vcpu.regs
         field_id = regs[Reg.RDX]
         regs[Reg.RDX], regs[Reg.R8] = NO_FIELD, 0
         return self._read(FieldScope.SYS, field_id, walk=True)
 
     def _read(self, scope: FieldScope, field_id: int, *, walk: bool) -> int:
-        regs = self._engine.regs
+        regs = self._vcpu.regs
         if walk and Metadata.is_null(field_id):
             regs[Reg.RDX] = self._metadata.next_readable(scope, NO_FIELD)
             return self._first_field
@@ -267,7 +267,7 @@ class Tdcalls:
         return status
 
     def _write(self, scope: FieldScope) -> int:
-        regs = self._engine.regs
+        regs = self._vcpu.regs
         value, mask = regs[Reg.R8], regs[Reg.R9]
         regs[Reg.R8] = 0
         if regs[Reg.RCX]:
@@ -282,13 +282,13 @@ class Tdcalls:
         return self._bad_rcx
 
     def _vp_enter(self) -> int:
-        gpa = self._engine.regs[Reg.RDX]
-        if gpa % 256 or not self._memory.is_valid(gpa, private_only=True):
+        gpa = self._vcpu.regs[Reg.RDX]
+        if gpa % 256 or not self._access.is_valid(gpa, private_only=True):
             return self._bad_rdx
         return self._bad_rcx
 
     def _vp_invept(self) -> int:
-        return self._bad_rcx if self._engine.regs[Reg.RCX] else SUCCESS
+        return self._bad_rcx if self._vcpu.regs[Reg.RCX] else SUCCESS
 
     def _vp_invvpid(self) -> int:
         return self._bad_rcx

@@ -19,7 +19,7 @@ from trapline.rules.rows import Outcome
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trapline.cpu.engine import Engine
+    from trapline.cpu.engine import Vcpu
     from trapline.rules.tables import RuleSet
     from trapline.tdx.vmm_interface import TrapListener, VeInfo
 
@@ -52,13 +52,13 @@ class VeState:
     instruction out.
     """
 
-    def __init__(self, engine: "Engine", rules: "RuleSet", listener: "TrapListener | None") -> None:
+    def __init__(self, vcpu: "Vcpu", rules: "RuleSet", listener: "TrapListener | None") -> None:
         self.info: VeInfo | None = None  # None: VALID is 0
         self.nmi_pending = False
         self._nmi_window = False  # NMI-window exiting is on
         self.listener = listener
         self.divert: Callable[[VeInfo], bool] | None = None
-        self._engine = engine
+        self._vcpu = vcpu
         self._second_vector, self._second_error = _second_ve(rules)
 
     # Exceptions of the module; each is taken at the instruction, which has not executed.
@@ -70,45 +70,45 @@ class VeState:
         self._raise(info)
 
     def _raise(self, info: "VeInfo") -> None:
-        engine = self._engine
+        vcpu = self._vcpu
         second = self.info is not None
         if self.listener is not None:
-            self.listener.on_ve(engine.regs[Reg.RIP], info, double_fault=second)
-        engine.rflags |= RFLAGS_RF
+            self.listener.on_ve(vcpu.regs[Reg.RIP], info, double_fault=second)
+        vcpu.rflags |= RFLAGS_RF
         if second:
-            engine.deliver(self._second_vector, self._second_error)
+            vcpu.deliver(self._second_vector, self._second_error)
         else:
             self.info = info
-            engine.deliver(VECTOR_VE)
+            vcpu.deliver(VECTOR_VE)
 
     def convert(self, info: "VeInfo") -> bool:
         """#VE by the CPU for an EPT violation; False when the violation is not convertible.
 
         It is not while VE_INFO is valid, during event delivery, or with CR0.PE clear.
         """
-        engine = self._engine
+        vcpu = self._vcpu
         if self.divert is not None and self.divert(info):
             return True
-        if self.info is not None or engine.vectoring is not None or not engine.cr(0) & 1:
+        if self.info is not None or vcpu.vectoring is not None or not vcpu.cr(0) & 1:
             return False
         self._raise(info)
         return True
 
     def general_protection(self) -> None:
         """#GP(0)."""
-        self._engine.rflags |= RFLAGS_RF
-        self._engine.deliver(VECTOR_GP, 0)
+        self._vcpu.rflags |= RFLAGS_RF
+        self._vcpu.deliver(VECTOR_GP, 0)
 
     def undefined(self) -> None:
         """#UD."""
-        self._engine.rflags |= RFLAGS_RF
-        self._engine.deliver(VECTOR_UD)
+        self._vcpu.rflags |= RFLAGS_RF
+        self._vcpu.deliver(VECTOR_UD)
 
     def page_fault(self, gla: int, error_code: int) -> None:
         """#PF with CR2."""
-        self._engine.set_cr(2, gla)
-        self._engine.rflags |= RFLAGS_RF
-        self._engine.deliver(VECTOR_PF, error_code)
+        self._vcpu.set_cr(2, gla)
+        self._vcpu.rflags |= RFLAGS_RF
+        self._vcpu.deliver(VECTOR_PF, error_code)
 
     # Collection by the guest.
 
@@ -128,15 +128,15 @@ class VeState:
         """Ask for NMI-window exiting if an NMI is held and VE_INFO is free."""
         if self.nmi_pending and self.info is None and not self._nmi_window:
             self._nmi_window = True
-            self._engine.request_nmi_window(wanted=True)
+            self._vcpu.request_nmi_window(wanted=True)
 
     def on_nmi_window(self) -> None:
         """NMIs are not blocked here: deliver the held one, unless a #VE came in between."""
         if self.nmi_pending and self.info is None:
             self.nmi_pending = False
-            self._engine.deliver_nmi()
+            self._vcpu.deliver_nmi()
         self._nmi_window = False
-        self._engine.request_nmi_window(wanted=False)
+        self._vcpu.request_nmi_window(wanted=False)
 
     # Snapshots.
 
@@ -148,7 +148,7 @@ class VeState:
         """Go back to a saved state; the engine's NMI window is made to fit it."""
         self.info, self.nmi_pending = snapshot
         self._nmi_window = self.nmi_pending and self.info is None
-        self._engine.request_nmi_window(wanted=self._nmi_window)
+        self._vcpu.request_nmi_window(wanted=self._nmi_window)
 
 
 def _second_ve(rules: "RuleSet") -> tuple[int, int]:

@@ -4,8 +4,8 @@ The module calls a `Vmm` at each TD exit, a `VirtualApic` for the x2APIC registe
 reaches without an exit, and a `TrapListener` so that traps can be counted and traced. It is
 itself called through `trapline.tdx.module.TdxModule`.
 
-Calls are made from inside `Engine.run`'s exit handler: the callee may change any guest state
-and returns to let the guest go on. A VMM that wants the guest stopped calls `Engine.stop`.
+Calls are made from inside `Vcpu.run`'s exit handler: the callee may change any guest state
+and returns to let the guest go on. A VMM that wants the guest stopped calls `Vcpu.stop`.
 """
 
 from dataclasses import dataclass
@@ -154,7 +154,7 @@ class TrapListener(Protocol):
 class TdConfig:
     """What the VMM fixes at TDH.MNG.INIT, and what the software TD needs beside it.
 
-    The GPA width is the engine's (`Engine.shared_bit`).
+    The GPA width is the engine's (`Memory.shared_bit`).
     """
 
     memory_size: int  # bytes of RAM from GPA 0

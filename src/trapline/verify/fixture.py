@@ -102,12 +102,12 @@ class Stage:
 
     def __init__(self, machine: Machine, target: Target, *, user: bool) -> None:
         self.machine = machine
-        self.engine = machine.engine
+        self.vcpu = machine.vcpu
         self.end = USER_END if user else END
-        self.segments = {name: self.engine.segment(name).base for name in ("fs", "gs")}
-        engine = self.engine
-        self._ram = engine.ram
-        self._window = Window(engine, user=user)
+        self.segments = {name: self.vcpu.segment(name).base for name in ("fs", "gs")}
+        vcpu = self.vcpu
+        self._ram = vcpu.memory.ram
+        self._window = Window(vcpu, user=user)
         self._refusals = target.addresses(REFUSALS)
         if not self._refusals:
             raise BadMachineError("the kernel has none of the functions that end an oops.")
@@ -118,28 +118,28 @@ class Stage:
         self._before = (machine.module.listener, machine.host.services)
         machine.module.listener = self._watch
         machine.host.services = self._services
-        engine.set_breakpoints(frozenset((self.end, *self._refusals)))
-        engine.set_time_budget(_BUDGET)
-        engine.intercept_exceptions(_ALL_EXCEPTIONS)
+        vcpu.set_breakpoints(frozenset((self.end, *self._refusals)))
+        vcpu.set_time_budget(_BUDGET)
+        vcpu.intercept_exceptions(_ALL_EXCEPTIONS)
         self._frozen = FrozenMachine(machine)
         self._start = 0
         self._ending: tuple[Ending, str] | None = None
 
     def leave(self) -> None:
         """Let the guest go on from where the stage found it."""
-        machine, engine = self.machine, self.engine
+        machine, vcpu = self.machine, self.vcpu
         self._frozen.restore()
         machine.module.listener, machine.host.services = self._before
         machine.apic.due = self._due
-        engine.set_breakpoints(frozenset())
-        engine.intercept_exceptions(frozenset())
-        engine.set_time_budget(1)
+        vcpu.set_breakpoints(frozenset())
+        vcpu.intercept_exceptions(frozenset())
+        vcpu.set_time_budget(1)
 
     def native(self, setup: Setup) -> Outcome:
         """Execute the instruction on plain memory, or on the devices themselves."""
         self._prepare(setup, mmio=False)
         self._world = setup.world
-        self.engine.run(self._on_native_exit)
+        self.vcpu.run(self._on_native_exit)
         return self._outcome(setup, self._plain_memory())
 
     def trapped(self, setup: Setup) -> Outcome:
@@ -148,11 +148,11 @@ class Stage:
         self._rewritten = setup.rewritten
         if setup.inject is not None:
             offset = (setup.inject - OPERAND_AT) % OPERAND_SIZE
-            gpa = (MMIO_GPA | self.engine.shared_bit) + offset
+            gpa = (MMIO_GPA | self.vcpu.memory.shared_bit) + offset
             self.machine.module.inject_ve(
                 VeInfo(ExitReason.EPT_VIOLATION, 0x180 | 1 + setup.inject_write, setup.inject, gpa)
             )
-        self.engine.run(self._on_trapped_exit)
+        self.vcpu.run(self._on_trapped_exit)
         memory = bytes(setup.world.memory) if setup.mmio else self._plain_memory()
         return self._outcome(setup, memory)
 
@@ -160,7 +160,7 @@ class Stage:
         return bytes(self._ram[OPERAND_GPA : OPERAND_GPA + OPERAND_SIZE])
 
     def _prepare(self, setup: Setup, *, mmio: bool) -> None:
-        engine = self.engine
+        vcpu = self.vcpu
         self._frozen.restore()
         self._window.enter(mmio=mmio)
         self._start = self.end - len(setup.code)
@@ -168,11 +168,11 @@ class Stage:
         self._write(CODE_GPA + (self._start & PAGE - 1), setup.code + _UD2)
         self._write(OPERAND_GPA, setup.operand)
         self._write(STACK_GPA + STACK_SIZE - len(setup.stack), setup.stack)
-        regs = engine.regs
+        regs = vcpu.regs
         for number, value in enumerate(setup.regs):
             regs[number] = value
         regs[Reg.RIP] = self._start
-        engine.rflags = setup.rflags
+        vcpu.rflags = setup.rflags
         self._watch.rip = self._start
         self._watch.infos.clear()
         self._watch.doubled = False
@@ -183,17 +183,17 @@ class Stage:
 
     def _write(self, gpa: int, data: bytes) -> None:
         self._ram[gpa : gpa + len(data)] = data
-        self.engine.code_changed(gpa, len(data))
+        self.vcpu.memory.code_changed(gpa, len(data))
 
     def _outcome(self, setup: Setup, memory: bytes) -> Outcome:
         assert self._ending is not None
-        engine = self.engine
+        vcpu = self.vcpu
         used = min(max(self.stack_top - setup.regs[Reg.RSP], 0), STACK_SIZE)
         end = STACK_GPA + STACK_SIZE
         return Outcome(
             *self._ending,
-            tuple(engine.regs[:16]),
-            engine.rflags,
+            tuple(vcpu.regs[:16]),
+            vcpu.rflags,
             memory,
             bytes(self._ram[end - used : end]),
             tuple(setup.world.accesses),
@@ -210,31 +210,31 @@ class Stage:
     def _finish(self, ending: Ending, detail: str = "") -> None:
         if self._ending is None:
             self._ending = (ending, detail)
-        self.engine.stop()
+        self.vcpu.stop()
 
     def _on_native_exit(self, exit_: Exit) -> None:
         if exit_ is Exit.BREAKPOINT:
             self._on_breakpoint()
         elif exit_ is Exit.EXCEPTION:
-            self._finish("fault", str(self.engine.fault.vector))
+            self._finish("fault", str(self.vcpu.fault.vector))
         elif exit_ is Exit.UNDEFINED:
             self._finish("fault", "6")
         elif exit_ in reference.SERVED:
-            if not reference.serve(self.engine, exit_, self._world):
+            if not reference.serve(self.vcpu, exit_, self._world):
                 self._finish("fault", str(_VECTOR_PF))
         else:
             self._finish("dead", exit_.name.lower())
 
     def _on_trapped_exit(self, exit_: Exit) -> None:
-        engine = self.engine
+        vcpu = self.vcpu
         if exit_ is Exit.BREAKPOINT:
             self._on_breakpoint()
         elif exit_ is Exit.BOUNDARY:
             self._finish("hang", "the handler does not return")
-        elif exit_ is Exit.EXCEPTION and engine.regs[Reg.RIP] == self._start:
-            self._finish("fault", str(engine.fault.vector))
+        elif exit_ is Exit.EXCEPTION and vcpu.regs[Reg.RIP] == self._start:
+            self._finish("fault", str(vcpu.fault.vector))
         else:
-            if exit_ is Exit.UNDEFINED and engine.regs[Reg.RIP] == self._start:
+            if exit_ is Exit.UNDEFINED and vcpu.regs[Reg.RIP] == self._start:
                 self._finish("fault", "6")
                 return
             self.machine.module.on_exit(exit_)
@@ -249,7 +249,7 @@ class Stage:
                 self._rewritten = b""
 
     def _on_breakpoint(self) -> None:
-        rip = int(self.engine.regs[Reg.RIP])
+        rip = int(self.vcpu.regs[Reg.RIP])
         if rip == self.end:
             self._finish("done")
         else:

@@ -60,8 +60,8 @@ class Launch:
 
     def _run_to(self, address: int, what: str) -> None:
         machine = self.machine
-        machine.watch({address: machine.engine.stop})
-        machine.engine.run(machine.module.on_exit)
+        machine.watch({address: machine.vcpu.stop})
+        machine.vcpu.run(machine.module.on_exit)
         if machine.host.outcome is not None:
             raise BadMachineError(f"the guest does not reach {what}: {machine.host.outcome.detail}")
 

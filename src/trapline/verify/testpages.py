@@ -8,7 +8,7 @@ of this machine that its memory map does not offer to the guest.
 from typing import Final
 
 from trapline.base.errors import BadMachineError
-from trapline.cpu.engine import Engine
+from trapline.cpu.engine import Vcpu
 
 PAGE: Final = 4096
 _HOLE: Final = range(0xA0000, 0xE0000)
@@ -60,14 +60,14 @@ class Window:
     address space and once below 4 GiB.
     """
 
-    def __init__(self, engine: Engine, *, user: bool) -> None:
-        self._engine = engine
-        self._words = engine.ram.cast("Q")
-        self._root = engine.cr(3) & _FRAME
+    def __init__(self, vcpu: Vcpu, *, user: bool) -> None:
+        self._vcpu = vcpu
+        self._words = vcpu.memory.ram.cast("Q")
+        self._root = vcpu.cr(3) & _FRAME
         self._free = _TABLES_GPA
         self._writes: dict[int, int] = {}  # index of a page table entry -> its value
         self._operand: list[tuple[int, int, int]] = []  # entry, page number, flags
-        if any(engine.ram[_HOLE.start : _HOLE.stop]):
+        if any(vcpu.memory.ram[_HOLE.start : _HOLE.stop]):
             raise BadMachineError("the hole below 1 MiB is in use in this guest.")
         self._map(USER_BASE, USER)
         if not user:
@@ -83,11 +83,11 @@ class Window:
         words = self._words
         for index, value in self._writes.items():
             words[index] = value
-        start = MMIO_GPA | self._engine.shared_bit if mmio else OPERAND_GPA
+        start = MMIO_GPA | self._vcpu.memory.shared_bit if mmio else OPERAND_GPA
         for index, page, flags in self._operand:
             words[index] = start + page * PAGE | flags
         for gpa in self._pages:
-            self._engine.code_changed(gpa, PAGE)
+            self._vcpu.memory.code_changed(gpa, PAGE)
 
     def _map(self, base: int, user: int) -> None:
         self._writes[self._entry(base + CODE_AT)] = CODE_GPA | CODE | user
@@ -107,7 +107,7 @@ class Window:
                 self._free += PAGE
             elif entry & _LARGE:
                 raise self._taken(gla)
-            table = entry & _FRAME & ~self._engine.shared_bit
+            table = entry & _FRAME & ~self._vcpu.memory.shared_bit
         index = self._index(table, gla, 12)
         if self._words[index] & PRESENT:
             raise self._taken(gla)

@@ -89,14 +89,14 @@ class TestServices(Services):
             mmio=machine.mmio,
             apic=machine.apic,
             sept=machine.module.sept,
-            ram=machine.engine.ram,
-            shared_bit=machine.engine.shared_bit,
+            ram=machine.memory.ram,
+            shared_bit=machine.memory.shared_bit,
             events=machine.host,
         )
         self._window = range(
-            mmio | machine.engine.shared_bit, (mmio | machine.engine.shared_bit) + size
+            mmio | machine.memory.shared_bit, (mmio | machine.memory.shared_bit) + size
         )
-        self._regs = machine.engine.regs
+        self._regs = machine.vcpu.regs
         self.world: World | None = None
         self.spoil = False
         self.calls: list[tuple[int, ...]] = []

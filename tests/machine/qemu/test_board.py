@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from trapline.cpu.unicorn import memoryfile
+from trapline.cpu import memoryfile
 from trapline.machine.devices.bus import Bus
 from trapline.machine.devices.lapic import LocalApic
 from trapline.machine.loader import acpi, gpamap

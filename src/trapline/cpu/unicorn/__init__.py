@@ -8,4 +8,6 @@ library and checks each when it starts; `native` assembles the hooks that cannot
 
 from trapline.cpu.unicorn.vcpu import UnicornEngine
 
-__all__ = ["UnicornEngine"]
+open_engine = UnicornEngine
+
+__all__ = ["UnicornEngine", "open_engine"]

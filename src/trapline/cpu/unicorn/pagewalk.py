@@ -69,13 +69,15 @@ class GuestMemory(CpuState):
         self._write_log.add(gpa, size)
         self._library.tb_invalidate_phys_range(self._fields.uc, gpa, gpa + size)
 
-    def written_pages(self) -> list[int] | None:
+    def written_pages(self) -> list[int]:
         """Return the GPAs of pages written since the last freeze or restore.
 
         Pages that the guest could write are listed, and what was announced by `write` or
-        `code_changed`. None: some of them cannot be told.
+        `code_changed`. Where that is not all of them, what the host's kernel says: more than
+        was written since, as a page once copied stays so.
         """
-        return self._write_log.pages()
+        pages = self._write_log.pages()
+        return self._ram.copied_pages() if pages is None else pages
 
     def _ram_offset(self, gla: int, size: int) -> int | None:
         """Where in `Ram.whole` the bytes are, all of which are on one page."""

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from trapline.cpu.unicorn import memoryfile
+from trapline.cpu import memoryfile
 
 _PAGE: Final = 4096
 _LARGE: Final = 2 << 20
@@ -131,13 +131,19 @@ class Ram:
         at = host - self.address
         return self.view[at : at + size] != self._frozen[at : at + size]
 
+    def copied_pages(self) -> list[int]:
+        """Offsets of the pages that are this process's own copies; before a freeze, all."""
+        if not self.generation:
+            return list(range(0, self.span, _PAGE))
+        entries = _page_map(self.address, self.size)
+        private = (entries & _PRESENT_OR_SWAPPED != 0) & (entries & _FILE_PAGE == 0)
+        offsets: list[int] = (np.flatnonzero(private) * _PAGE).tolist()
+        return offsets
+
     def _write_back(self) -> None:
         """Copy pages written since the last freeze into the memfd."""
         assert self._frozen is not None
-        entries = _page_map(self.address, self.size)
-        private = (entries & _PRESENT_OR_SWAPPED != 0) & (entries & _FILE_PAGE == 0)
-        for page in np.flatnonzero(private):
-            at = int(page) * _PAGE
+        for at in self.copied_pages():
             self._frozen[at : at + _PAGE] = self.view[at : at + _PAGE]
 
     def close(self) -> None:

@@ -105,6 +105,8 @@ class UnicornEngine(Snapshots):
         )
         self.ram = self._ram.view
         self.shared_ram = self._ram.shared
+        self.memory = self
+        self.vcpus = (self,)
         self._base_cycles = 0
         self._budget = NEVER
         self._stepping = False
@@ -228,7 +230,7 @@ class UnicornEngine(Snapshots):
         if self._ram.shared_offset and state is PageState.ABSENT:
             self._ram.discard_shared(gpa & ~self.shared_bit, size)
 
-    def ram_digest(self) -> str:
+    def digest(self) -> str:
         """BLAKE2b-128 of the private half of RAM, in hexadecimal."""
         return self._ram.digest()
 

@@ -24,7 +24,7 @@ from trapline.machine.gdb.registers import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trapline.cpu.engine import Engine
+    from trapline.cpu.engine import Vcpu
     from trapline.machine.gdb.monitor import Monitor
 
 Reply = bytes
@@ -63,8 +63,8 @@ class _BadPacketError(Exception):
 class Interpreter:
     """The stub's state for one client: breakpoints, negotiated options, why the guest stopped."""
 
-    def __init__(self, engine: "Engine", monitor: "Monitor") -> None:
-        self._engine = engine
+    def __init__(self, vcpu: "Vcpu", monitor: "Monitor") -> None:
+        self._vcpu = vcpu
         self._monitor = monitor
         self._software: set[int] = set()
         self._hardware: set[int] = set()
@@ -113,7 +113,7 @@ class Interpreter:
         """Forget all breakpoints, as the client leaves."""
         self._software.clear()
         self._hardware.clear()
-        self._engine.set_breakpoints(frozenset())
+        self._vcpu.set_breakpoints(frozenset())
 
     def handle(self, packet: bytes) -> Reply | Resume:
         """Carry out one payload."""
@@ -129,7 +129,7 @@ class Interpreter:
     # Registers.
 
     def _read_registers(self, _: bytes) -> Reply:
-        return b"".join(read_register(self._engine, register) for register in REGISTERS)
+        return b"".join(read_register(self._vcpu, register) for register in REGISTERS)
 
     def _write_registers(self, body: bytes) -> Reply:
         if len(body) != sum(register.digits for register in REGISTERS):
@@ -139,15 +139,15 @@ class Interpreter:
             digits = body[position : position + register.digits]
             position += register.digits
             # gdb sends back what it was given: only a change is a request.
-            if register.put and digits.lower() != read_register(self._engine, register):
-                write_register(self._engine, register, _hex_digits(digits))
+            if register.put and digits.lower() != read_register(self._vcpu, register):
+                write_register(self._vcpu, register, _hex_digits(digits))
         return OK
 
     def _read_register(self, body: bytes) -> Reply:
         number = _number(body)
         if number >= len(REGISTERS):
             raise _BadPacketError(E_REGISTER)
-        return read_register(self._engine, REGISTERS[number])
+        return read_register(self._vcpu, REGISTERS[number])
 
     def _write_register(self, body: bytes) -> Reply:
         name, _, value = body.partition(b"=")
@@ -156,7 +156,7 @@ class Interpreter:
             raise _BadPacketError(E_REGISTER)
         return (
             OK
-            if write_register(self._engine, REGISTERS[number], _hex_digits(value))
+            if write_register(self._vcpu, REGISTERS[number], _hex_digits(value))
             else (E_REGISTER)
         )
 
@@ -166,7 +166,7 @@ class Interpreter:
         address, size = _range(body)
         data = bytearray()
         for start, length in _pages(address, min(size, _MAX_MEMORY)):
-            part = self._engine.read(start, length)
+            part = self._vcpu.read(start, length)
             if part is None:
                 break  # gdb takes a short reply for what it is
             data += part
@@ -188,7 +188,7 @@ class Interpreter:
             raise _BadPacketError(E_ARGUMENT)
         position = 0
         for start, length in _pages(address, size):
-            if not self._engine.write(start, data[position : position + length]):
+            if not self._vcpu.write(start, data[position : position + length]):
                 raise _BadPacketError(E_FAULT)
             position += length
         return OK
@@ -202,7 +202,7 @@ class Interpreter:
         if len(self.breakpoints) >= MAX_BREAKPOINTS:
             return E_LIMIT
         addresses.add(address)
-        self._engine.set_breakpoints(self.breakpoints)
+        self._vcpu.set_breakpoints(self.breakpoints)
         return OK
 
     def _remove_breakpoint(self, body: bytes) -> Reply:
@@ -210,7 +210,7 @@ class Interpreter:
         if addresses is None:
             return UNKNOWN
         addresses.discard(address)
-        self._engine.set_breakpoints(self.breakpoints)
+        self._vcpu.set_breakpoints(self.breakpoints)
         return OK
 
     def _breakpoint(self, body: bytes) -> tuple[set[int] | None, int]:
@@ -224,7 +224,7 @@ class Interpreter:
     def _resume_at(self, body: bytes, how: Resume) -> Resume:
         if body:
             address = _number(body).to_bytes(8, "little").hex().encode()
-            write_register(self._engine, REGISTERS[RIP_NUMBER], address)
+            write_register(self._vcpu, REGISTERS[RIP_NUMBER], address)
         return how
 
     def _long_packet(self, body: bytes) -> Reply | Resume:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from trapline.cpu.engine import Engine
+    from trapline.cpu.engine import Vcpu
     from trapline.machine.observe.symbols import GuestSymbols
 
 
@@ -17,14 +17,14 @@ class TdTarget:
 
     def __init__(
         self,
-        engine: "Engine",
+        vcpu: "Vcpu",
         symbols: "GuestSymbols",
         recent_traps: "Callable[[int], Sequence[str]]",
         vmlinux: "Path | None",
     ) -> None:
         # Building the table of inlined functions takes longer than gdb waits for a reply.
         symbols.preload()
-        self._engine = engine
+        self._vcpu = vcpu
         self._symbols = symbols
         self._recent_traps = recent_traps
         self._vmlinux = vmlinux
@@ -32,7 +32,7 @@ class TdTarget:
     def backtrace(self) -> list[str]:
         """Walk the stack with ORC, which knows the way through exceptions where DWARF does not."""
         self._symbols.refresh()
-        places, complete = backtrace(self._engine, self._symbols.runtime)
+        places, complete = backtrace(self._vcpu, self._symbols.runtime)
         lines = list(backtrace_lines(places))
         return lines if complete else [*lines, " (the stack makes no sense from here on)"]
 

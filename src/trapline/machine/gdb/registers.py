@@ -13,7 +13,7 @@ from trapline.cpu.engine import Reg
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trapline.cpu.engine import Engine
+    from trapline.cpu.engine import Vcpu
 
 _MASK64: Final = (1 << 64) - 1
 _MSR_FS_BASE: Final = 0xC0000100
@@ -29,8 +29,8 @@ class Register(NamedTuple):
     bits: int
     kind: str
     feature: str
-    get: "Callable[[Engine], int] | None" = None
-    put: "Callable[[Engine, int], None] | None" = None
+    get: "Callable[[Vcpu], int] | None" = None
+    put: "Callable[[Vcpu, int], None] | None" = None
 
     @property
     def digits(self) -> int:
@@ -51,46 +51,46 @@ _POINTERS: Final = {Reg.RBP: "data_ptr", Reg.RSP: "data_ptr", Reg.RIP: "code_ptr
 
 
 def _general(register: Reg) -> Register:
-    def get(engine: "Engine") -> int:
-        return int(engine.regs[register]) & _MASK64
+    def get(vcpu: "Vcpu") -> int:
+        return int(vcpu.regs[register]) & _MASK64
 
-    def put(engine: "Engine", value: int) -> None:
-        engine.regs[register] = value
+    def put(vcpu: "Vcpu", value: int) -> None:
+        vcpu.regs[register] = value
 
     kind = _POINTERS.get(register, "int64")
     return Register(register.name.lower(), 64, kind, _CORE, get, put)
 
 
-def _get_flags(engine: "Engine") -> int:
-    return engine.rflags & 0xFFFFFFFF
+def _get_flags(vcpu: "Vcpu") -> int:
+    return vcpu.rflags & 0xFFFFFFFF
 
 
-def _put_flags(engine: "Engine", value: int) -> None:
-    engine.rflags = value
+def _put_flags(vcpu: "Vcpu", value: int) -> None:
+    vcpu.rflags = value
 
 
 def _selector(name: str) -> Register:
-    return Register(name, 32, "int32", _CORE, lambda engine: engine.segment(name).selector)
+    return Register(name, 32, "int32", _CORE, lambda vcpu: vcpu.segment(name).selector)
 
 
 def _base(name: str, msr: int) -> Register:
-    def put(engine: "Engine", value: int) -> None:
-        engine.set_msr(msr, value)
+    def put(vcpu: "Vcpu", value: int) -> None:
+        vcpu.set_msr(msr, value)
 
-    return Register(name, 64, "int", _SEGMENTS, lambda engine: engine.msr(msr), put)
+    return Register(name, 64, "int", _SEGMENTS, lambda vcpu: vcpu.msr(msr), put)
 
 
 def _control(number: int) -> Register:
-    def put(engine: "Engine", value: int) -> None:
-        engine.set_cr(number, value)
+    def put(vcpu: "Vcpu", value: int) -> None:
+        vcpu.set_cr(number, value)
 
     return Register(
-        f"cr{number}", 64, "int64", _CONTROL, lambda engine: engine.cr(number) & _MASK64, put
+        f"cr{number}", 64, "int64", _CONTROL, lambda vcpu: vcpu.cr(number) & _MASK64, put
     )
 
 
 def _msr(name: str, index: int) -> Register:
-    return Register(name, 64, "int64", _CONTROL, lambda engine: engine.msr(index))
+    return Register(name, 64, "int64", _CONTROL, lambda vcpu: vcpu.msr(index))
 
 
 REGISTERS: Final = (
@@ -137,17 +137,17 @@ def target_xml() -> bytes:
     return "".join([*parts, "</target>"]).encode()
 
 
-def read_register(engine: "Engine", register: Register) -> bytes:
+def read_register(vcpu: "Vcpu", register: Register) -> bytes:
     """Return the value in target byte order as hexadecimal, `xx…` when unavailable."""
     if register.get is None:
         return b"x" * register.digits
-    value = register.get(engine) & ((1 << register.bits) - 1)
+    value = register.get(vcpu) & ((1 << register.bits) - 1)
     return value.to_bytes(register.bits // 8, "little").hex().encode()
 
 
-def write_register(engine: "Engine", register: Register, digits: bytes) -> bool:
+def write_register(vcpu: "Vcpu", register: Register, digits: bytes) -> bool:
     """Set a register from what came over the wire; False when it cannot be."""
     if register.put is None or len(digits) != register.digits:
         return False
-    register.put(engine, int.from_bytes(bytes.fromhex(digits.decode("ascii")), "little"))
+    register.put(vcpu, int.from_bytes(bytes.fromhex(digits.decode("ascii")), "little"))
     return True

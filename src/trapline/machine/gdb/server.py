@@ -1,4 +1,4 @@
-"""One gdb on a TCP socket, and `Engine.run` under its control.
+"""One gdb on a TCP socket, and `Vcpu.run` under its control.
 
 The guest stops before its first instruction until gdb attaches. While it runs, the socket is
 looked at on the engine's exits, so Ctrl-C takes effect at the next one; a guest without events
@@ -20,7 +20,7 @@ from trapline.machine.gdb.monitor import DebugTarget, Monitor
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trapline.cpu.engine import Engine, ExitHandler
+    from trapline.cpu.engine import ExitHandler, Vcpu
 
 _RECEIVE: Final = 4096
 _POLL_EVERY: Final = 32  # exits; a system call each time would be most of an exit's cost
@@ -49,17 +49,17 @@ class _ClientGoneError(Exception):
 class GdbServer:
     """Debugs one machine for one client.
 
-    `run` replaces `Engine.run` in the machine; `on_ve` is told of each #VE; `finish` says how
+    `run` replaces `Vcpu.run` in the machine; `on_ve` is told of each #VE; `finish` says how
     it all ended. `say` gets lines for the user's terminal. `halted` is how many seconds of
     wall time the guest stood still, which no timeout should count.
     """
 
     def __init__(
-        self, address: str, engine: "Engine", target: DebugTarget, say: "Callable[[str], None]"
+        self, address: str, vcpu: "Vcpu", target: DebugTarget, say: "Callable[[str], None]"
     ) -> None:
-        self._engine = engine
+        self._vcpu = vcpu
         self._monitor = Monitor(target)
-        self._interpreter = Interpreter(engine, self._monitor)
+        self._interpreter = Interpreter(vcpu, self._monitor)
         self._say = say
         self._decoder = Decoder()
         self._events: list[bytes | Signal] = []
@@ -96,7 +96,7 @@ class GdbServer:
         self._client = self._listener = None
 
     def run(self, handler: "ExitHandler", has_ended: "Callable[[], bool]") -> None:
-        """Run the guest as `Engine.run` does, stopping for gdb, until `has_ended()`.
+        """Run the guest as `Vcpu.run` does, stopping for gdb, until `has_ended()`.
 
         `has_ended` is asked when the engine has stopped, since the handler stops it too.
         After a kill packet `was_killed` is set.
@@ -113,13 +113,13 @@ class GdbServer:
         if how is Resume.KILL:
             self.was_killed = True
             return
-        self._engine.run(handler)
+        self._vcpu.run(handler)
 
     def on_ve(self) -> None:
         """Note that a #VE was just delivered; stop at its handler if the client asked to."""
         if self._client is not None and "ve" in self._monitor.stop_on:
             self._stops_at_boundary = True
-            self._engine.request_boundary()
+            self._vcpu.request_boundary()
 
     def finish(self, *, clean: bool, text: str) -> None:
         """Tell the client that the guest is gone; after a failure, let it look around first."""
@@ -144,7 +144,7 @@ class GdbServer:
     # Running.
 
     def _go(self, how: Resume, handler: "ExitHandler", has_ended: "Callable[[], bool]") -> None:
-        rip = int(self._engine.regs[Reg.RIP])
+        rip = int(self._vcpu.regs[Reg.RIP])
         self._passed = rip
 
         def watch(reason: Exit) -> None:
@@ -152,16 +152,16 @@ class GdbServer:
 
         if how is Resume.STEP or rip in self._interpreter.breakpoints:
             # A breakpoint here has been reported already.
-            self._engine.set_breakpoints(self._interpreter.breakpoints - {rip})
-            self._engine.step(watch)
-            self._engine.set_breakpoints(self._interpreter.breakpoints)
+            self._vcpu.set_breakpoints(self._interpreter.breakpoints - {rip})
+            self._vcpu.step(watch)
+            self._vcpu.set_breakpoints(self._interpreter.breakpoints)
         if how is Resume.STEP:
             self._stop = self._stop or _SIGTRAP
         elif self._stop is None and not has_ended():
-            self._engine.run(watch)
+            self._vcpu.run(watch)
 
     def _watch(self, reason: Exit, handler: "ExitHandler") -> None:
-        rip = int(self._engine.regs[Reg.RIP])
+        rip = int(self._vcpu.regs[Reg.RIP])
         if reason is Exit.BREAKPOINT:
             if rip in self._interpreter.breakpoints:
                 self._halt(self._interpreter.breakpoint_reply(rip))
@@ -185,7 +185,7 @@ class GdbServer:
 
     def _halt(self, reply: bytes) -> None:
         self._stop = reply
-        self._engine.stop()
+        self._vcpu.stop()
 
     def _was_interrupted(self) -> bool:
         """Take in what has arrived, without waiting, and look for Ctrl-C."""

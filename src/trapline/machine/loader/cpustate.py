@@ -7,7 +7,7 @@ __BOOT_DS (0x18) flat, interrupts off, RSI at the zero page. All of it is privat
 import struct
 from typing import Final
 
-from trapline.cpu.engine import Engine, Reg, Segment
+from trapline.cpu.engine import Reg, Segment, Vcpu
 from trapline.machine.loader import gpamap
 
 CODE64_DESCRIPTOR: Final = 0x00AF_9B00_0000_FFFF
@@ -53,25 +53,25 @@ def _attributes(descriptor: int) -> int:
     return descriptor >> 32 & 0x00F0_FF00
 
 
-def enter_long_mode(engine: Engine, entry: int) -> None:
+def enter_long_mode(vcpu: Vcpu, entry: int) -> None:
     """Write GDT and page tables to memory and put the processor at `entry`."""
     gdt = descriptor_table()
     tables = page_tables()
-    engine.ram[gpamap.GDT : gpamap.GDT + len(gdt)] = gdt
-    engine.ram[gpamap.PAGE_TABLES : gpamap.PAGE_TABLES + len(tables)] = tables
-    engine.set_segment("gdtr", Segment(0, gpamap.GDT, len(gdt) - 1, 0))
-    engine.set_segment("idtr", Segment(0, 0, 0, 0))
-    engine.set_msr(EFER, EFER_LME_LMA_NXE)
-    engine.set_cr(4, CR4_DE_PAE_MCE)
-    engine.set_cr(3, gpamap.PAGE_TABLES)
-    engine.set_cr(0, CR0_PE_MP_ET_NE_WP_PG)
+    vcpu.memory.ram[gpamap.GDT : gpamap.GDT + len(gdt)] = gdt
+    vcpu.memory.ram[gpamap.PAGE_TABLES : gpamap.PAGE_TABLES + len(tables)] = tables
+    vcpu.set_segment("gdtr", Segment(0, gpamap.GDT, len(gdt) - 1, 0))
+    vcpu.set_segment("idtr", Segment(0, 0, 0, 0))
+    vcpu.set_msr(EFER, EFER_LME_LMA_NXE)
+    vcpu.set_cr(4, CR4_DE_PAE_MCE)
+    vcpu.set_cr(3, gpamap.PAGE_TABLES)
+    vcpu.set_cr(0, CR0_PE_MP_ET_NE_WP_PG)
     code = Segment(BOOT_CS, 0, FLAT_LIMIT, _attributes(CODE64_DESCRIPTOR))
     data = Segment(BOOT_DS, 0, FLAT_LIMIT, _attributes(DATA_DESCRIPTOR))
-    engine.set_segment("cs", code)
+    vcpu.set_segment("cs", code)
     for name in ("ss", "ds", "es", "fs", "gs"):
-        engine.set_segment(name, data)
-    engine.rflags = RFLAGS_FIXED
-    registers = engine.regs
+        vcpu.set_segment(name, data)
+    vcpu.rflags = RFLAGS_FIXED
+    registers = vcpu.regs
     for register in range(Reg.RIP):
         registers[register] = 0
     registers[Reg.RSI] = gpamap.BOOT_PARAMS

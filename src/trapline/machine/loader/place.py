@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from trapline.base.errors import BadMachineError
-from trapline.cpu.engine import Engine
+from trapline.cpu.engine import Vcpu
 from trapline.machine.loader import acpi, cpustate, e820, efi, gpamap, kernelimage
 from trapline.machine.loader.bootparams import BootParams, EfiInfo
 from trapline.machine.loader.kernelimage import KernelImage
@@ -57,9 +57,9 @@ def plan_memory(plan: Plan, memory: int) -> Placement:
     return Placement(image.entry, initrd, accepted, memory)
 
 
-def load(engine: Engine, plan: Plan) -> Placement:
+def load(vcpu: Vcpu, plan: Plan) -> Placement:
     """Fill guest memory and set the processor up; raises BadMachineError or BadImageError."""
-    ram = engine.ram
+    ram = vcpu.memory.ram
     place = plan_memory(plan, len(ram))
     kernelimage.load(plan.image, ram)
     ram[place.initrd : place.initrd + len(plan.initrd)] = plan.initrd
@@ -77,7 +77,7 @@ def load(engine: Engine, plan: Plan) -> Placement:
         info,
     )
     _put(ram, gpamap.BOOT_PARAMS, params.pack())
-    cpustate.enter_long_mode(engine, place.entry)
+    cpustate.enter_long_mode(vcpu, place.entry)
     return place
 
 

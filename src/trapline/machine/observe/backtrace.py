@@ -9,7 +9,7 @@ from trapline.results.splat import Place, Registers
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from trapline.cpu.engine import Engine
+    from trapline.cpu.engine import Vcpu
     from trapline.kernel.live.runtime import Location, RuntimeSymbols
 
 _MASK64: Final = (1 << 64) - 1
@@ -21,25 +21,25 @@ GENERAL: Final = (
 )
 
 
-def current_registers(engine: "Engine") -> SavedRegisters:
+def current_registers(vcpu: "Vcpu") -> SavedRegisters:
     """Return the registers of the vCPU in the form in which the kernel saves them."""
-    values = {reg.name.lower(): int(engine.regs[reg]) & _MASK64 for reg in Reg}
+    values = {reg.name.lower(): int(vcpu.regs[reg]) & _MASK64 for reg in Reg}
     return SavedRegisters(
         **values,
         orig_rax=_NO_SYSCALL,
-        cs=engine.segment("cs").selector & ~3 | engine.cpl,
-        rflags=engine.rflags,
-        ss=engine.segment("ss").selector,
+        cs=vcpu.segment("cs").selector & ~3 | vcpu.cpl,
+        rflags=vcpu.rflags,
+        ss=vcpu.segment("ss").selector,
     )
 
 
-def backtrace(engine: "Engine", symbols: "RuntimeSymbols") -> tuple[tuple[Place, ...], bool]:
+def backtrace(vcpu: "Vcpu", symbols: "RuntimeSymbols") -> tuple[tuple[Place, ...], bool]:
     """Walk the guest's stack from its registers.
 
     The first place is that of RIP. The second value is whether the walk reached the end.
     """
-    trace = unwind(current_registers(engine), engine.read, symbols.find_orc)
-    frames = with_guesses(trace, engine.read, symbols.is_text)
+    trace = unwind(current_registers(vcpu), vcpu.read, symbols.find_orc)
+    frames = with_guesses(trace, vcpu.read, symbols.is_text)
     places = tuple(_place_of_frame(frame, symbols) for frame in frames)
     return places, trace.complete
 

@@ -8,7 +8,7 @@ from trapline.results.splat import Code, Registers, Splat
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from trapline.cpu.engine import Engine
+    from trapline.cpu.engine import Vcpu
     from trapline.kernel.live.runtime import RuntimeSymbols
 
 # show_opcodes(), arch/x86/kernel/dumpstack.c
@@ -22,7 +22,7 @@ _DR7_FIXED: Final = 0x400
 
 
 def take_splat(
-    engine: "Engine",
+    vcpu: "Vcpu",
     symbols: "RuntimeSymbols",
     *,
     banner: str,
@@ -31,12 +31,12 @@ def take_splat(
     reproduce: str,
 ) -> Splat:
     """Describe a stopped guest; changes nothing, and no guest state makes it fail."""
-    places, complete = backtrace(engine, symbols)
+    places, complete = backtrace(vcpu, symbols)
     return Splat(
         banner=banner,
         injected=tuple(injected),
-        registers=_registers(engine, places[0].label),
-        code=_code(engine),
+        registers=_registers(vcpu, places[0].label),
+        code=_code(vcpu),
         place=places[0],
         trace=places[1:],
         complete=complete,
@@ -45,12 +45,12 @@ def take_splat(
     )
 
 
-def _registers(engine: "Engine", label: str) -> Registers:
-    short = saved_registers(current_registers(engine), label)
+def _registers(vcpu: "Vcpu", label: str) -> Registers:
+    short = saved_registers(current_registers(vcpu), label)
     bases = {
-        "fs": engine.msr(_MSR_FS_BASE),
-        "gs": engine.msr(_MSR_GS_BASE),
-        "kernel_gs": engine.msr(_MSR_KERNEL_GS_BASE),
+        "fs": vcpu.msr(_MSR_FS_BASE),
+        "gs": vcpu.msr(_MSR_GS_BASE),
+        "kernel_gs": vcpu.msr(_MSR_KERNEL_GS_BASE),
     }
     return Registers(
         rip=short.rip,
@@ -59,30 +59,29 @@ def _registers(engine: "Engine", label: str) -> Registers:
         rflags=short.rflags,
         general=short.general,
         segments={
-            name: f"{engine.segment(name).selector & 0xFFFF:04x}"
-            for name in ("ds", "es", "fs", "gs")
+            name: f"{vcpu.segment(name).selector & 0xFFFF:04x}" for name in ("ds", "es", "fs", "gs")
         },
         bases={name: f"{value:016x}" for name, value in bases.items()},
-        control={f"cr{number}": f"{engine.cr(number):016x}" for number in (0, 2, 3, 4)},
-        debug=_debug_registers(engine),
+        control={f"cr{number}": f"{vcpu.cr(number):016x}" for number in (0, 2, 3, 4)},
+        debug=_debug_registers(vcpu),
     )
 
 
-def _debug_registers(engine: "Engine") -> dict[str, str]:
+def _debug_registers(vcpu: "Vcpu") -> dict[str, str]:
     """Return the debug registers where they are not as after reset, as the kernel prints them."""
-    values = {number: engine.dr(number) for number in (0, 1, 2, 3, 6, 7)}
+    values = {number: vcpu.dr(number) for number in (0, 1, 2, 3, 6, 7)}
     idle = {0: 0, 1: 0, 2: 0, 3: 0, 6: _DR6_RESERVED, 7: _DR7_FIXED}
     if values == idle:
         return {}
     return {f"dr{number}": f"{value:016x}" for number, value in values.items()}
 
 
-def _code(engine: "Engine") -> Code:
-    rip = current_registers(engine).rip
+def _code(vcpu: "Vcpu") -> Code:
+    rip = current_registers(vcpu).rip
     for before in (_PROLOGUE, 0):
         start = rip - before
         if start >= 0:
-            data = engine.read(start, _CODE_SIZE - _PROLOGUE + before)
+            data = vcpu.read(start, _CODE_SIZE - _PROLOGUE + before)
             if data:
                 return Code(bytes=data.hex(), at=before)
     return Code(bytes="", at=0)

@@ -12,7 +12,7 @@ from enum import IntEnum
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
-from trapline.cpu.engine import Engine, Reg
+from trapline.cpu.engine import Reg, Vcpu
 from trapline.tdx.vmm_interface import ExitReason, VeInfo
 
 # Addresses below this may belong to ring 3 as well as to code that runs identity-mapped.
@@ -71,12 +71,12 @@ class TrapRecorder:
 
     def __init__(
         self,
-        engine: Engine,
+        vcpu: Vcpu,
         sink: Sink | None = None,
         on_place: Callable[[Place], None] | None = None,
         on_double_fault: Callable[[], None] | None = None,
     ) -> None:
-        self._engine = engine
+        self._vcpu = vcpu
         self._sink = sink
         self._on_place = on_place
         self._on_double_fault = on_double_fault
@@ -137,9 +137,9 @@ class TrapRecorder:
         reason = int(info[0])
         self._ve[reason] = self._ve.get(reason, 0) + 1
         self.nested += self._is_open
-        self.in_nmi += self._engine.nmi_blocked
+        self.in_nmi += self._vcpu.nmi_blocked
         # Linux asks the host for the hypervisor's CPUID leaves only (handle_cpuid, tdx.c).
-        self._is_open = reason != _CPUID or self._engine.regs[_RAX] >> 28 & 0xF == 4
+        self._is_open = reason != _CPUID or self._vcpu.regs[_RAX] >> 28 & 0xF == 4
         self._note(_VE, rip, reason, reason, info[1:5])
         if double_fault and self._on_double_fault is not None:
             self._on_double_fault()
@@ -163,8 +163,8 @@ class TrapRecorder:
         self._note(_TDVMCALL, rip, _REASON_TDCALL, leaf, tuple(registers[_R12:]))
 
     def _note(self, kind: int, rip: int, reason: int, code: int, details: tuple[int, ...]) -> None:
-        engine = self._engine
-        place = (reason, rip, rip < USER_END and engine.cpl == 3)
+        vcpu = self._vcpu
+        place = (reason, rip, rip < USER_END and vcpu.cpl == 3)
         sites = self._sites
         is_new = place not in sites
         if not is_new:
@@ -174,7 +174,7 @@ class TrapRecorder:
         else:
             self.sites_dropped += 1
             is_new = False
-        cycles = engine.cycles
+        cycles = vcpu.cycles
         self._last.append((kind, cycles, rip, code, details))
         unhashed = self._unhashed
         unhashed += self._pack(kind, cycles, rip, code, *details)

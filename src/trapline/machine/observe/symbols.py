@@ -25,7 +25,7 @@ from trapline.linux import names
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from trapline.cpu.engine import Engine
+    from trapline.cpu.engine import Vcpu
     from trapline.kernel.find.files import ModuleFile
 
 _KERNEL_HALF: Final = 1 << 63
@@ -59,13 +59,13 @@ class GuestSymbols:
 
     def __init__(
         self,
-        engine: "Engine",
+        vcpu: "Vcpu",
         vmlinux: Binary | None,
         *,
         release: str | None = None,
         modules: "Iterable[ModuleFile]" = (),
     ) -> None:
-        self._engine = engine
+        self._vcpu = vcpu
         self._vmlinux = vmlinux
         self._files = {module.name: module for module in modules}
         self._orc = None if vmlinux is None else OrcTable.of_vmlinux(vmlinux.elf, release)
@@ -145,7 +145,7 @@ class GuestSymbols:
             head, types = self._vmlinux.address_of(names.PCI_BUSES), self._types()
             if head is None or types is None:
                 return ()
-            self._devices = DeviceReader(self._engine.read, types, head + slide)
+            self._devices = DeviceReader(self._vcpu.read, types, head + slide)
         return self._devices.read()
 
     def _types(self) -> Btf | None:
@@ -176,11 +176,11 @@ class GuestSymbols:
         content = None if landmark is None else vmlinux.read(landmark, _BANNER_SIZE)
         if landmark is None or content is None:
             return
-        slide = detect_slide(self._engine.read, landmark, content)
-        gpa = None if slide is None else self._engine.translate(landmark + slide)
+        slide = detect_slide(self._vcpu.read, landmark, content)
+        gpa = None if slide is None else self._vcpu.translate(landmark + slide)
         if slide is None or gpa is None:
             return
-        gpa &= ~self._engine.shared_bit
+        gpa &= ~self._vcpu.memory.shared_bit
         self.place_kernel(slide, gpa - (landmark - KERNEL_MAP))
 
     def _find_modules(self, vmlinux: Binary, slide: int) -> None:
@@ -189,7 +189,7 @@ class GuestSymbols:
             types = self._types()
             if head is None or types is None:
                 return  # its modules stay nameless; the kernel itself needs no types
-            self._reader = ModuleReader(self._engine.read, types, head + slide)
+            self._reader = ModuleReader(self._vcpu.read, types, head + slide)
         for module in self._reader.read():
             if self._loaded.get(module.name) != module:
                 self._loaded[module.name] = module

@@ -10,7 +10,7 @@ the guest shared may hold anything, and reported.
 import time
 from typing import TYPE_CHECKING, Final, Self
 
-from trapline.cpu.unicorn import memoryfile
+from trapline.cpu import memoryfile
 from trapline.machine.devices.ioapic import IoApic
 from trapline.machine.loader import gpamap
 from trapline.machine.qemu import catalogue

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from threading import Timer
 from typing import TYPE_CHECKING, Final, Protocol
 
-from trapline.cpu.engine import Engine, Reg
+from trapline.cpu.engine import Reg, Vcpu
 from trapline.machine.devices.bus import Bus
 from trapline.machine.devices.lapic import LocalApic
 from trapline.machine.outcome import Outcome, OutcomeKind
@@ -80,7 +80,7 @@ class Host:
 
     def __init__(
         self,
-        engine: Engine,
+        vcpu: Vcpu,
         apic: LocalApic,
         ports: Bus,
         mmio: Bus,
@@ -91,7 +91,7 @@ class Host:
         self.paused: Callable[[], float] = float  # 0.0
         self.services: Services
         self.outside: Outside | None = None
-        self._engine = engine
+        self._vcpu = vcpu
         self._apic = apic
         self._ports = ports
         self._mmio = mmio
@@ -112,8 +112,8 @@ class Host:
             mmio=self._mmio,
             apic=self._apic,
             sept=sept,
-            ram=self._engine.shared_ram,
-            shared_bit=self._engine.shared_bit,
+            ram=self._vcpu.memory.shared_ram,
+            shared_bit=self._vcpu.memory.shared_bit,
             events=self,
         )
 
@@ -135,15 +135,15 @@ class Host:
     def end(self, kind: OutcomeKind, detail: str) -> None:
         """End the run; the first reason stands."""
         if self.outcome is None:
-            engine = self._engine
-            self.outcome = Outcome(kind, detail, engine.regs[Reg.RIP], engine.cycles)
-        self._engine.stop()
+            vcpu = self._vcpu
+            self.outcome = Outcome(kind, detail, vcpu.regs[Reg.RIP], vcpu.cycles)
+        self._vcpu.stop()
 
     # TD exits (vmm_interface.Vmm).
 
     def tdvmcall(self, registers: list[int]) -> None:
         """Serve a TDG.VP.VMCALL."""
-        self._engine.cycles += TDVMCALL_CYCLES
+        self._vcpu.cycles += TDVMCALL_CYCLES
         self.services.call(registers)
         if self.outside is not None:
             self.outside.poll()
@@ -157,15 +157,15 @@ class Host:
         """Deliver the interrupt that waits."""
         vector = self._apic.accept()
         if vector is not None:
-            self._engine.deliver_interrupt(vector)
+            self._vcpu.deliver_interrupt(vector)
         self.settle()
 
     def boundary(self) -> None:
         """Fire timers and look at the limits."""
         due = self._apic.due
-        if due is not None and 0 < due - self._engine.cycles <= BLOCK_CYCLES:
+        if due is not None and 0 < due - self._vcpu.cycles <= BLOCK_CYCLES:
             # Native code stops in front of the block in which the timer would fire.
-            self._engine.cycles = due
+            self._vcpu.cycles = due
         if self.outside is not None:
             self.outside.poll()
         self._check_limits()
@@ -179,7 +179,7 @@ class Host:
             gpa, td_exit.extended_info & 7
         ):
             return
-        half = "shared" if gpa & self._engine.shared_bit else "private"
+        half = "shared" if gpa & self._vcpu.memory.shared_bit else "private"
         what = (
             "accessed before it was accepted"
             if td_exit.extended_type == ExtendedQualification.PENDING_EPT_VIOLATION
@@ -220,7 +220,7 @@ class Host:
 
     def intercepted_exception(self) -> bool:
         """Note a #DF, and let the guest have its exception."""
-        if self._engine.fault.vector == VECTOR_DOUBLE_FAULT:
+        if self._vcpu.fault.vector == VECTOR_DOUBLE_FAULT:
             self._witness.double_fault()
         return False
 
@@ -242,18 +242,18 @@ class Host:
             if apic.due is None:
                 self.end(OutcomeKind.HANG, "HLT with no timer armed: nothing can wake the guest.")
                 return
-            self._engine.cycles = max(self._engine.cycles, min(apic.due, self._limits.cycles))
-            if self._engine.cycles >= self._limits.cycles:
+            self._vcpu.cycles = max(self._vcpu.cycles, min(apic.due, self._limits.cycles))
+            if self._vcpu.cycles >= self._limits.cycles:
                 self._check_limits()
                 return
             apic.tick()
 
     def _wait(self, outside: Outside) -> None:
         """Let real time pass until an interrupt is pending."""
-        apic, engine = self._apic, self._engine
+        apic, vcpu = self._apic, self._vcpu
         while apic.pending() is None and self.outcome is None:
-            left = None if apic.due is None else max(0, apic.due - engine.cycles)
-            engine.cycles += outside.wait(left)
+            left = None if apic.due is None else max(0, apic.due - vcpu.cycles)
+            vcpu.cycles += outside.wait(left)
             apic.tick()
             self._check_limits()
 
@@ -268,13 +268,13 @@ class Host:
         """Fire what is due, and ask the engine for an interrupt window if one is needed."""
         apic = self._apic
         due = apic.due
-        if due is not None and self._engine.cycles >= due:
+        if due is not None and self._vcpu.cycles >= due:
             apic.tick()
             due = apic.due
         wanted = apic.pending() is not None
         if wanted != self._window_wanted:
             self._window_wanted = wanted
-            self._engine.request_interrupt_window(wanted)
+            self._vcpu.request_interrupt_window(wanted)
         if due != self._armed:
             self._arm(due)
 
@@ -282,8 +282,8 @@ class Host:
         """Have native code stop at the next timer event, or when a slice is over."""
         self._armed = due
         longest = SLICE if self.outside is None else OUTSIDE_SLICE
-        left = longest if due is None else max(1, due - self._engine.cycles)
-        self._engine.set_time_budget(min(left, longest))
+        left = longest if due is None else max(1, due - self._vcpu.cycles)
+        self._vcpu.set_time_budget(min(left, longest))
 
     def _set_alarm(self, seconds: float) -> None:
         """Have another thread ask for a boundary.
@@ -291,7 +291,7 @@ class Host:
         A guest can keep the engine busy with exits that neither come here nor use up virtual
         time (#UD, PAUSE, most TDCALL leaves), so the limits would never be looked at.
         """
-        self._alarm = Timer(seconds, self._engine.request_boundary)
+        self._alarm = Timer(seconds, self._vcpu.request_boundary)
         self._alarm.daemon = True
         self._alarm.start()
 
@@ -303,7 +303,7 @@ class Host:
 
     def _check_limits(self) -> None:
         left = self._seconds_left()
-        if self._engine.cycles >= self._limits.cycles:
+        if self._vcpu.cycles >= self._limits.cycles:
             self.end(OutcomeKind.HANG, "The guest used up its virtual time without powering off.")
         elif left is not None and left <= 0:
             self.end(OutcomeKind.TIMEOUT, "The time limit of --timeout passed.")

@@ -15,7 +15,7 @@ from trapline.tdx.sept import SeptState, SharedState
 from trapline.tdx.vmm_interface import ExitReason, ExtendedQualification, TdExit, VeInfo
 
 if TYPE_CHECKING:
-    from trapline.cpu.engine import Engine
+    from trapline.cpu.engine import Vcpu
     from trapline.tdx.controls import Controls
     from trapline.tdx.sept import Sept
     from trapline.tdx.ve_info import VeState
@@ -31,19 +31,19 @@ STEPPING_THRESHOLD: Final = 6  # EPT violations at one RIP (td_exit_stepping.h)
 STEPPING_GPAS: Final = 32  # EPF_GPA_LIST_SIZE
 
 
-class Memory:
+class PageAccess:
     """Handles Exit.EPT_VIOLATION and hands out the memory operands of TDCALLs."""
 
     def __init__(
-        self, engine: "Engine", ve: "VeState", vmm: "Vmm", sept: "Sept", controls: "Controls"
+        self, vcpu: "Vcpu", ve: "VeState", vmm: "Vmm", sept: "Sept", controls: "Controls"
     ) -> None:
-        self._engine = engine
+        self._vcpu = vcpu
         self._ve = ve
         self._vmm = vmm
         self._sept = sept
         self._controls = controls
-        self._shared_bit = engine.shared_bit
-        self._gpa_end = engine.shared_bit << 1
+        self._shared_bit = vcpu.memory.shared_bit
+        self._gpa_end = vcpu.memory.shared_bit << 1
         # Suspected zero-stepping: private violations at `_rip` since it last changed.
         self._rip = -1
         self._violations = 0
@@ -51,7 +51,7 @@ class Memory:
 
     def on_ept_violation(self) -> None:
         """Turn an access that found no mapping into what the guest or the VMM sees."""
-        access = self._engine.ept
+        access = self._vcpu.ept
         qualification = QUALIFICATION_GLA_VALID
         if not access.is_walk:
             qualification |= QUALIFICATION_NOT_WALK
@@ -73,7 +73,7 @@ class Memory:
             error |= PFEC_WRITE
         if info.qualification & QUALIFICATION_FETCH:
             error |= PFEC_FETCH
-        if self._engine.cpl == 3:
+        if self._vcpu.cpl == 3:
             error |= PFEC_USER
         self._ve.page_fault(info.gla, error)
 
@@ -110,7 +110,7 @@ class Memory:
 
     def _look_for_stepping(self, info: VeInfo) -> None:
         """Count private violations without progress; maybe tell the guest on re-entry."""
-        rip = self._engine.regs[Reg.RIP]
+        rip = self._vcpu.regs[Reg.RIP]
         if rip != self._rip:
             self._rip, self._violations, self._suspects = rip, 0, []
         gpa = info.gpa & PAGE_MASK
@@ -129,8 +129,8 @@ class Memory:
         """
         if (
             not self._controls.notify_ept_faults
-            or self._engine.nmi_blocked
-            or self._engine.vectoring is not None
+            or self._vcpu.nmi_blocked
+            or self._vcpu.vectoring is not None
             or self._ve.info is not None
         ):
             return False
@@ -155,14 +155,14 @@ class Memory:
         if gpa & self._shared_bit:
             state = self._sept.shared_state(offset)
             if state == SharedState.MAPPED:
-                return self._engine.shared_ram[offset : offset + size]
+                return self._vcpu.memory.shared_ram[offset : offset + size]
             if state == SharedState.MMIO:
                 self._ve.inject(info)
             else:
                 self._exit(info)
             return None
         if self._sept.private_state(offset) == SeptState.MAPPED:
-            return self._engine.ram[offset : offset + size]
+            return self._vcpu.memory.ram[offset : offset + size]
         if self._sept.private_state(offset) != SeptState.PENDING:
             self._exit(info)
         elif self._controls.pending_ve_disable:
