@@ -8,9 +8,9 @@ import click
 import pytest
 
 import scan_documents
+from reports import text
 from trapline.base.errors import ExitCode, TraplineError
 from trapline.cli.main import COMMANDS, cli
-from trapline.report import text
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -93,7 +93,7 @@ def test_no_page_names_a_place_of_its_author():
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/scan.md"])
 def test_excerpts_have_the_words_of_a_report(page):
     """Numbers differ from kernel to kernel; questions and explanations must be today's."""
-    words = set(text.lines(scan_documents.document(), 2))
+    words = set(text(scan_documents.document(), 2).splitlines())
     shown = re.findall(
         r"<!-- excerpt: .*? -->\n```text\n(.*?)```\n", (ROOT / page).read_text("utf-8"), re.DOTALL
     )

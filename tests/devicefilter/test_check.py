@@ -5,11 +5,11 @@ import dataclasses
 import msgspec
 import pytest
 
+from reports import rendered
 from scan_documents import document, driver, mapping, site
 from trapline.allowlist import listfile
 from trapline.allowlist.entries import AllowEntry, AllowList, parse_id
 from trapline.devicefilter.check import check
-from trapline.report import filter_text
 from trapline.results.filter import FilterResult, Reach
 from trapline.scan.wholekernel import scan
 
@@ -55,7 +55,7 @@ def verdicts(result):
 
 
 def text(result):
-    return b"".join(filter_text.render(result)).decode("ascii")
+    return rendered(result).decode("ascii")
 
 
 def test_verdicts():
@@ -175,12 +175,12 @@ def test_a_list_as_text():
     everything = allow_list(
         "1af4:1000", "1af4:*", "class:0c03", "virtio:26", "virtio:*", "1af4:1006"
     )
-    report = b"".join(filter_text.render_list(everything)).decode("ascii")
+    report = rendered(everything).decode("ascii")
     assert max(map(len, report.splitlines())) <= 80
     for words in ("virtio:26", "any virtio device", "any device of the", "no virtio device"):
         assert words in " ".join(report.split())
     assert "subsystem id, which the host chooses" in " ".join(report.split())
-    modern = b"".join(filter_text.render_list(allow_list("1af4:1041"))).decode("ascii")
+    modern = rendered(allow_list("1af4:1041")).decode("ascii")
     assert "subsystem id" not in modern
 
 

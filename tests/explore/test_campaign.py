@@ -12,13 +12,13 @@ import msgspec
 import pytest
 
 from guests import NOISE, SYSCALL, build, source
+from reports import text
 from trapline.base import processes
 from trapline.base.errors import BadInputFileError, WorkersLostError
 from trapline.explore import baseline, campaign, scenario
 from trapline.explore.campaign import Ledger, LocalWorkers
 from trapline.explore.stage import Exactly, Stage, StageConfig
 from trapline.explore.store import Store
-from trapline.report import explore_text
 from trapline.results.explore import CLEAN
 from trapline.verify.workers import Workers
 
@@ -199,7 +199,7 @@ def test_what_all_scenarios_want_and_this_kernel_lacks_is_told():
         ("two", "this kernel has no symbol 'gone'"),
     ]
     assert {window.scenario for window in result.windows} == {"one", "three"}
-    assert "NOT TRIED: two: this kernel has no symbol 'gone'." in explore_text.lines(result)
+    assert "NOT TRIED: two: this kernel has no symbol 'gone'." in text(result).splitlines()
     before = baseline.verdicts(result.windows, result.results)
     assert baseline.worse(before, before, result.not_opened) == ()
     gone = tuple(msgspec.structs.replace(m, scenario="one") for m in result.not_opened[:1])

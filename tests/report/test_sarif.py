@@ -6,8 +6,8 @@ from typing import get_args
 import jsonschema
 import pytest
 
+from reports import rendered
 from scan_documents import clean, document, site
-from trapline.report import sarif
 from trapline.report.classes import CLASSES
 from trapline.results.scan import Frame, TrapClass
 
@@ -24,12 +24,12 @@ def validator():
     )
 
 
-def rendered(result):
-    return json.loads(b"".join(sarif.render(result)))
+def log(result):
+    return json.loads(rendered(result, "sarif"))
 
 
 def results(result):
-    return rendered(result)["runs"][0]["results"]
+    return log(result)["runs"][0]["results"]
 
 
 def only(**changes):
@@ -38,18 +38,18 @@ def only(**changes):
 
 @pytest.mark.parametrize("make", [document, clean, lambda: only(file=None, line=None)])
 def test_output_is_valid_sarif(validator, make):
-    validator.validate(rendered(make()))
+    validator.validate(log(make()))
 
 
 def test_the_schema_refuses_what_is_not_sarif(validator):
-    log = rendered(document())
-    log["runs"][0]["results"][0]["level"] = "fatal"
+    whole = log(document())
+    whole["runs"][0]["results"][0]["level"] = "fatal"
     with pytest.raises(jsonschema.ValidationError):
-        validator.validate(log)
+        validator.validate(whole)
 
 
 def test_every_result_points_at_its_rule():
-    run = rendered(document())["runs"][0]
+    run = log(document())["runs"][0]
     rules = run["tool"]["driver"]["rules"]
     for result in run["results"]:
         assert rules[result["ruleIndex"]]["id"] == result["ruleId"]
@@ -80,9 +80,9 @@ def test_source_line_is_a_relative_uri_and_the_inline_chain_is_related():
 
 def test_names_from_a_hostile_image_stay_inside_their_uri(validator):
     frame = Frame(function="f", file="/tmp/a b%\x1b[1m#?.h", line=0)
-    log = rendered(only(file="a b/ü.c", line=7, inlined=(frame,)))
-    validator.validate(log)
-    (result,) = log["runs"][0]["results"]
+    whole = log(only(file="a b/ü.c", line=7, inlined=(frame,)))
+    validator.validate(whole)
+    (result,) = whole["runs"][0]["results"]
     uris = [
         place["physicalLocation"]["artifactLocation"]["uri"]
         for place in (result["locations"] + result["relatedLocations"])
@@ -94,7 +94,7 @@ def test_names_from_a_hostile_image_stay_inside_their_uri(validator):
 def test_what_was_not_seen_is_in_the_log():
     whole = document()
     blind = type(whole.coverage)(complete=False, missing=("no DWARF",), advice=("install it",))
-    notes = rendered(document(coverage=blind))["runs"][0]["invocations"][0]
+    notes = log(document(coverage=blind))["runs"][0]["invocations"][0]
     texts = [note["message"]["text"] for note in notes["toolExecutionNotifications"]]
     assert texts == ["no DWARF", "install it"]
 

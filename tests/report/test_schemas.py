@@ -5,8 +5,8 @@ import jsonschema
 import msgspec
 import pytest
 
+from reports import rendered
 from scan_documents import clean, document
-from trapline.report import json_document, json_lines
 from trapline.report.schemas import SCHEMAS, render
 
 FOLDER = Path(__file__).parents[2] / "docs" / "schemas"
@@ -30,12 +30,12 @@ def test_nothing_else_is_published():
 
 @pytest.mark.parametrize("make", [document, clean])
 def test_documents_validate(make):
-    validator("scan").validate(json.loads(b"".join(json_document.render(make()))))
+    validator("scan").validate(json.loads(rendered(make(), "json")))
 
 
 def test_lines_validate():
     lines = validator("scan-lines")
-    for line in json_lines.render(document()):
+    for line in rendered(document(), "jsonl").splitlines():
         lines.validate(json.loads(line))
 
 
@@ -44,7 +44,7 @@ def test_lines_validate():
     [{"version": 2}, {"schema": "trapline/boot"}, {"surprise": 1}, {"sites": [{"class": "mmio"}]}],
 )
 def test_the_schema_refuses_what_the_reader_refuses(change):
-    broken = json.loads(b"".join(json_document.render(document()))) | change
+    broken = json.loads(rendered(document(), "json")) | change
     assert not validator("scan").is_valid(broken)
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(broken, type(document()))

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import reports
 from scan_documents import clean, document, driver, kernel, mapping, site
-from trapline.report import text
 from trapline.results.scan import AllowedId, Coverage, Frame
 
 MAIL = (
@@ -18,7 +18,7 @@ MAIL = (
 
 
 def report(result, verbosity=0):
-    return "\n".join(text.lines(result, verbosity))
+    return reports.text(result, verbosity).removesuffix("\n")
 
 
 def flat(result, verbosity=0):
@@ -172,17 +172,15 @@ def test_never_wider_than_a_mail_whatever_the_image_says(function, file, reason,
         drivers=(driver(name=reason, via=(file,), reaches=(function,)), driver(builtin=True)),
         coverage=Coverage(complete=False, missing=(file,), advice=(reason,)),
     )
-    for line in text.lines(result, verbosity):
+    for line in reports.text(result, verbosity).splitlines():
         assert len(line) <= 80
         assert line.isascii()
         assert line.isprintable()
 
 
 @pytest.mark.parametrize("verbosity", [0, 2])
-def test_bytes_are_the_lines(verbosity):
-    chunks = b"".join(text.render(document(), verbosity))
-    assert chunks.decode("ascii").splitlines() == list(text.lines(document(), verbosity))
-    assert b"\x1b" not in chunks
+def test_the_last_line_ends(verbosity):
+    assert reports.text(document(), verbosity).endswith("the host.\n")
 
 
 def test_a_module_alone_is_not_called_a_vmlinux():

@@ -7,10 +7,10 @@ import urllib.request
 import msgspec
 import pytest
 
+from reports import text
 from trapline.allowlist.listfile import load
 from trapline.base.errors import ToolMissingError
 from trapline.machine.qemu import process
-from trapline.report import tradeoff_text
 from trapline.results.boot import BootKernel
 from trapline.results.tradeoff import Design, TradeoffResult, WorkStep
 from trapline.scan.stored import scan_once
@@ -62,7 +62,7 @@ def test_growth_is_padding_call_and_entry(length, entry, bytes_added):
 
 
 def test_the_table_fits_a_mail_and_shows_what_applies():
-    lines = b"".join(tradeoff_text.render(result())).decode().splitlines()
+    lines = text(result()).splitlines()
     assert max(map(len, lines)) <= 80
     lines = lines[: lines.index("How each number was got")]
     rows = {line[:26].strip(): line[26:].split() for line in lines if line[26:].strip()}
@@ -75,13 +75,13 @@ def test_the_table_fits_a_mail_and_shows_what_applies():
 
 def test_a_failed_workload_is_named():
     failed = (WorkStep(name="disk read", passed=False),)
-    assert "no: disk read" in b"".join(tradeoff_text.render(result(steps=failed))).decode()
+    assert "no: disk read" in text(result(steps=failed))
 
 
 def test_each_number_has_its_method():
-    text = b"".join(tradeoff_text.render(result())).decode()
+    report = text(result())
     for name in METHOD:
-        assert name in text
+        assert name in report
 
 
 def test_the_document_survives_a_round_trip():

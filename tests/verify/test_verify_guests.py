@@ -5,9 +5,8 @@ import pytest
 from instruction_handler import FAULTS as IN_FAULTS
 from verify_guests import FAULTS, source, verified, verified_instructions
 
+from reports import rendered, text
 from trapline.base.errors import BadMachineError
-from trapline.report import verify_lines, verify_text
-from trapline.report.json_document import render as render_json
 from trapline.results.verify import VerifyResult
 from trapline.verify.cases import first_round
 from trapline.verify.rounds import Options, run
@@ -73,25 +72,25 @@ def test_the_number_of_workers_does_not_matter():
 
 def test_reports_show_every_finding():
     result = verified("FAULT_HIGH_BYTE")
-    text = b"".join(verify_text.render(result)).decode("ascii")
-    assert all(len(line) <= 80 for line in text.splitlines())
-    assert "injected events" in text.replace("\n", " ")
+    report = text(result)
+    assert all(len(line) <= 80 for line in report.splitlines())
+    assert "injected events" in report.replace("\n", " ")
     for finding in result.findings:
-        assert finding.bytes in text
-    lines = [msgspec.json.decode(line) for line in verify_lines.render(result)]
+        assert finding.bytes in report
+    lines = [msgspec.json.decode(line) for line in rendered(result, "jsonl").splitlines()]
     assert lines[0]["schema"] == "trapline/verify"
     assert [line["kind"] for line in lines if line.get("type") == "finding"] == [
         finding.kind for finding in result.findings
     ]
     assert {line["class"] for line in lines[1:]} <= {"mmio", "pio", "cpuid", "msr", "hlt"}
-    document = b"".join(render_json(result))
+    document = rendered(result, "json")
     assert msgspec.json.decode(document, type=VerifyResult) == result
 
 
 def test_verbose_text_lists_refused_forms(sound):
-    short = b"".join(verify_text.render(sound))
-    long = b"".join(verify_text.render(sound, 1)).decode("ascii")
-    assert b"XCHG r/m8, r8" not in short
+    short = text(sound)
+    long = text(sound, 1)
+    assert "XCHG r/m8, r8" not in short
     assert "XCHG r/m8, r8" in long
     assert all(len(line) <= 80 for line in long.splitlines())
 

@@ -8,7 +8,6 @@ import click
 from click.shell_completion import CompletionItem
 
 import trapline
-from trapline.base.errors import ExitCode
 from trapline.boot import policy
 from trapline.boot.plan import BOARD_DEVICES
 from trapline.cli.command import Command
@@ -25,9 +24,10 @@ from trapline.cli.progress import ProgressReport
 from trapline.cli.sizes import SECONDS, SIZE
 from trapline.machine.machine import DEFAULT_MEMORY
 from trapline.machine.qemu.catalogue import CATALOGUE
-from trapline.report.formats import BOOT_FORMATS
 from trapline.report.output import Destination
+from trapline.report.records import BOOT
 from trapline.report.terminal import Screen
+from trapline.results.findings import exit_code
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -154,7 +154,7 @@ def _policies(
     help="End the run after this much wall-clock time.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Do not show the guest's console.")
-@format_option(BOOT_FORMATS)
+@format_option(BOOT.format_names)
 @output_option
 @click.option("-v", "--verbose", "verbosity", count=True, help="List every place that trapped.")
 def command(
@@ -224,6 +224,5 @@ def command(
         )
     if screen is not None and on_stdout:
         screen(b"\n")
-    destination.write(BOOT_FORMATS[format_name](result, verbosity))
-    code = ExitCode(result.outcome.exit_code)
-    return ExitCode.FINDINGS if code == ExitCode.CLEAN and result.screams else code
+    destination.write(BOOT.render(result, format_name, verbosity))
+    return exit_code(result)

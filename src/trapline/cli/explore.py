@@ -7,7 +7,7 @@ import click
 from click.shell_completion import CompletionItem
 
 import trapline
-from trapline.base.errors import ExitCode, UsageError
+from trapline.base.errors import UsageError
 from trapline.cli.command import Command
 from trapline.cli.options import (
     PATH,
@@ -21,14 +21,13 @@ from trapline.cli.options import (
 )
 from trapline.cli.progress import ProgressReport
 from trapline.explore import scenario
-from trapline.report.explore_text import is_finding
-from trapline.report.formats import EXPLORE_FORMATS
 from trapline.report.output import Destination
+from trapline.report.records import EXPLORE
+from trapline.results.findings import exit_code
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from trapline.results.explore import ExploreResult
 
 _LIST: Final = "list"
 _NUMBER: Final = re.compile("[0-9]{1,12}")
@@ -135,7 +134,7 @@ def _events(context: click.Context, parameter: click.Parameter, incomplete: str)
     metavar="FILE",
     help="Compare with an earlier --store or JSON result; only what became worse is a finding.",
 )
-@format_option(EXPLORE_FORMATS)
+@format_option(EXPLORE.format_names)
 @output_option
 @verbose_option
 def command(
@@ -183,14 +182,8 @@ def command(
             progress=report.advance,
             announce=report.announce,
         )
-    destination.write(EXPLORE_FORMATS[format_name](result, verbosity))
-    return _exit_code(result)
-
-
-def _exit_code(result: "ExploreResult") -> ExitCode:
-    if result.worse_than_baseline is not None:
-        return ExitCode.FINDINGS if result.worse_than_baseline else ExitCode.CLEAN
-    return ExitCode.FINDINGS if any(map(is_finding, result.results)) else ExitCode.CLEAN
+    destination.write(EXPLORE.render(result, format_name, verbosity))
+    return exit_code(result)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 import click
 
 import trapline
-from trapline.allowlist import listfile
 from trapline.base.errors import ExitCode
 from trapline.cli.command import Command
 from trapline.cli.options import (
@@ -19,17 +18,12 @@ from trapline.cli.options import (
 )
 from trapline.cli.progress import ProgressReport
 from trapline.cli.suggest import Group
-from trapline.report import filter_text, json_document, live_text
 from trapline.report.output import Destination
+from trapline.report.records import ALLOW_LIST, FILTER_CHECK, FILTER_LIVE
+from trapline.results.findings import exit_code
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-    from trapline.allowlist.entries import AllowList
-    from trapline.results.filter import FilterResult
-
-_FORMATS = ("text", "json")
 
 
 @click.group("filter", cls=Group)
@@ -43,7 +37,7 @@ def command() -> None:
     examples=("trapline filter show", "trapline filter show --allow ours.toml --format json"),
 )
 @allow_option
-@format_option(_FORMATS)
+@format_option(ALLOW_LIST.format_names)
 @output_option
 def show(allow: "Path | None", format_name: str, output: "Path | None") -> int:
     """Print an allow list with what each id lets in.
@@ -51,7 +45,7 @@ def show(allow: "Path | None", format_name: str, output: "Path | None") -> int:
     The JSON form is that of the list itself (schema trapline/allow-list).
     """
     destination = Destination(output)
-    destination.write(_list(trapline.allow_list(allow), format_name))
+    destination.write(ALLOW_LIST.render(trapline.allow_list(allow), format_name))
     return ExitCode.CLEAN
 
 
@@ -66,7 +60,7 @@ def show(allow: "Path | None", format_name: str, output: "Path | None") -> int:
 @kernel_argument
 @modules_option
 @allow_option
-@format_option(_FORMATS)
+@format_option(FILTER_CHECK.format_names)
 @output_option
 @workers_option
 def check_command(
@@ -95,8 +89,8 @@ def check_command(
             progress=report.advance,
             announce=report.announce,
         )
-    destination.write(_result(result, format_name))
-    return ExitCode.FINDINGS if result.findings else ExitCode.CLEAN
+    destination.write(FILTER_CHECK.render(result, format_name))
+    return exit_code(result)
 
 
 @command.command(
@@ -158,7 +152,7 @@ def export_command(
     metavar="FOLDER",
     help="Where the machine's proc and sys are; default: this machine's.",
 )
-@format_option(_FORMATS)
+@format_option(FILTER_LIVE.format_names)
 @output_option
 def live_command(
     allow: "Path | None", root: "Path", format_name: str, output: "Path | None"
@@ -172,17 +166,5 @@ def live_command(
     """
     destination = Destination(output)
     result = trapline.check_machine(root=root, allow=allow)
-    text = format_name == "text"
-    destination.write(live_text.render(result) if text else json_document.render(result))
-    found = any(item.standing == "finding" for item in result.checks)
-    return ExitCode.FINDINGS if found else ExitCode.CLEAN
-
-
-def _list(allow: "AllowList", format_name: str) -> "Iterator[bytes]":
-    if format_name == "text":
-        return filter_text.render_list(allow)
-    return json_document.render(listfile.document(allow))
-
-
-def _result(result: "FilterResult", format_name: str) -> "Iterator[bytes]":
-    return filter_text.render(result) if format_name == "text" else json_document.render(result)
+    destination.write(FILTER_LIVE.render(result, format_name))
+    return exit_code(result)

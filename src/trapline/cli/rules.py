@@ -4,13 +4,14 @@ from pathlib import Path
 
 import click
 
-from trapline.base.errors import ExitCode, UsageError
+from trapline.base.errors import UsageError
 from trapline.cli.command import Command
 from trapline.cli.options import PATH, format_option, module_version_option, output_option
 from trapline.cli.suggest import Group
-from trapline.report import json_document, rules_csv, rules_text
 from trapline.report.output import Destination
-from trapline.rules.documents import compared, shown
+from trapline.report.records import RULES_DIFF, RULES_EXPLAIN, RULES_LINT, RULES_SHOW
+from trapline.results.findings import exit_code
+from trapline.rules.documents import compared, linted, shown
 from trapline.rules.explain import explain
 from trapline.rules.lint import lint, lint_folder
 from trapline.rules.tables import TABLES, RuleSet, load, load_folder, versions
@@ -36,7 +37,7 @@ def command() -> None:
 )
 @click.argument("table", required=False, metavar="[TABLE]")
 @module_version_option
-@format_option(("text", "json", "csv"))
+@format_option(RULES_SHOW.format_names)
 @output_option
 def show_command(
     table: str | None, module_version: str, format_name: str, output: Path | None
@@ -48,15 +49,10 @@ def show_command(
     """
     destination = Destination(output)
     result = shown(load(module_version), table)
-    if format_name == "json":
-        destination.write(json_document.render(result))
-    elif format_name == "text":
-        destination.write(rules_text.render_shown(result))
-    elif table is None:
+    if format_name == "csv" and table is None:
         raise UsageError(f"a CSV file holds one table; name one of {', '.join(TABLES)}.")
-    else:
-        destination.write(rules_csv.render(result))
-    return ExitCode.CLEAN
+    destination.write(RULES_SHOW.render(result, format_name))
+    return exit_code(result)
 
 
 @command.command(
@@ -70,7 +66,7 @@ def show_command(
 )
 @click.argument("what", nargs=-1, required=True)
 @module_version_option
-@format_option(("text", "json"))
+@format_option(RULES_EXPLAIN.format_names)
 @output_option
 def explain_command(
     what: tuple[str, ...], module_version: str, format_name: str, output: Path | None
@@ -91,17 +87,14 @@ def explain_command(
     """  # noqa: D301 - click wants the backspace character itself
     destination = Destination(output)
     result = explain(load(module_version), " ".join(what))
-    if format_name == "json":
-        destination.write(json_document.render(result))
-    else:
-        destination.write(rules_text.render_explained(result))
-    return ExitCode.CLEAN
+    destination.write(RULES_EXPLAIN.render(result, format_name))
+    return exit_code(result)
 
 
 @command.command("diff", cls=Command, examples=("trapline rules diff 1.5.01 my-tables/",))
 @click.argument("old")
 @click.argument("new")
-@format_option(("text", "json"))
+@format_option(RULES_DIFF.format_names)
 @output_option
 def diff_command(old: str, new: str, format_name: str, output: Path | None) -> int:
     """Compare the rules of OLD and NEW: module versions, or folders of CSV files.
@@ -110,31 +103,32 @@ def diff_command(old: str, new: str, format_name: str, output: Path | None) -> i
     """
     destination = Destination(output)
     result = compared(_rules(old), _rules(new), old, new)
-    if format_name == "json":
-        destination.write(json_document.render(result))
-    else:
-        destination.write(rules_text.render_compared(result))
-    return ExitCode.FINDINGS if result.changes else ExitCode.CLEAN
+    destination.write(RULES_DIFF.render(result, format_name))
+    return exit_code(result)
 
 
 @command.command(
     "lint", cls=Command, examples=("trapline rules lint", "trapline rules lint my-tables/")
 )
 @click.argument("folder", required=False, metavar="[DIR]", type=PATH)
-def lint_command(folder: Path | None) -> int:
+@format_option(RULES_LINT.format_names)
+@output_option
+def lint_command(folder: Path | None, format_name: str, output: Path | None) -> int:
     """Check the rule tables in DIR, or those that trapline brings along.
 
     Finds columns and words that no table has, ids used twice, rows without a source, questions
     with no or several followed answers, and MSR ranges and CPUID leaves that overlap. Exits with
     1 when it finds something.
     """
+    destination = Destination(output)
     if folder is None:
         problems = [problem for version in versions() for problem in lint(version)]
     else:
         problems = lint_folder(folder)
     subject = "the tables of trapline" if folder is None else str(folder)
-    Destination(None).write(rules_text.render_problems(problems, subject))
-    return ExitCode.FINDINGS if problems else ExitCode.CLEAN
+    result = linted(problems, subject)
+    destination.write(RULES_LINT.render(result, format_name))
+    return exit_code(result)
 
 
 def _rules(name: str) -> RuleSet:

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 import click
 
 import trapline
-from trapline.base.errors import ExitCode
 from trapline.cli.command import Command
 from trapline.cli.options import (
     allow_option,
@@ -17,9 +16,9 @@ from trapline.cli.options import (
     workers_option,
 )
 from trapline.cli.progress import ProgressReport
-from trapline.report.findings import findings
-from trapline.report.formats import SCAN_FORMATS
 from trapline.report.output import Destination
+from trapline.report.records import SCAN
+from trapline.results.findings import exit_code
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 @kernel_argument
 @modules_option
 @allow_option
-@format_option(SCAN_FORMATS)
+@format_option(SCAN.format_names)
 @output_option
 @verbose_option
 @workers_option
@@ -71,5 +70,5 @@ def command(
             progress=report.advance,
             announce=report.announce,
         )
-    destination.write(SCAN_FORMATS[format_name](result, verbosity))
-    return ExitCode.FINDINGS if findings(result) else ExitCode.CLEAN
+    destination.write(SCAN.render(result, format_name, verbosity))
+    return exit_code(result)

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 import click
 
 import trapline
-from trapline.base.errors import ExitCode
 from trapline.cli.command import Command
 from trapline.cli.options import format_option, kernel_argument, modules_option, output_option
 from trapline.cli.progress import ProgressReport
-from trapline.report.formats import TRADEOFF_FORMATS
 from trapline.report.output import Destination
+from trapline.report.records import TRADEOFF
+from trapline.results.findings import exit_code
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 )
 @kernel_argument
 @modules_option
-@format_option(TRADEOFF_FORMATS)
+@format_option(TRADEOFF.format_names)
 @output_option
 def command(kernel: str, *, modules: "Path | None", format_name: str, output: "Path | None") -> int:
     """Run one workload on KERNEL as a TD under three designs, and lay the costs side by side.
@@ -41,6 +41,5 @@ def command(kernel: str, *, modules: "Path | None", format_name: str, output: "P
         result = trapline.tradeoff(
             kernel, modules=modules, progress=report.advance, announce=report.announce
         )
-    destination.write(TRADEOFF_FORMATS[format_name](result, 0))
-    passed = all(step.passed for design in result.designs for step in design.steps)
-    return ExitCode.CLEAN if passed else ExitCode.FINDINGS
+    destination.write(TRADEOFF.render(result, format_name))
+    return exit_code(result)

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 import click
 
 import trapline
-from trapline.base.errors import ExitCode
 from trapline.cli.command import Command
 from trapline.cli.options import (
     PATH,
@@ -17,8 +16,9 @@ from trapline.cli.options import (
     workers_option,
 )
 from trapline.cli.progress import ProgressReport
-from trapline.report.formats import VERIFY_FORMATS
 from trapline.report.output import Destination
+from trapline.report.records import VERIFY
+from trapline.results.findings import exit_code
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 )
 @module_version_option
 @workers_option
-@format_option(VERIFY_FORMATS)
+@format_option(VERIFY.format_names)
 @output_option
 @verbose_option
 def command(
@@ -86,5 +86,5 @@ def command(
             progress=report.advance,
             announce=report.announce,
         )
-    destination.write(VERIFY_FORMATS[format_name](result, verbosity))
-    return ExitCode.FINDINGS if result.findings else ExitCode.CLEAN
+    destination.write(VERIFY.render(result, format_name, verbosity))
+    return exit_code(result)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 from trapline.base.version import GENERATOR
 from trapline.kernel.drivers.binding import VIRTIO_PCI, Admission, KernelDriver, admit
 from trapline.results.filter import FilterDriver, FilterResult, Reach, Shared, Verdict
+from trapline.results.findings import HOST_BUSES, early_outsiders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from trapline.results.scan import Driver, ScanResult, Site
     from trapline.results.scan import Mapping as MappingSite
 
-#: Buses whose devices the host presents, or whose descriptions (ACPI tables) it writes.
-HOST_BUSES: Final = frozenset({"pci", "virtio", "vmbus", "xen", "usb", "acpi", "pnp", "platform"})
 _NOTHING: Final = Reach(mmio=0, calls=0, pio=0, other=0, mappings=0)
 
 
@@ -36,7 +35,7 @@ def check(scan: "ScanResult", allow: "AllowList") -> FilterResult:
         drivers=drivers,
         shared=_shared(scan, drivers, own),
         unused=_unused(allow, drivers),
-        findings=tuple(driver.name for driver in drivers if _is_finding(driver, drivers)),
+        findings=tuple(driver.name for driver in early_outsiders(drivers)),
     )
 
 
@@ -67,11 +66,6 @@ def _judge(driver: "Driver", verdict: Admission, reach: Reach) -> FilterDriver:
         else (),
         reach=reach,
     )
-
-
-def _is_finding(driver: FilterDriver, drivers: "Iterable[FilterDriver]") -> bool:
-    serves = any(d.verdict == "allowed" and driver.name in d.reaches for d in drivers)
-    return driver.early and driver.verdict != "allowed" and not serves and driver.reach.total > 0
 
 
 def _unused(allow: "AllowList", drivers: "Iterable[FilterDriver]") -> tuple[str, ...]:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from trapline.allowlist.entries import DeviceAlias
 from trapline.report.classes import CLASSES
-from trapline.report.findings import findings
 from trapline.report.table import counted, paragraph, table
-from trapline.report.tally import VMLINUX, Tally, allowed, group, is_mmio, reached, tally
+from trapline.report.tally import VMLINUX, Tally, group, is_mmio, tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -62,13 +61,13 @@ def _ids(result: "ScanResult") -> "Iterator[str]":
 
 def _drivers(result: "ScanResult") -> "Iterator[str]":
     yield from _ask("How many places do those 8 drivers touch MMIO?")
-    if not allowed(result):
+    if not result.let_in():
         scanned = "vmlinux and its modules" if result.kernel.modules else "what was scanned"
         yield from paragraph(f"Nowhere: no driver of {scanned} binds to an id of the list.")
         return
     parts = _on_the_way(result)
     yield from paragraph(
-        f"The list lets in {counted(len(allowed(result)), 'driver')}. "
+        f"The list lets in {counted(len(result.let_in()), 'driver')}. "
         + " ".join(f"{_PARTS[part]}: {_mmio_and_calls(those)}." for part, those in parts)
     )
     unused = _without_driver(result)
@@ -103,8 +102,8 @@ def _on_the_way(result: "ScanResult") -> tuple[tuple[str, _Group], ...]:
         (site for site in result.sites if site.driver is None), lambda site: site.subsystem
     )
     names = {driver.name for driver in result.drivers}
-    serving = reached(result)
-    own = [driver.name for driver in allowed(result) if driver.name not in serving]
+    serving = result.reached()
+    own = [driver.name for driver in result.let_in() if driver.name not in serving]
     return (
         ("driver", [(name, by_driver.get(name, [])) for name in own]),
         ("transport", [(name, by_driver.get(name, [])) for name in serving if name in names]),
@@ -114,10 +113,10 @@ def _on_the_way(result: "ScanResult") -> tuple[tuple[str, _Group], ...]:
 
 def _without_driver(result: "ScanResult") -> list[str]:
     """Name the entries of the list that lead to no driver, or to its transport only."""
-    serving = reached(result)
+    serving = result.reached()
     used = {
         way.partition(" -> ")[0]
-        for driver in allowed(result)
+        for driver in result.let_in()
         if driver.name not in serving
         for way in driver.via
     }
@@ -238,7 +237,7 @@ def _refused(result: "ScanResult") -> "Iterator[str]":
         "It's with posting a series that masquerades as a full solution while *NOT* covering or "
         "even enumerating the corner cases."
     )
-    refused = findings(result).refused
+    refused = [site for site in result.sites if not site.emulable]
     if not refused:
         yield from paragraph("The #VE handler can emulate every form that was found.")
     else:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Final
 
 from trapline.report.splat import render_splat
 from trapline.report.table import WIDTH, counted, paragraph, printable, table
-from trapline.results.explore import CLEAN, SEVERITY
+from trapline.results.explore import CLEAN, SEVERITY, Result
+from trapline.results.findings import findings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from trapline.results.explore import Boundary, ExploreResult, Result, Verdict, Window
+    from trapline.results.explore import Boundary, ExploreResult, Verdict, Window
 
 #: What a strip shows for each verdict; a boundary that was not tried is a space.
 MARKS: "Final[dict[Verdict, str]]" = {
@@ -60,11 +61,6 @@ def lines(result: "ExploreResult", verbosity: int = 0) -> "Iterator[str]":
         yield from _strips(window, result.results, fold=verbosity == 0)
     yield from _findings(result, everything=verbosity > 0)
     yield from _verdict(result)
-
-
-def is_finding(result: "Result") -> bool:
-    """Whether a result is against the kernel."""
-    return result.verdict not in CLEAN and not result.expected
 
 
 def announcement(result: "ExploreResult") -> str:
@@ -196,10 +192,9 @@ def _row(row: range, marks: str, boundaries: "Sequence[Boundary]") -> "Iterator[
 def _findings(result: "ExploreResult", *, everything: bool) -> "Iterator[str]":
     groups: dict[tuple[str, str, str, str], list[Result]] = {}
     functions = {window.scenario: window.boundaries for window in result.windows}
-    for one in result.results:
-        if is_finding(one):
-            function = functions[one.scenario][one.boundary].function
-            groups.setdefault((one.scenario, _event(one), one.verdict, function), []).append(one)
+    for one in _wrong(result):
+        function = functions[one.scenario][one.boundary].function
+        groups.setdefault((one.scenario, _event(one), one.verdict, function), []).append(one)
     worst = sorted(groups.items(), key=lambda item: (-_RANK[item[1][0].verdict], item[0]))
     for (scenario, event, verdict, function), found in worst if everything else worst[:_GROUPS]:
         yield ""
@@ -231,7 +226,7 @@ def _evidence(one: "Result", *, everything: bool) -> "Iterator[str]":
 
 def _verdict(result: "ExploreResult") -> "Iterator[str]":
     yield ""
-    found = sum(map(is_finding, result.results))
+    found = len(_wrong(result))
     if result.worse_than_baseline is not None:
         worse = result.worse_than_baseline
         yield from paragraph(
@@ -245,6 +240,11 @@ def _verdict(result: "ExploreResult") -> "Iterator[str]":
         yield from paragraph(f"{counted(found, 'run')} went wrong.")
     else:
         yield from paragraph("No run went wrong.")
+
+
+def _wrong(result: "ExploreResult") -> "list[Result]":
+    subjects = (found.subject for found in findings(result))
+    return [subject for subject in subjects if isinstance(subject, Result)]
 
 
 def _event(one: "Result") -> str:

@@ -21,14 +21,16 @@ _GROUPS: Final = (
 )
 
 
-def render_list(allow: "AllowList") -> "Iterator[bytes]":
+def render_list(allow: "AllowList", verbosity: int = 0) -> "Iterator[bytes]":
     """Yield an allow list line by line."""
+    del verbosity
     for line in _list_lines(allow):
         yield line.encode("ascii") + b"\n"
 
 
-def render(result: "FilterResult") -> "Iterator[bytes]":
+def render(result: "FilterResult", verbosity: int = 0) -> "Iterator[bytes]":
     """Yield the report of a check line by line."""
+    del verbosity
     for line in _lines(result):
         yield line.encode("ascii") + b"\n"
 

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from trapline.results.filter_live import LiveResult
 
 
-def render(result: "LiveResult") -> "Iterator[bytes]":
+def render(result: "LiveResult", verbosity: int = 0) -> "Iterator[bytes]":
     """Yield the report line by line, UTF-8 encoded."""
+    del verbosity
     for line in _lines(result):
         yield line.encode() + b"\n"
 

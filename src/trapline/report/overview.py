@@ -4,14 +4,15 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from trapline.report.classes import CLASSES
-from trapline.report.findings import findings, outsiders
 from trapline.report.table import paragraph, table
-from trapline.report.tally import VMLINUX, allowed, group, tally
+from trapline.report.tally import VMLINUX, group, tally
+from trapline.results.findings import findings, outsiders
+from trapline.results.scan import Driver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from trapline.results.scan import Driver, ScanResult
+    from trapline.results.scan import ScanResult
 
 _COUNTS: Final = ("MMIO", "MMIO calls", "port I/O", "other")
 
@@ -67,7 +68,7 @@ def _by_subsystem(result: "ScanResult") -> "Iterator[str]":
 
 
 def _allowed(result: "ScanResult") -> "Iterator[str]":
-    drivers = allowed(result)
+    drivers = result.let_in()
     if not drivers:
         return
     yield from _heading("Drivers the allow list lets in")
@@ -80,14 +81,12 @@ def _allowed(result: "ScanResult") -> "Iterator[str]":
 
 
 def _not_allowed(result: "ScanResult") -> "Iterator[str]":
-    findings_first = findings(result).not_allowed
-    yield from _outsiders(
-        result, "Built-in drivers outside the list that touch the host", findings_first
-    )
+    subjects = [found.subject for found in findings(result) if isinstance(found.subject, Driver)]
+    yield from _outsiders(result, "Built-in drivers outside the list that touch the host", subjects)
     yield from _outsiders(
         result,
         "Built-in drivers on no bus of the host's: libraries, legacy probes",
-        [driver for driver in outsiders(result) if driver not in findings_first],
+        [driver for driver in outsiders(result) if driver not in subjects],
     )
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         RuleRow,
         RulesCompared,
         RulesExplained,
+        RulesLinted,
         RulesShown,
         RuleTable,
     )
@@ -60,25 +61,29 @@ _MSR_LEGEND: Final = (
 _INDENT: Final = " " * 11
 
 
-def render_shown(shown: "RulesShown") -> "Iterator[bytes]":
+def render_shown(shown: "RulesShown", verbosity: int = 0) -> "Iterator[bytes]":
     """Yield one table, or a list of the tables."""
+    del verbosity
     yield from _encoded(_shown_lines(shown))
 
 
-def render_explained(explained: "RulesExplained") -> "Iterator[bytes]":
+def render_explained(explained: "RulesExplained", verbosity: int = 0) -> "Iterator[bytes]":
     """Yield each question with its answers, the followed one first."""
+    del verbosity
     yield from _encoded(_explained_lines(explained))
 
 
-def render_compared(compared: "RulesCompared") -> "Iterator[bytes]":
+def render_compared(compared: "RulesCompared", verbosity: int = 0) -> "Iterator[bytes]":
     """Yield each row that differs with its cells."""
+    del verbosity
     yield from _encoded(_compared_lines(compared))
 
 
-def render_problems(problems: "Iterable[object]", subject: str) -> "Iterator[bytes]":
+def render_problems(linted: "RulesLinted", verbosity: int = 0) -> "Iterator[bytes]":
     """Yield what the linter found, or one line that says that all is well."""
-    texts = [str(problem) for problem in problems] or [f"{subject}: no problems."]
-    for text in texts:
+    del verbosity
+    texts = [f"{one.table}.csv:{one.line}: {one.text}" for one in linted.problems]
+    for text in texts or [f"{linted.subject}: no problems."]:
         yield from _encoded(paragraph(text, hanging="    "))
 
 

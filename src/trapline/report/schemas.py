@@ -5,161 +5,55 @@ files, and a test checks that those are current.
 """
 
 import inspect
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from trapline.allowlist import listfile
-from trapline.report.explore_lines import ExploreHead, RunLine, WindowLine
-from trapline.report.json_lines import DriverLine, HeadLine, MappingLine, SiteLine
-from trapline.report.verify_lines import FindingLine, RefusedLine, VerifyHead
-from trapline.results.boot import BootResult
-from trapline.results.explore import ExploreResult
-from trapline.results.filter import FilterResult
-from trapline.results.filter_live import LiveResult
-from trapline.results.rules import RulesCompared, RulesExplained, RulesShown
-from trapline.results.scan import ScanResult
-from trapline.results.tradeoff import TradeoffResult
-from trapline.results.verify import VerifyResult
+from trapline.report.records import RECORDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from trapline.report.formats.json_lines import Lines
+    from trapline.report.records import Record
 
 Schema = dict[str, Any]
 
 _DRAFT: Final = "https://json-schema.org/draft/2020-12/schema"
 
 
-def _boot() -> Schema:
+def _document(record: "Record[Any]") -> Schema:
     return {
         "$schema": _DRAFT,
-        "title": "trapline boot --format json",
-        **msgspec.json.schema(BootResult),
+        "title": f"trapline {record.command} --format json",
+        **msgspec.json.schema(record.document),
     }
 
 
-def _explore() -> Schema:
+def _lines(record: "Record[Any]", lines: "Lines") -> Schema:
+    types = (lines.head, *lines.parts.values())
+    any_of, components = msgspec.json.schema_components(types, ref_template="#/$defs/{name}")
     return {
         "$schema": _DRAFT,
-        "title": "trapline explore --format json",
-        **msgspec.json.schema(ExploreResult),
-    }
-
-
-def _explore_lines() -> Schema:
-    lines = (ExploreHead, WindowLine, RunLine)
-    any_of, components = msgspec.json.schema_components(lines, ref_template="#/$defs/{name}")
-    return {
-        "$schema": _DRAFT,
-        "title": "one line of trapline explore --format jsonl",
+        "title": f"one line of trapline {record.command} --format jsonl",
         "anyOf": list(any_of),
         "$defs": components,
     }
 
 
-def _filter() -> Schema:
-    return {
-        "$schema": _DRAFT,
-        "title": "trapline filter check --format json",
-        **msgspec.json.schema(FilterResult),
-    }
-
-
-def _tradeoff() -> Schema:
-    return {
-        "$schema": _DRAFT,
-        "title": "trapline tradeoff --format json",
-        **msgspec.json.schema(TradeoffResult),
-    }
-
-
-def _live() -> Schema:
-    return {
-        "$schema": _DRAFT,
-        "title": "trapline filter live --format json",
-        **msgspec.json.schema(LiveResult),
-    }
-
-
-def _rules() -> Schema:
-    return {
-        "$schema": _DRAFT,
-        "title": "trapline rules show --format json",
-        **msgspec.json.schema(RulesShown),
-    }
-
-
-def _rules_diff() -> Schema:
-    return {
-        "$schema": _DRAFT,
-        "title": "trapline rules diff --format json",
-        **msgspec.json.schema(RulesCompared),
-    }
-
-
-def _rules_explained() -> Schema:
-    return {
-        "$schema": _DRAFT,
-        "title": "trapline rules explain --format json",
-        **msgspec.json.schema(RulesExplained),
-    }
-
-
-def _scan() -> Schema:
-    return {
-        "$schema": _DRAFT,
-        "title": "trapline scan --format json",
-        **msgspec.json.schema(ScanResult),
-    }
-
-
-def _scan_lines() -> Schema:
-    lines = (HeadLine, SiteLine, MappingLine, DriverLine)
-    any_of, components = msgspec.json.schema_components(lines, ref_template="#/$defs/{name}")
-    return {
-        "$schema": _DRAFT,
-        "title": "one line of trapline scan --format jsonl",
-        "anyOf": list(any_of),
-        "$defs": components,
-    }
-
-
-def _verify() -> Schema:
-    return {
-        "$schema": _DRAFT,
-        "title": "trapline verify --format json",
-        **msgspec.json.schema(VerifyResult),
-    }
-
-
-def _verify_lines() -> Schema:
-    lines = (VerifyHead, FindingLine, RefusedLine)
-    any_of, components = msgspec.json.schema_components(lines, ref_template="#/$defs/{name}")
-    return {
-        "$schema": _DRAFT,
-        "title": "one line of trapline verify --format jsonl",
-        "anyOf": list(any_of),
-        "$defs": components,
-    }
+def _builders() -> "dict[str, Callable[[], Schema]]":
+    builders: dict[str, Callable[[], Schema]] = {"allow-list": listfile.schema}
+    for record in RECORDS:
+        builders[record.schema] = partial(_document, record)
+        if record.lines is not None:
+            builders[f"{record.schema}-lines"] = partial(_lines, record, record.lines)
+    return builders
 
 
 #: Name -> what builds the schema.
-SCHEMAS: "Final[dict[str, Callable[[], Schema]]]" = {
-    "allow-list": listfile.schema,
-    "boot": _boot,
-    "explore": _explore,
-    "explore-lines": _explore_lines,
-    "filter": _filter,
-    "filter-live": _live,
-    "tradeoff": _tradeoff,
-    "rules": _rules,
-    "rules-diff": _rules_diff,
-    "rules-explained": _rules_explained,
-    "scan": _scan,
-    "scan-lines": _scan_lines,
-    "verify": _verify,
-    "verify-lines": _verify_lines,
-}
+SCHEMAS: Final = _builders()
 
 
 def render(name: str) -> bytes:

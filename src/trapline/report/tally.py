@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from trapline.results.scan import Driver, ScanResult, Site
+    from trapline.results.scan import Site
 
 VMLINUX = "vmlinux"
 
@@ -57,17 +57,3 @@ def group(sites: "Iterable[Site]", key: "Callable[[Site], str | None]") -> "dict
         if name is not None:
             groups[name].append(site)
     return dict(groups)
-
-
-def allowed(result: "ScanResult") -> "tuple[Driver, ...]":
-    """Give the drivers that the allow list lets bind."""
-    return tuple(driver for driver in result.drivers if driver.allowed)
-
-
-def reached(result: "ScanResult") -> tuple[str, ...]:
-    """Name what touches the host on behalf of drivers that are let in.
-
-    A name is that of a driver (`virtio_ring`; `virtio_pci`, which is let in itself) or of a
-    subsystem (`PCI MSI`).
-    """
-    return tuple(dict.fromkeys(name for driver in allowed(result) for name in driver.reaches))

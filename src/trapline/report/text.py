@@ -4,14 +4,15 @@ First the answers to the questions trapline comes from, then tables, then, if as
 It is ASCII without escape sequences wherever it goes.
 """
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from trapline.report.answers import answers
-from trapline.report.findings import findings
 from trapline.report.listing import listing
 from trapline.report.overview import tables
 from trapline.report.table import counted, paragraph
 from trapline.report.tally import VMLINUX, is_mmio
+from trapline.results.findings import findings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,14 +71,14 @@ def _vmlinux(kernel: "Kernel") -> str:
 
 
 def _verdict(result: "ScanResult") -> "Iterator[str]":
-    found = findings(result)
+    found = Counter(finding.kind for finding in findings(result))
     yield ""
     if not found:
         seen = "" if result.coverage.complete else " in what was seen"
         yield from paragraph(f"Policy: nothing found against it{seen}.")
         return
     yield from paragraph(
-        f"Policy: {counted(len(found.refused), 'site')} the #VE handler cannot emulate, "
-        f"{counted(len(found.not_allowed), 'built-in driver')} outside the allow list that touch "
-        "the host."
+        f"Policy: {counted(found['refused-site'], 'site')} the #VE handler cannot emulate, "
+        f"{counted(found['driver-not-allowed'], 'built-in driver')} outside the allow list that "
+        "touch the host."
     )

@@ -4,11 +4,11 @@ Addresses and hashes are hexadecimal strings, since JSON numbers lose bits above
 are seconds of the guest's virtual clock. Counts of traps are of the whole run.
 """
 
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 import msgspec
 
-from trapline.results.document import Document
+from trapline.results.document import Document, ResultDocument
 from trapline.results.scan import Frame, TrapClass
 from trapline.results.splat import Splat
 
@@ -165,7 +165,7 @@ class BootPolicy(Document, frozen=True, kw_only=True):
     missed: dict[str, int] = msgspec.field(default_factory=dict)
 
 
-class BootResult(Document, frozen=True, kw_only=True, rename={"schema_": "schema"}):
+class BootResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_": "schema"}):
     """Everything one boot showed.
 
     `traps` counts #VE by class; `tdcalls` and `tdvmcalls` count calls by name. `splat` is the
@@ -173,6 +173,8 @@ class BootResult(Document, frozen=True, kw_only=True, rename={"schema_": "schema
     between a #VE and the TDVMCALL by which its handler serves it. `repeatable`: the same command
     gives the same hashes; not so with devices, which live by the wall clock.
     """
+
+    lists: ClassVar = ("sites", "milestones", "devices", "screams", "unaccounted")
 
     schema_: Literal["trapline/boot"] = SCHEMA
     version: Literal[1] = VERSION

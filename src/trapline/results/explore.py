@@ -1,8 +1,9 @@
 """The result document of `trapline explore`: schema "trapline/explore"."""
 
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
-from trapline.results.document import Document
+from trapline.results.document import Document, ResultDocument
+from trapline.results.rows import Row
 from trapline.results.splat import Splat
 
 SCHEMA: Final = "trapline/explore"
@@ -109,8 +110,10 @@ class NotOpened(Document, frozen=True, kw_only=True):
     why: str
 
 
-class ExploreResult(Document, frozen=True, kw_only=True, rename={"schema_": "schema"}):
+class ExploreResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_": "schema"}):
     """One campaign. `injected` is how many events were injected in all; a report says so first."""
+
+    lists: ClassVar = ("results", "windows", "not_opened")
 
     schema_: Literal["trapline/explore"] = SCHEMA
     version: Literal[1] = VERSION
@@ -125,3 +128,15 @@ class ExploreResult(Document, frozen=True, kw_only=True, rename={"schema_": "sch
     results: tuple[Result, ...]
     counts: dict[str, dict[str, int]]
     worse_than_baseline: tuple[str, ...] | None
+
+    def parts(self, name: str) -> list[Row]:
+        """Return the rows of a list; a run comes with the instruction that it was injected at."""
+        rows = super().parts(name)
+        if name != "results":
+            return rows
+        windows = {window.scenario: window.boundaries for window in self.windows}
+        places = (windows[one.scenario][one.boundary] for one in self.results)
+        return [
+            row | {"function": at.function, "offset": at.offset, "instruction": at.instruction}
+            for row, at in zip(rows, places, strict=True)
+        ]

@@ -4,9 +4,9 @@ It says of each driver of a kernel whether an allow list lets it in, and of thos
 which bind before a filter in user space could act.
 """
 
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
-from trapline.results.document import Document
+from trapline.results.document import Document, ResultDocument
 from trapline.results.scan import AllowedId, Coverage, Kernel
 
 SCHEMA: Final = "trapline/filter"
@@ -62,13 +62,15 @@ class Shared(Document, frozen=True, kw_only=True):
     reach: Reach
 
 
-class FilterResult(Document, frozen=True, kw_only=True, rename={"schema_": "schema"}):
+class FilterResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_": "schema"}):
     """What an allow list means for one kernel.
 
     `drivers` are sorted by name. `unused` are PCI ids and classes of the list that no driver
     takes, or only the virtio transport. `findings` are the names of drivers that are built in,
     are not let in, bind to devices and touch the host.
     """
+
+    lists: ClassVar = ("drivers", "shared")
 
     schema_: Literal["trapline/filter"] = SCHEMA
     version: Literal[1] = VERSION

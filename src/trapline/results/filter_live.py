@@ -1,8 +1,8 @@
 """The result document of `trapline filter live`: schema "trapline/filter-live"."""
 
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
-from trapline.results.document import Document
+from trapline.results.document import Document, ResultDocument
 
 SCHEMA: Final = "trapline/filter-live"
 VERSION: Final = 1
@@ -30,8 +30,10 @@ class LiveCheck(Document, frozen=True, kw_only=True):
     why: str
 
 
-class LiveResult(Document, frozen=True, kw_only=True, rename={"schema_": "schema"}):
+class LiveResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_": "schema"}):
     """What a running machine is, and which of its devices an allow list does not let in."""
+
+    lists: ClassVar = ("checks", "devices")
 
     schema_: Literal["trapline/filter-live"] = SCHEMA
     version: Literal[1] = VERSION

@@ -5,9 +5,9 @@ addresses; for a module, which has none before it is loaded, offsets in `section
 written as hexadecimal strings since JSON numbers lose bits above 2**53.
 """
 
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
-from trapline.results.document import Document
+from trapline.results.document import Document, ResultDocument
 
 SCHEMA: Final = "trapline/scan"
 VERSION: Final = 1
@@ -39,6 +39,11 @@ class Frame(Document, frozen=True, kw_only=True):
     function: str
     file: str | None
     line: int | None
+
+    def summary(self) -> str:
+        """Say it in one cell of a row."""
+        place = "" if self.file is None else f" {self.file}:{self.line or '?'}"
+        return self.function + place
 
 
 class Site(Document, frozen=True, kw_only=True, rename={"trap": "class"}):
@@ -141,8 +146,10 @@ class AllowedId(Document, frozen=True, kw_only=True):
     note: str | None
 
 
-class ScanResult(Document, frozen=True, kw_only=True, rename={"schema_": "schema"}):
+class ScanResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_": "schema"}):
     """Everything one scan found."""
+
+    lists: ClassVar = ("sites", "mappings", "drivers")
 
     schema_: Literal["trapline/scan"] = SCHEMA
     version: Literal[1] = VERSION
@@ -154,3 +161,15 @@ class ScanResult(Document, frozen=True, kw_only=True, rename={"schema_": "schema
     sites: tuple[Site, ...]
     mappings: tuple[Mapping, ...]
     drivers: tuple[Driver, ...]
+
+    def let_in(self) -> tuple[Driver, ...]:
+        """Give the drivers that the allow list lets bind."""
+        return tuple(driver for driver in self.drivers if driver.allowed)
+
+    def reached(self) -> tuple[str, ...]:
+        """Name what touches the host on behalf of drivers that are let in.
+
+        A name is that of a driver (`virtio_ring`; `virtio_pci`, which is let in itself) or of a
+        subsystem (`PCI MSI`).
+        """
+        return tuple(dict.fromkeys(name for driver in self.let_in() for name in driver.reaches))

@@ -70,3 +70,7 @@ class Splat(Document, frozen=True, kw_only=True):
     complete: bool
     traps: tuple[str, ...]
     reproduce: str
+
+    def summary(self) -> str:
+        """Say it in one cell of a row."""
+        return self.banner

@@ -3,10 +3,10 @@
 One workload on one kernel under three designs: MMIO traps, is paravirtualised, or is forbidden.
 """
 
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 from trapline.results.boot import BootKernel
-from trapline.results.document import Document
+from trapline.results.document import Document, ResultDocument
 
 SCHEMA: Final = "trapline/tradeoff"
 VERSION: Final = 1
@@ -52,12 +52,14 @@ class Design(Document, frozen=True, kw_only=True):
     wall_seconds: float
 
 
-class TradeoffResult(Document, frozen=True, kw_only=True, rename={"schema_": "schema"}):
+class TradeoffResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_": "schema"}):
     """The designs in the order trap, paravirt, forbid.
 
     `missed_places` are functions that a conversion of the scanned sites would have missed,
     `method` says of each number how it was got.
     """
+
+    lists: ClassVar = ("designs",)
 
     schema_: Literal["trapline/tradeoff"] = SCHEMA
     version: Literal[1] = VERSION

@@ -1,8 +1,8 @@
 """The result document of `trapline verify`: schema "trapline/verify"."""
 
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
-from trapline.results.document import Document
+from trapline.results.document import Document, ResultDocument
 
 SCHEMA: Final = "trapline/verify"
 VERSION: Final = 1
@@ -82,13 +82,15 @@ class Refused(Document, frozen=True, kw_only=True, rename={"trap": "class"}):
     occurs: int | None
 
 
-class VerifyResult(Document, frozen=True, kw_only=True, rename={"schema_": "schema"}):
+class VerifyResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_": "schema"}):
     """One verification.
 
     `injected` counts the #VEs that were made by hand, for what the engine cannot execute.
     `cases` is the number of cases, `verdicts` counts them by class and verdict. `digest` is a
     hash over all verdicts: two runs on the same kernel have the same.
     """
+
+    lists: ClassVar = ("findings", "refused")
 
     schema_: Literal["trapline/verify"] = SCHEMA
     version: Literal[1] = VERSION

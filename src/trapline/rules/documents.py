@@ -8,8 +8,10 @@ from trapline.results.rules import (
     Cell,
     ColumnChange,
     RuleChange,
+    RuleProblem,
     RuleRow,
     RulesCompared,
+    RulesLinted,
     RulesShown,
     RuleTable,
 )
@@ -17,9 +19,9 @@ from trapline.rules.rows import Rule
 from trapline.rules.tables import TABLES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from trapline.rules.tables import RuleSet
+    from trapline.rules.tables import Problem, RuleSet
 
 _COMMON = frozenset(column.name for column in fields(Rule))
 # The module version differs between any two sets, and a place in a source may move.
@@ -103,3 +105,11 @@ def _cell(row: Rule, name: str) -> Cell:
     value = getattr(row, name)
     cell: Cell = str(value) if isinstance(value, str) else value
     return cell
+
+
+def linted(problems: "Iterable[Problem]", subject: str) -> RulesLinted:
+    """Say what the linter found in what `subject` names."""
+    return RulesLinted(
+        subject=subject,
+        problems=tuple(RuleProblem(table=p.table, line=p.line, text=p.text) for p in problems),
+    )

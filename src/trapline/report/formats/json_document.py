@@ -7,10 +7,8 @@ from trapline.results.document import encode
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from trapline.results.document import Document
 
-
-def render(result: "Document") -> "Iterator[bytes]":
+def render(result: object) -> "Iterator[bytes]":
     """Yield the document as UTF-8, keys in the order of the schema, then a newline."""
     yield encode(result)
     yield b"\n"

@@ -1,8 +1,8 @@
 """A rule table as CSV, in the form that `trapline rules lint` and `diff` read."""
 
-import csv
-import io
 from typing import TYPE_CHECKING, Final
+
+from trapline.report.formats.csv_rows import line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,18 +19,12 @@ def render(shown: "RulesShown") -> "Iterator[bytes]":
     (table,) = shown.tables
     columns = list(table.rows[0].columns) if table.rows else []
     header = ["id", *columns, "module", "claimant", "source", "followed", "note"]
-    yield _line(header)
+    yield line(header)
     for row in table.rows:
         cells = [_written(name, row.columns[name]) for name in columns]
         followed = "yes" if row.followed else "no"
         common = [shown.module_version, row.claimant, row.source, followed, row.note]
-        yield _line([row.id, *cells, *common])
-
-
-def _line(cells: list[str]) -> bytes:
-    buffer = io.StringIO(newline="")
-    csv.writer(buffer, lineterminator="\n").writerow(cells)
-    return buffer.getvalue().encode("utf-8")
+        yield line([row.id, *cells, *common])
 
 
 def _written(column: str, value: "Cell") -> str:

@@ -13,12 +13,13 @@ from urllib.parse import quote
 import msgspec
 
 from trapline.report.classes import CLASSES, ClassText
-from trapline.report.findings import findings, is_refused
 from trapline.report.table import counted
+from trapline.results.findings import driver_id, findings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from trapline.results.findings import Level
     from trapline.results.scan import Driver, ScanResult, Site
     from trapline.results.scan import Mapping as MappingSite
 
@@ -56,12 +57,14 @@ def render(result: "ScanResult") -> "Iterator[bytes]":
 
 def log(result: "ScanResult") -> Json:
     """Build the log as plain objects."""
+    level = {finding.id: finding.level for finding in findings(result)}
+    drivers = {driver_id(driver): driver for driver in result.drivers}
     rules = _rules()
     index = {rule["id"]: position for position, rule in enumerate(rules)}
     results = [
-        *(_site(site) for site in result.sites),
+        *(_site(site, level.get(site.id, "note")) for site in result.sites),
         *(_mapping(mapping) for mapping in result.mappings),
-        *(_driver(driver) for driver in findings(result).not_allowed),
+        *(_driver(driver, level[name]) for name, driver in drivers.items() if name in level),
     ]
     for each in results:
         each["ruleIndex"] = index[each["ruleId"]]
@@ -103,7 +106,7 @@ def _invocation(result: "ScanResult") -> Json:
     return {"executionSuccessful": True, "toolExecutionNotifications": notes}
 
 
-def _site(site: "Site") -> Json:
+def _site(site: "Site", level: "Level") -> Json:
     title = CLASSES[site.trap].title
     what = f"{title} {site.access}" if site.access != "execute" else title
     where = f"{site.function}() in {site.module}"
@@ -111,7 +114,7 @@ def _site(site: "Site") -> Json:
     handler = "emulates it" if site.emulable else "refuses it"
     return {
         "ruleId": site.trap,
-        "level": "error" if is_refused(site) else "note",
+        "level": level,
         "message": {
             "text": f"{what}{hidden[site.form]} in {where}: {site.instruction}. "
             f"The #VE handler {handler}: {site.reason}."
@@ -146,16 +149,16 @@ def _mapping(mapping: "MappingSite") -> Json:
     }
 
 
-def _driver(driver: "Driver") -> Json:
+def _driver(driver: "Driver", level: "Level") -> Json:
     return {
         "ruleId": _DRIVER_RULE,
-        "level": "error",
+        "level": level,
         "message": {
             "text": f"The built-in {driver.bus} driver {driver.name} is not on the allow list and "
             f"touches the host at {counted(driver.sites, 'place')}."
         },
         "locations": [{"logicalLocations": [{"name": driver.name, "kind": "module"}]}],
-        "partialFingerprints": {_FINGERPRINT: f"driver:{driver.bus}:{driver.name}"},
+        "partialFingerprints": {_FINGERPRINT: driver_id(driver)},
     }
 
 

@@ -5,13 +5,15 @@ Source: Documentation/dev-tools/ktap.rst. The plain `#` lines are diagnostics.
 
 from typing import TYPE_CHECKING
 
-from trapline.report.explore_text import announcement, is_finding
+from trapline.report.explore_text import announcement
 from trapline.report.table import printable
+from trapline.results.findings import findings, levels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from trapline.results.explore import ExploreResult, Result, Window
+    from trapline.results.findings import Level
 
 
 def render(result: "ExploreResult") -> "Iterator[bytes]":
@@ -21,6 +23,7 @@ def render(result: "ExploreResult") -> "Iterator[bytes]":
 
 
 def _lines(result: "ExploreResult") -> "Iterator[str]":
+    level = levels(findings(result))
     yield "KTAP version 1"
     yield f"# {announcement(result)}"
     yield f"1..{len(result.windows)}"
@@ -30,15 +33,16 @@ def _lines(result: "ExploreResult") -> "Iterator[str]":
         yield f"  # Subtest: {window.scenario}"
         yield f"  1..{len(runs)}"
         for index, one in enumerate(runs, 1):
-            yield f"  {_line(index, one, window)}"
-        failed = any(map(is_finding, runs))
+            yield f"  {_line(index, one, window, level.get(id(one)))}"
+        failed = any(level.get(id(one)) == "error" for one in runs)
         yield f"{'not ok' if failed else 'ok'} {number} {window.scenario}"
 
 
-def _line(index: int, one: "Result", window: "Window") -> str:
+def _line(index: int, one: "Result", window: "Window", level: "Level | None") -> str:
     boundary = window.boundaries[one.boundary]
     event = one.event if one.nested is None else f"{one.event}+{one.nested_at}:{one.nested}"
     # A "#" would begin a directive.
     name = f"{event}.{one.boundary}.{boundary.function}+{boundary.offset:x}".replace("#", "_")
-    outcome = "not ok" if is_finding(one) else "ok"
-    return printable(f"{outcome} {index} {name.replace(' ', '_')} {one.verdict}")
+    outcome = "not ok" if level == "error" else "ok"
+    known = " # XFAIL no worse than the baseline" if level == "note" else ""
+    return printable(f"{outcome} {index} {name.replace(' ', '_')} {one.verdict}{known}")

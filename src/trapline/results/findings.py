@@ -1,0 +1,283 @@
+"""What in a document goes against the policy: decided here, once, for all that ask.
+
+The exit code, the level of a SARIF result, "not ok" in KTAP and the last sentence of a text all
+ask `findings`; nothing else decides. A finding is:
+
+- scan: a site in a form that Linux's #VE handler refuses to emulate, since reaching it in a TD is
+  an oops; and a driver that is built in, binds to a bus whose devices the host presents, is
+  neither let in by the allow list nor serves one that is, and touches the host or maps its
+  memory: it probes before any filter in user space can act. Sites outside drivers are none, as a
+  driver filter cannot act on them; nor are modules outside the list, as they are not there until
+  something loads them;
+- filter check: the same drivers;
+- filter live: a check whose standing is "finding"; a "note" is a note;
+- boot: a place whose accesses a policy or the allow list forbids. How a guest died is no finding
+  but an exit code of its own;
+- explore: a run that went wrong and was not expected to. Held against a baseline, only what
+  became worse is an error, the rest a note;
+- verify: a cause for which the #VE handler and the processor do not agree;
+- tradeoff: a part of the workload that failed under a design;
+- rules diff: a row that differs; rules lint: a problem.
+"""
+
+from collections import Counter
+from functools import singledispatch
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+from trapline.base.errors import ExitCode
+from trapline.results.boot import BootResult
+from trapline.results.document import Document
+from trapline.results.explore import CLEAN, ExploreResult
+from trapline.results.filter import FilterResult
+from trapline.results.filter_live import LiveResult
+from trapline.results.rules import RulesCompared, RulesExplained, RulesLinted, RulesShown
+from trapline.results.scan import ScanResult
+from trapline.results.tradeoff import TradeoffResult
+from trapline.results.verify import VerifyResult
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from trapline.results.explore import Result, Window
+    from trapline.results.filter import FilterDriver
+    from trapline.results.scan import Driver, Site
+
+#: "error" makes a command exit with 1; a "note" is worth knowing, and does not.
+Level = Literal["error", "note"]
+
+#: Buses whose devices the host presents, or whose descriptions (ACPI tables) it writes.
+HOST_BUSES: Final = frozenset({"pci", "virtio", "vmbus", "xen", "usb", "acpi", "pnp", "platform"})
+
+
+class Finding(NamedTuple):
+    """One thing that goes against the policy.
+
+    `kind` says which of the things above; `id` has no address in it, so that the same finding
+    has the same id in the next build; `text` is a sentence; `subject` the part of the document.
+    """
+
+    level: Level
+    kind: str
+    id: str
+    text: str
+    subject: Document
+
+
+@singledispatch
+def findings(document: object) -> tuple[Finding, ...]:
+    """Collect what goes against the policy, in the order of the document.
+
+    Raises TypeError for what is no result document.
+    """
+    raise TypeError(f"{type(document).__name__} is no result document")
+
+
+def exit_code(document: Document) -> ExitCode:
+    """Tell what a command that has this result exits with."""
+    if isinstance(document, BootResult) and document.outcome.exit_code:
+        return ExitCode(document.outcome.exit_code)
+    is_clean = all(found.level != "error" for found in findings(document))
+    return ExitCode.CLEAN if is_clean else ExitCode.FINDINGS
+
+
+def levels(found: "Iterable[Finding]") -> dict[int, Level]:
+    """Map the identity, `id()`, of each finding's subject to its level, for a look-up by part."""
+    return {id(each.subject): each.level for each in found}
+
+
+# Scan and filter.
+
+
+def outsiders(result: ScanResult) -> "tuple[Driver, ...]":
+    """Give all built-in drivers that touch the host and have nothing to do with the list.
+
+    Those without a bus are libraries for other drivers, or probe where hardware used to be.
+    """
+    serving = set(result.reached())
+    mapping = {found.driver for found in result.mappings}
+    return tuple(
+        driver
+        for driver in result.drivers
+        if _is_outsider(
+            builtin=driver.builtin,
+            let_in=driver.allowed,
+            serves=driver.name in serving,
+            touches=driver.sites > 0 or driver.name in mapping,
+        )
+    )
+
+
+def early_outsiders(drivers: "Iterable[FilterDriver]") -> "tuple[FilterDriver, ...]":
+    """Give the drivers that probe, outside the list, before a filter in user space can act."""
+    drivers = tuple(drivers)
+    serving = {name for d in drivers if d.verdict == "allowed" for name in d.reaches}
+    return tuple(
+        driver
+        for driver in drivers
+        if driver.bus in HOST_BUSES
+        and _is_outsider(
+            builtin=driver.builtin,
+            let_in=driver.verdict == "allowed",
+            serves=driver.name in serving,
+            touches=driver.reach.total > 0,
+        )
+    )
+
+
+def _is_outsider(*, builtin: bool, let_in: bool, serves: bool, touches: bool) -> bool:
+    return builtin and not let_in and not serves and touches
+
+
+@findings.register
+def _scan(document: ScanResult) -> tuple[Finding, ...]:
+    refused = (site for site in document.sites if not site.emulable)
+    foreign = (driver for driver in outsiders(document) if driver.bus in HOST_BUSES)
+    return (*map(_refused_site, refused), *map(_foreign, foreign))
+
+
+def _refused_site(site: "Site") -> Finding:
+    text = f"{site.function}() in {site.module}: {site.instruction}: {site.reason}."
+    return Finding("error", "refused-site", site.id, text, site)
+
+
+@findings.register
+def _filter(document: FilterResult) -> tuple[Finding, ...]:
+    return tuple(map(_foreign, early_outsiders(document.drivers)))
+
+
+def _foreign(driver: "Driver | FilterDriver") -> Finding:
+    text = f"The built-in {driver.bus} driver {driver.name} is not on the list."
+    return Finding("error", "driver-not-allowed", driver_id(driver), text, driver)
+
+
+def driver_id(driver: "Driver | FilterDriver") -> str:
+    """Name a driver as a finding, for those that find it in a document."""
+    return f"driver:{driver.bus}:{driver.name}"
+
+
+@findings.register
+def _live(document: LiveResult) -> tuple[Finding, ...]:
+    return tuple(
+        Finding(
+            "error" if check.standing == "finding" else "note",
+            "live-check",
+            f"live:{check.name}",
+            f"{check.name}: {check.found}: {check.why}.",
+            check,
+        )
+        for check in document.checks
+        if check.standing != "ok"
+    )
+
+
+# What runs.
+
+
+@findings.register
+def _boot(document: BootResult) -> tuple[Finding, ...]:
+    seen: Counter[str] = Counter()
+    found = []
+    for scream in document.screams:
+        # Without a site of the scan, the function: an offset would not outlive a rebuild.
+        where = scream.scan_id or scream.label.partition("+")[0]
+        name = f"{scream.reason}:{scream.trap}:{where}"
+        seen[name] += 1
+        number = f"#{seen[name]}" if seen[name] > 1 else ""
+        text = f"{scream.label} accessed {scream.address} ({scream.trap}, {scream.reason})."
+        found.append(Finding("error", "scream", name + number, text, scream))
+    return tuple(found)
+
+
+@findings.register
+def _verify(document: VerifyResult) -> tuple[Finding, ...]:
+    return tuple(
+        Finding("error", found.kind, found.id, f"{found.trap}: {found.cause}.", found)
+        for found in document.findings
+    )
+
+
+@findings.register
+def _tradeoff(document: TradeoffResult) -> tuple[Finding, ...]:
+    return tuple(
+        Finding(
+            "error",
+            "workload",
+            f"{design.name}:{step.name}",
+            f"{step.name} failed under the design {design.name}.",
+            step,
+        )
+        for design in document.designs
+        for step in design.steps
+        if not step.passed
+    )
+
+
+# Explore.
+
+
+@findings.register
+def _explore(document: ExploreResult) -> tuple[Finding, ...]:
+    # A line names scenario, events and boundary, then the verdicts.
+    worse = {line.partition(": ")[0]: line for line in document.worse_than_baseline or ()}
+    windows = {window.scenario: window for window in document.windows}
+    names = {name: list(_names(window)) for name, window in windows.items()}
+    found, explained = [], set()
+    for run in document.results:
+        if run.verdict in CLEAN or run.expected:
+            continue
+        label = _label(run, windows[run.scenario])
+        is_known = document.worse_than_baseline is not None and label not in worse
+        name = f"{run.scenario}/{_events(run, '+')}/{names[run.scenario][run.boundary]}"
+        found.append(Finding("note" if is_known else "error", run.verdict, name, run.detail, run))
+        explained.add(label)
+    # What is left are windows that do not open any more.
+    lost = (
+        Finding("error", "lost", f"{label}/lost", line, document)
+        for label, line in worse.items()
+        if label not in explained
+    )
+    return (*lost, *found)
+
+
+def _label(run: "Result", window: "Window") -> str:
+    boundary = window.boundaries[run.boundary]
+    where = f"{boundary.function}+{boundary.offset:#x} ({boundary.instruction})"
+    return f"{run.scenario} {_events(run, ',')} {where}"
+
+
+def _events(run: "Result", join: str) -> str:
+    return run.event if run.nested is None else f"{run.event}{join}{run.nested}"
+
+
+def _names(window: "Window") -> "Iterator[str]":
+    """Name each boundary by function, instruction and ordinal among its likes: no offset."""
+    seen: Counter[tuple[str, str]] = Counter()
+    for boundary in window.boundaries:
+        key = boundary.function, boundary.instruction
+        yield f"{boundary.function}:{boundary.instruction}#{seen[key]}"
+        seen[key] += 1
+
+
+# Rules.
+
+
+@findings.register
+def _rules(document: RulesShown | RulesExplained) -> tuple[Finding, ...]:
+    del document  # what is written down is no finding
+    return ()
+
+
+@findings.register
+def _rules_compared(document: RulesCompared) -> tuple[Finding, ...]:
+    return tuple(
+        Finding("error", change.change, f"{change.table}:{change.id}", "The row differs.", change)
+        for change in document.changes
+    )
+
+
+@findings.register
+def _rules_linted(document: RulesLinted) -> tuple[Finding, ...]:
+    return tuple(
+        Finding("error", "rule-problem", f"{one.table}:{one.text}", one.text, one)
+        for one in document.problems
+    )

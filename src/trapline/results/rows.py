@@ -1,0 +1,50 @@
+"""Parts of a document as flat rows, for a data frame or a CSV file."""
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from trapline.results.document import Document
+
+Cell = str | int | float | bool | None
+#: A row; the keys are those of the JSON document, those of a part within a part with a dot.
+Row = dict[str, Cell]
+
+
+def rows_of(parts: "Iterable[Document]") -> list[Row]:
+    """Return a flat row for each part; all of one type have the same keys in the same order."""
+    return [flat(part) for part in parts]
+
+
+def flat(part: "Document") -> Row:
+    """Return a part as one row.
+
+    Lists become texts, joined by "; ". A part within it becomes its `summary()` if it has one,
+    else cells of its own; what is left, such as a mapping, is JSON.
+    """
+    return dict(_cells(part, ""))
+
+
+def _cells(part: "Document", prefix: str) -> "Iterator[tuple[str, Cell]]":
+    for field in msgspec.structs.fields(part):
+        name, value = prefix + field.encode_name, getattr(part, field.name)
+        if isinstance(value, msgspec.Struct) and not hasattr(value, "summary"):
+            yield from _cells(value, f"{name}.")  # type: ignore[arg-type] # all are Documents
+        elif value is None or isinstance(value, str | int | float):
+            yield name, value
+        elif isinstance(value, tuple):
+            yield name, "; ".join(map(_text, value))
+        else:
+            yield name, _text(value)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    summary = getattr(value, "summary", None)
+    if summary is not None:
+        return str(summary())
+    return msgspec.json.encode(value).decode()

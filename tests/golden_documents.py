@@ -1,0 +1,725 @@
+"""A small document of every kind, with a bit of everything that a report can say."""
+
+import msgspec
+
+from scan_documents import clean, document, driver, mapping, site
+from trapline.allowlist import listfile
+from trapline.devicefilter.check import check
+from trapline.results.boot import (
+    BootDevice,
+    BootKernel,
+    BootMachine,
+    BootOutcome,
+    BootPolicy,
+    BootResult,
+    Hashes,
+    Milestone,
+    Refusals,
+    Scream,
+    Soundness,
+    TrapSite,
+)
+from trapline.results.explore import (
+    Boundary,
+    ExploreResult,
+    Forbidden,
+    NotOpened,
+    Result,
+    Window,
+)
+from trapline.results.filter_live import LiveCheck, LiveDevice, LiveResult
+from trapline.results.rules import (
+    ColumnChange,
+    RuleAnswer,
+    RuleChange,
+    RuleProblem,
+    RuleQuestion,
+    RuleRow,
+    RulesCompared,
+    RulesExplained,
+    RulesLinted,
+    RulesShown,
+    RuleTable,
+)
+from trapline.results.scan import Coverage, Frame
+from trapline.results.splat import Code, Place, Registers, Splat
+from trapline.results.tradeoff import Design, TradeoffResult, WorkStep
+from trapline.results.verify import SEVERITY, Finding, Refused, VerifiedKernel, VerifyResult
+
+_GENERAL = (
+    "rax",
+    "rbx",
+    "rcx",
+    "rdx",
+    "rsi",
+    "rdi",
+    "rbp",
+    "rsp",
+    *(f"r{n}" for n in range(8, 16)),
+)
+
+
+def splat(**changes):
+    registers = Registers(
+        rip="early_serial_putc+0x2b/0x40",
+        cs="0010",
+        ss="0018",
+        rflags="00000046",
+        general={name: f"{n:016x}" for n, name in enumerate(_GENERAL)},
+        segments={"fs": "0000", "gs": "0000", "ds": "0000", "es": "0000"},
+        bases={"fs": "0" * 16, "gs": "ffff888000000000", "kernel_gs": "0" * 16},
+        control={"cr0": "80050033", "cr2": "0" * 16, "cr3": "2" * 16, "cr4": "3" * 16},
+        debug={f"dr{n}": "0" * 16 for n in (0, 1, 2, 3, 6, 7)},
+    )
+    frames = (
+        Frame(function="outb", file="arch/x86/include/asm/shared/io.h", line=22),
+        Frame(function="early_serial_putc", file="arch/x86/kernel/early_printk.c", line=105),
+    )
+    place = Place(
+        address="0xffffffff81000010",
+        label="early_serial_putc+0x2b/0x40",
+        image="vmlinux",
+        frames=frames,
+    )
+    trace = (
+        msgspec.structs.replace(
+            place, registers=msgspec.structs.replace(registers, bases={}, control={}, debug={})
+        ),
+        Place(address="0x1", label="guess+0x1/0x2", image="vmlinux", is_guess=True),
+        Place(
+            address="0x2",
+            label="evil\x1b[2J+0x0/0x1 [odd]",
+            image="odd",
+            frames=(Frame(function="evil", file=None, line=None),),
+        ),
+    )
+    whole = Splat(
+        banner="Oops: general protection fault, probably for non-canonical address: 0000 [#1]",
+        injected=("nmi before instruction 1 of the window syscall-gap",),
+        registers=registers,
+        code=Code(bytes="90" * 10 + "ee" + "90" * 20, at=10),
+        place=place,
+        trace=trace,
+        complete=False,
+        traps=("#VE pio out 0x3f8 at early_serial_putc+0x2b/0x40, " + "and so on " * 8,),
+        reproduce="trapline boot vmlinux --append 'console=ttyS0 earlyprintk=serial' --device hpet",
+    )
+    return msgspec.structs.replace(whole, **changes)
+
+
+def scan_incomplete():
+    """A scan that did not see all, with more advice than a report prints."""
+    drivers = (
+        driver(
+            name="e1000",
+            bus="pci",
+            aliases=("pci:v00008086d0000100Esv*sd*bc*sc*i*",),
+            allowed=False,
+            via=(),
+            reaches=(),
+            sites=3,
+            mmio=2,
+        ),
+        driver(name="cfb", bus="", builtin=True, allowed=False, via=(), sites=1, aliases=()),
+    )
+    sites = (
+        site(driver="cfb", subsystem="graphics", module="vmlinux", file=None, line=None),
+        site(id="01", driver="e1000", module="e1000", subsystem="network", origin="0xffff0010"),
+        site(id="02", function="f" * 90, file="a/" * 50 + "x.c", line=None, width=0, accessor=None),
+        site(id="03", form="paravirt", trap="cr", accessor=None, emulable=False, reason="no case"),
+    )
+    return document(
+        sites=sites,
+        drivers=drivers,
+        mappings=(mapping(), mapping(id="04", mapper="memremap", module="e1000", driver="e1000")),
+        coverage=Coverage(
+            complete=False,
+            missing=tuple(f"module m{n}: no debug information" for n in range(11)),
+            advice=("install the debug package", "and the other one"),
+        ),
+    )
+
+
+def boot_site(**changes):
+    fields = {
+        "trap": "pio",
+        "count": 1234,
+        "image": "vmlinux",
+        "address": "0xffffffffa5000010",
+        "link_address": "0xffffffff81000010",
+        "label": "io_serial_out+0x1a/0x20",
+        "function": "io_serial_out",
+        "file": "arch/x86/include/asm/shared/io.h",
+        "line": 22,
+        "inlined": (Frame(function="outb", file="arch/x86/include/asm/shared/io.h", line=22),),
+        "standing": "found",
+        "scan_id": "abcdef0123456789",
+        "reason": "",
+    }
+    return TrapSite(**{**fields, **changes})
+
+
+_STRANGE = boot_site(
+    trap="mmio",
+    count=3,
+    label="mystery+0x4/0x9",
+    standing="unaccounted",
+    scan_id=None,
+    inlined=(),
+    reason="the scan has no mmio site at this address",
+)
+
+
+def boot(**changes):
+    sites = (
+        boot_site(),
+        _STRANGE,
+        boot_site(trap="cpuid", count=7, image="user", label="user+0x401000", file=None),
+    )
+    fields = {
+        "generator": "trapline 0",
+        "kernel": BootKernel(
+            release="6.12.0-test",
+            build_id="00ff",
+            image="bzImage",
+            file="vmlinuz",
+            slide="0x24000000",
+        ),
+        "machine": BootMachine(
+            module_version="1.5.01",
+            memory=512 << 20,
+            unaccepted=64 << 20,
+            command_line="console=ttyS0 " + "x=y " * 40,
+            initrd="self-test",
+            devices=(),
+        ),
+        "outcome": BootOutcome(
+            kind="powered-off",
+            detail="The guest powered itself off.",
+            exit_code=0,
+            seconds=2.5,
+            place="acpi_os_enter_sleep+0x1/0x2",
+        ),
+        "milestones": (Milestone(name="TDX detected", seconds=0.4, evidence="console"),),
+        "traps": {"pio": 1234, "cpuid": 7, "mmio": 3},
+        "tdcalls": {"TDG.VP.VMCALL": 1244, "TDG.VP.VEINFO.GET": 1244},
+        "tdvmcalls": {"Instruction.IO": 1234},
+        "sites": sites,
+        "sites_dropped": 0,
+        "soundness": Soundness(
+            scanned=True, traps=1237, traps_found=1234, sites=2, sites_found=1, outside_traps=7
+        ),
+        "unaccounted": (_STRANGE,),
+        "refused": Refusals(ports={"0x2e9": 6, "0x80": 1}, mmio={}, msrs={"0x4e": 1}),
+        "console_bytes": 10,
+        "hashes": Hashes(trace="aa", console="bb", ram="cc"),
+        "splat": None,
+    }
+    return BootResult(**{**fields, **changes})
+
+
+def boot_with_devices():
+    """A boot with devices, a policy, screams and many places."""
+    screams = tuple(
+        Scream(
+            reason="forbidden",
+            trap="mmio",
+            count=n + 1,
+            address=f"0xfee0{n:04x}",
+            label=f"touch_{n}+0x1/0x2",
+            device="00:02.0" if n else None,
+            driver="virtio-pci" if n else None,
+            scan_id=None,
+            splat=splat(injected=()) if n < 3 else None,
+        )
+        for n in range(22)
+    )
+    devices = tuple(
+        BootDevice(
+            slot=f"00:0{n}.0",
+            id="1af4:1042",
+            name="Virtio 1.0 block",
+            allowed=allowed,
+            hidden=hidden,
+            drivers=("virtio-pci", "virtio_blk") if allowed else (),
+        )
+        for n, (allowed, hidden) in enumerate(
+            ((None, False), (True, False), (False, True), (False, False))
+        )
+    )
+    return boot(
+        devices=devices,
+        policy=BootPolicy(
+            classes={"mmio": "forbid", "pio": "paravirt"},
+            paravirtualised={"pio": 12},
+            missed={"pio": 3},
+        ),
+        sites=tuple(boot_site(label=f"out_{n}+0x1a/0x20", count=99 - n) for n in range(25)),
+        screams=screams,
+        soundness=Soundness(
+            scanned=False, traps=0, traps_found=0, sites=0, sites_found=0, outside_traps=0
+        ),
+        unaccounted=(),
+        refused=Refusals(ports={}, mmio={}, msrs={}, dma=("0x1000", "0x2000")),
+        repeatable=False,
+        milestones=(),
+    )
+
+
+def boot_panic():
+    """A guest that died."""
+    return boot(
+        outcome=BootOutcome(
+            kind="panic",
+            detail="Kernel panic: not syncing: oh.",
+            exit_code=20,
+            seconds=1.0,
+            place="panic+0x1/0x2",
+        ),
+        splat=splat(),
+        unaccounted=(),
+        refused=Refusals(ports={}, mmio={}, msrs={}),
+    )
+
+
+def run(boundary, verdict, event="nmi", nested=None, at=None, *, expected=False):
+    bad = verdict in ("privilege", "panic", "corrupt")
+    return Result(
+        scenario="gap",
+        event=event,
+        boundary=boundary,
+        nested=nested,
+        nested_at=at,
+        allowed=True,
+        rule="nmi-after-get",
+        verdict=verdict,
+        expected=expected,
+        detail="exc_nmi() runs with the user's GS base, 0x0." if bad else "",
+        differs=("rax: 0x1, not 0x2", "jiffies: +1") if verdict == "corrupt" else (),
+        instructions=7,
+        splat=splat() if bad and boundary % 2 else None,
+        last=tuple(f"work+0x{n:x}/0x40: mov %rax,%rbx" for n in range(7)) if bad else (),
+        reproduce=f"trapline explore K --scenario gap --event {event} --at {boundary}",
+    )
+
+
+_CODE = (("entry", "swapgs"), ("entry", "mov %rsp,@"), ("work", "nop"), ("work", "ret"))
+
+
+def explore(results=None, worse=None, **changes):
+    """A campaign over one window of 256 instructions."""
+    boundaries = tuple(
+        Boundary(index=i, function=function, offset=i, ordinal=i // 4, instruction=text)
+        for i, (function, text) in enumerate(_CODE * 64)
+    )
+    window = Window(
+        scenario="gap",
+        title="The gap after SYSCALL, where the kernel runs on the user's stack",
+        instructions=len(boundaries),
+        boundaries=boundaries,
+        forbidden=(Forbidden(event="ve:wrmsr", rule="private-mapped", boundaries=256),),
+    )
+    if results is None:
+        results = [
+            *(run(i, "same") for i in range(256)),
+            run(1, "privilege"),
+            run(2, "held"),
+            run(3, "same", nested="nmi", at=4),
+            run(5, "panic", "int80", expected=True),
+            *(run(4 + i, "corrupt", f"irq:{i}") for i in range(9)),
+        ]
+    whole = ExploreResult(
+        generator="trapline 1",
+        injected=sum(1 + (r.nested is not None) for r in results),
+        kernel="6.12",
+        build_id="ab",
+        module_version="1.5.01",
+        beyond_rules=False,
+        not_opened=(NotOpened(scenario="iret", why="no IRET came within a second " * 4),),
+        windows=(window,),
+        results=tuple(results),
+        counts={"gap": {}},
+        worse_than_baseline=worse,
+    )
+    return msgspec.structs.replace(whole, **changes)
+
+
+def explore_small():
+    """A window of four instructions, with findings."""
+    results = [run(0, "same"), run(1, "privilege"), run(3, "held", nested="ve:cpuid", at=2)]
+    whole = explore(results)
+    (window,) = whole.windows
+    window = msgspec.structs.replace(window, instructions=4, boundaries=window.boundaries[:4])
+    return msgspec.structs.replace(whole, windows=(window,))
+
+
+def explore_baseline():
+    """Two runs went wrong, one of them as before, and a window does not open any more."""
+    results = [run(1, "privilege"), run(2, "privilege"), run(3, "same")]
+    worse = (
+        "iret: was tried, and now no IRET came",
+        "gap nmi work+0x2 (nop): held, now privilege",
+    )
+    return explore(results, worse)
+
+
+def verify(**changes):
+    findings = tuple(
+        Finding(
+            id=f"{n:016x}",
+            trap="mmio",
+            kind=kind,
+            cause=f"the operand is {n + 1} bytes wide and crosses the end of something long",
+            forms=tuple(f"MOV r{size}, m{size}" for size in (8, 16, 32, 64)) * (n + 1),
+            instruction="mov (%rax),%bl",
+            bytes="8a18",
+            circumstances="RFLAGS.DF=1" if n % 2 else "",
+            expected="rbx=0x11",
+            got="rbx=0x22",
+            cases=n + 1,
+            occurs=n if n % 2 else None,
+        )
+        for n, kind in enumerate((SEVERITY[0], SEVERITY[4], SEVERITY[4]))
+    )
+    whole = VerifyResult(
+        generator="trapline 1",
+        kernel=VerifiedKernel(name="vmlinux", release="6.12", build_id="ab"),
+        module_version="1.5.01",
+        cases=1234,
+        injected=12,
+        verdicts={
+            "mmio": {"same": 1000, "different": 3},
+            "msr": {"refused": 2, "not-comparable": 1},
+        },
+        findings=findings,
+        refused=tuple(
+            Refused(
+                trap="mmio",
+                form=f"XADD m{size}, r{size}",
+                instruction="xadd %eax,(%rbx)",
+                bytes="0fc103",
+                cases=4,
+                occurs=size % 3,
+            )
+            for size in (8, 16, 32)
+        ),
+        scanned="6.12",
+        digest="00" * 8,
+    )
+    return msgspec.structs.replace(whole, **changes)
+
+
+def tradeoff(**changes):
+    def design(name):
+        return Design(
+            name=name,
+            steps=(
+                WorkStep(name="boot", passed=True),
+                WorkStep(name="disk read", passed=name != "forbid"),
+            ),
+            outcome="powered-off",
+            ves=18_000,
+            mmio_ves=400,
+            direct=12,
+            missed=3,
+            tdvmcalls=21_974,
+            convert=887,
+            convert_used=15,
+            growth=18_493,
+            nmis=1,
+            in_nmi=2,
+            nested=3,
+            screams=1804,
+            scream_places=41,
+            virtual_seconds=1.8354,
+            wall_seconds=23.04,
+        )
+
+    whole = TradeoffResult(
+        generator="trapline",
+        kernel=BootKernel(
+            release="6.12.0", build_id=None, image="bzImage", file="vmlinuz", slide="0"
+        ),
+        devices=("1af4:1042 Virtio 1.0 block",),
+        designs=tuple(map(design, ("trap", "paravirt", "forbid"))),
+        missed_places=("iowrite8+0x1/0x2: string\x1b",),
+        method={"#VEs": "counted in the module " * 5, "NMIs": "counted"},
+    )
+    return msgspec.structs.replace(whole, **changes)
+
+
+def live():
+    checks = (
+        LiveCheck(name="TDX guest", found="yes", standing="ok", why="tdx_guest in /proc/cpuinfo"),
+        LiveCheck(name="HPET", found="bound", standing="finding", why="the host emulates it " * 4),
+        LiveCheck(name="clock", found="tsc", standing="note", why="no trap"),
+    )
+    devices = (
+        LiveDevice(
+            bus="pci",
+            name="0000:00:02.0",
+            modalias="pci:v00001AF4d00001041",
+            driver="virtio-pci",
+            allowed="1af4:1041",
+        ),
+        LiveDevice(bus="pci", name="0000:00:03.0", modalias="pci:v8086", driver=None, allowed=None),
+    )
+    return LiveResult(
+        generator="trapline 1", title="a list", is_td=True, checks=checks, devices=devices
+    )
+
+
+# Rules.
+
+
+def _row(row_id, columns, *, claimant="module", followed=True, note=""):
+    return RuleRow(
+        id=row_id,
+        claimant=claimant,
+        source="TDX module 1.5.01 src/td_dispatcher/tdx_td_dispatcher.c td_hlt_exit()",
+        followed=followed,
+        note=note,
+        columns=columns,
+    )
+
+
+def _msr(name, first, last, read, write, cpu="", **more):
+    columns = {
+        "name": name,
+        "first": first,
+        "last": last,
+        "read": read,
+        "read_feature": "",
+        "write": write,
+        "write_feature": "",
+        "cpu_access": cpu,
+    }
+    return _row(f"msr-{name.lower()}", columns | more)
+
+
+_TABLES = (
+    RuleTable(
+        name="instructions",
+        key=("instruction", "condition"),
+        rows=(
+            _row(
+                "hlt",
+                {"instruction": "HLT", "condition": "", "outcome": "ve", "exit_reason": 12},
+                note="Always.",
+            ),
+            _row(
+                "hlt-other",
+                {"instruction": "HLT", "condition": "", "outcome": "td_exit", "exit_reason": None},
+                claimant="kvm",
+                followed=False,
+            ),
+        ),
+    ),
+    RuleTable(
+        name="msrs",
+        key=("name",),
+        rows=(
+            _msr("IA32_TSC_DEADLINE", 0x6E0, 0x6E0, "ve", "ve"),
+            _msr("x2APIC", 0x800, 0x8FF, "native", "gp", "read"),
+            _msr("PERF", 0xC1, 0xC8, "native_unless_gp", "ve", read_feature="perf_mon"),
+        ),
+    ),
+    RuleTable(
+        name="cpuid",
+        key=("first", "subleaf"),
+        rows=(
+            _row(
+                "cpuid-4-2",
+                {
+                    "name": "caches",
+                    "first": 4,
+                    "last": 4,
+                    "subleaf": 2,
+                    "outcome": "emulated",
+                    "configurable": True,
+                    "dynamic": "by VCPU",
+                },
+            ),
+            _row(
+                "cpuid-hv",
+                {
+                    "name": "hypervisor",
+                    "first": 0x4000_0000,
+                    "last": 0x4FFF_FFFF,
+                    "subleaf": None,
+                    "outcome": "ve",
+                    "configurable": False,
+                    "dynamic": "",
+                },
+            ),
+        ),
+    ),
+    RuleTable(
+        name="tdvmcalls",
+        key=("function",),
+        rows=(
+            _row(
+                "mapgpa",
+                {
+                    "function": 0x10001,
+                    "name": "MapGPA",
+                    "inputs": "R12, R13",
+                    "outputs": "R11",
+                    "kvm": True,
+                },
+            ),
+        ),
+    ),
+    RuleTable(
+        name="fields",
+        key=("scope", "name"),
+        rows=(
+            _row(
+                "td-ctls",
+                {
+                    "scope": "TD",
+                    "name": "TD_CTLS",
+                    "code": 0x1_0000_0017,
+                    "elements": 1,
+                    "read_mask": (1 << 64) - 1,
+                    "write_mask": 0x1F,
+                },
+            ),
+        ),
+    ),
+)
+
+
+def rules(name=None):
+    chosen = tuple(one for one in _TABLES if name in (None, one.name))
+    return RulesShown(module_version="1.5.01", tables=chosen)
+
+
+def explained():
+    hlt, other = _TABLES[0].rows
+    return RulesExplained(
+        module_version="1.5.01",
+        subject="HLT",
+        questions=(
+            RuleQuestion(
+                table="instructions",
+                title="HLT",
+                answers=(RuleAnswer(row=hlt, agrees=True), RuleAnswer(row=other, agrees=False)),
+            ),
+            RuleQuestion(
+                table="msrs",
+                title="x2APIC",
+                answers=tuple(RuleAnswer(row=row, agrees=True) for row in _TABLES[1].rows),
+            ),
+        ),
+    )
+
+
+def compared(*, same=False):
+    changes = (
+        RuleChange(
+            table="instructions",
+            id="hlt",
+            change="changed",
+            columns=(
+                ColumnChange(column="outcome", old="ve", new="gp"),
+                ColumnChange(column="exit_reason", old=12, new=None),
+            ),
+        ),
+        RuleChange(
+            table="msrs",
+            id="msr-new",
+            change="added",
+            columns=(
+                ColumnChange(column="first", old=None, new=0x6E0),
+                ColumnChange(column="note", old=None, new=""),
+                ColumnChange(column="followed", old=None, new=True),
+            ),
+        ),
+        RuleChange(
+            table="msrs",
+            id="msr-old",
+            change="removed",
+            columns=(ColumnChange(column="note", old="word " * 30, new=None),),
+        ),
+    )
+    return RulesCompared(old="1.5.01", new="1.5.16", changes=() if same else changes)
+
+
+def linted(*texts):
+    return RulesLinted(
+        subject="the tables of trapline",
+        problems=tuple(
+            RuleProblem(table="msrs", line=n, text=text) for n, text in enumerate(texts)
+        ),
+    )
+
+
+def filtered():
+    """The kernel of `scan_documents` and two more drivers against the eight ids."""
+    whole = document()
+    more = (
+        driver(
+            name="virtio_blk", builtin=True, allowed=False, via=(), aliases=("virtio:d00000002v*",)
+        ),
+        driver(
+            name="i8042",
+            bus="platform",
+            module="vmlinux",
+            builtin=True,
+            aliases=(),
+            allowed=False,
+            via=(),
+            reaches=(),
+        ),
+        driver(
+            name="ahci",
+            bus="pci",
+            module="vmlinux",
+            builtin=True,
+            aliases=("pci:v*d*sv*sd*bc01sc06i01*",),
+            allowed=False,
+            via=(),
+            reaches=(),
+        ),
+    )
+    sites = (*whole.sites, site(id="07", driver="ahci", subsystem="disks"))
+    scanned = document(drivers=(*whole.drivers, *more), sites=sites)
+    return check(scanned, listfile.load(None))
+
+
+def scan_clean():
+    return clean()
+
+
+#: Name -> what makes the document, and the verbosities at which its report differs.
+GOLDEN = {
+    "scan": (document, (0, 1, 2)),
+    "scan-clean": (scan_clean, (0,)),
+    "scan-incomplete": (scan_incomplete, (0, 2)),
+    "boot": (boot, (0, 1)),
+    "boot-devices": (boot_with_devices, (0, 1)),
+    "boot-panic": (boot_panic, (0, 1)),
+    "explore": (explore, (0, 1)),
+    "explore-clean": (
+        lambda: explore([run(0, "same")], build_id=None, beyond_rules=True, not_opened=()),
+        (0,),
+    ),
+    "explore-baseline": (explore_baseline, (0,)),
+    "explore-small": (explore_small, (0,)),
+    "explore-empty": (lambda: explore([], (), windows=()), (0,)),
+    "verify": (verify, (0, 1)),
+    "verify-clean": (lambda: verify(findings=(), refused=(), injected=0), (0,)),
+    "tradeoff": (tradeoff, (0,)),
+    "tradeoff-sound": (lambda: tradeoff(missed_places=()), (0,)),
+    "filter-check": (filtered, (0,)),
+    "filter-live": (live, (0,)),
+    "allow-list": (lambda: listfile.load(None), (0,)),
+    "rules": (rules, (0,)),
+    **{f"rules-{one.name}": (lambda one=one: rules(one.name), (0,)) for one in _TABLES},
+    "rules-explained": (explained, (0,)),
+    "rules-linted": (lambda: linted("word " * 20, "msr-0x49 overlaps msr-0x48"), (0,)),
+    "rules-linted-none": (linted, (0,)),
+    "rules-diff": (compared, (0,)),
+    "rules-diff-same": (lambda: compared(same=True), (0,)),
+}
