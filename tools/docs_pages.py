@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 import click
 from mkdocs.structure.files import File
 
+from trapline.cli.command import Command
 from trapline.cli.main import cli
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
 
@@ -50,7 +53,8 @@ def _section(group: click.Group, parent: click.Context, name: str, level: int) -
         f"```text\n{context.command_path} {usage}\n```\n",
         f"{_help(command)}\n",
     ]
-    parts += [_option(context, option) for option in _options(command)]
+    if isinstance(command, Command):
+        parts += _grouped(command, context)
     if isinstance(command, click.Group):
         parts += [
             _section(command, context, child, level + 1) for child in command.list_commands(context)
@@ -63,15 +67,10 @@ def _help(command: click.Command) -> str:
     return (command.help or "").replace("\b\n", "")
 
 
-def _options(command: click.Command) -> list[click.Option]:
-    return [
-        parameter
-        for parameter in command.params
-        if isinstance(parameter, click.Option) and not parameter.hidden
-    ]
-
-
-def _option(context: click.Context, option: click.Option) -> str:
-    record = option.get_help_record(context)
-    names, text = record if record is not None else (option.opts[0], "")
-    return f"`{names}`\n:   {text}\n"
+def _grouped(command: Command, context: click.Context) -> "Iterator[str]":
+    for heading, records in command.grouped(context):
+        yield f"**{heading}**\n"
+        for names, text in records:
+            yield f"`{names}`\n:   {text}\n"
+    examples = "\n".join(command.examples)
+    yield f"```sh\n{examples}\n```\n"

@@ -14,6 +14,8 @@ from trapline.cli.main import COMMANDS, cli
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("**/*.md")))
+LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def walk(command, context, path=()):
@@ -85,8 +87,16 @@ def test_readme_gives_the_two_commands():
     assert len(readme.splitlines()) > 20
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_that_are_there(page):
+    """On the web as in a checkout: pages that only `make docs` makes are in its menu alone."""
+    for link in LINK.findall(page.read_text("utf-8")):
+        if "://" not in link and link.partition("#")[0]:
+            assert (page.parent / link.partition("#")[0]).is_file(), link
+
+
 def test_no_page_names_a_place_of_its_author():
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("**/*.md")):
+    for page in PAGES:
         assert not re.search(r"(?<![\w/])/(work|root|home)/", page.read_text("utf-8")), page
 
 

@@ -50,10 +50,10 @@ def _show_list(context: click.Context, parameter: click.Parameter, wanted: bool)
 def _scenarios(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Complete the name of a scenario, or of a file."""
+    """Complete the name of a scenario, or else of a file: bash offers no mixture."""
     del context, parameter
     names = [name for name in scenario.shipped() if name.startswith(incomplete)]
-    return [*map(CompletionItem, names), CompletionItem(incomplete, type="file")]
+    return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="file")]
 
 
 def _events(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:

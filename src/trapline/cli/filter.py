@@ -6,7 +6,7 @@ import click
 
 import trapline
 from trapline.base.errors import ExitCode
-from trapline.cli.command import Command
+from trapline.cli.command import Command, Group
 from trapline.cli.options import (
     PATH,
     allow_option,
@@ -17,7 +17,6 @@ from trapline.cli.options import (
     workers_option,
 )
 from trapline.cli.progress import ProgressReport
-from trapline.cli.suggest import Group
 from trapline.report.output import Destination
 from trapline.report.records import ALLOW_LIST, FILTER_CHECK, FILTER_LIVE
 from trapline.results.findings import exit_code
@@ -26,7 +25,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@click.group("filter", cls=Group)
+@click.group(
+    "filter",
+    cls=Group,
+    examples=("trapline filter show", "trapline filter check vmlinux", "trapline filter live"),
+)
 def command() -> None:
     """Show device allow lists, and hold a kernel's drivers against one."""
 

@@ -10,7 +10,7 @@ import click
 
 from trapline.base.errors import ExitCode, TraplineError
 from trapline.base.version import __version__
-from trapline.cli.suggest import Group
+from trapline.cli.command import Group
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,7 +76,15 @@ class LazyGroup(Group):
         return names + click.Command.shell_complete(self, ctx, incomplete)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    examples=(
+        "trapline scan deb:linux-image-6.12-cloud-amd64",
+        "trapline boot --help",
+        "trapline man | man -l -",
+    ),
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="trapline")
 def cli() -> None:
     """Show every place where a Linux kernel traps to its untrusted host."""

@@ -91,11 +91,10 @@ def _options(command: Command, context: click.Context) -> "Iterator[str]":
         yield f'.SS "{_escaped(heading)}"'
         for names, text in records:
             yield from _item(names, text)
-    if command.examples:
-        yield '.SS "Examples"'
-        yield ".nf"
-        yield from map(_escaped, command.examples)
-        yield ".fi"
+    yield '.SS "Examples"'
+    yield ".nf"
+    yield from map(_escaped, command.examples)
+    yield ".fi"
 
 
 def _item(name: str, text: str) -> "Iterator[str]":

@@ -5,9 +5,8 @@ from pathlib import Path
 import click
 
 from trapline.base.errors import UsageError
-from trapline.cli.command import Command
+from trapline.cli.command import Command, Group
 from trapline.cli.options import PATH, format_option, module_version_option, output_option
-from trapline.cli.suggest import Group
 from trapline.report.output import Destination
 from trapline.report.records import RULES_DIFF, RULES_EXPLAIN, RULES_LINT, RULES_SHOW
 from trapline.results.findings import exit_code
@@ -17,7 +16,11 @@ from trapline.rules.lint import lint, lint_folder
 from trapline.rules.tables import TABLES, RuleSet, load, load_folder, versions
 
 
-@click.group("rules", cls=Group)
+@click.group(
+    "rules",
+    cls=Group,
+    examples=("trapline rules explain second-ve", "trapline rules show msrs"),
+)
 def command() -> None:
     """Show what a TD does on each instruction, MSR, CPUID leaf, TDCALL and memory access.
 
