@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from trapline.api.tradeoff import tradeoff
     from trapline.api.verify import verify
     from trapline.base.errors import ExitCode, TraplineError
+    from trapline.results.findings import findings
 
 __all__ = [
     "AllowList",
@@ -48,6 +49,7 @@ __all__ = [
     "check_machine",
     "explore",
     "export_filter",
+    "findings",
     "open_kernel",
     "scan",
     "tradeoff",
@@ -67,6 +69,7 @@ _HOMES: Final = {
     "check_machine": "trapline.api.check_machine",
     "explore": "trapline.api.explore",
     "export_filter": "trapline.api.export_filter",
+    "findings": "trapline.results.findings",
     "open_kernel": "trapline.api.kernel",
     "scan": "trapline.api.scan",
     "tradeoff": "trapline.api.tradeoff",

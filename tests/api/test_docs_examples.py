@@ -39,8 +39,7 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.usefixtures("place")
-def test_every_example_runs(capsys):
+def test_every_example_runs(place, capsys):
     names = {}
     for code in examples(debian=False):
         exec(compile(code, str(PAGE), "exec"), names)
@@ -48,6 +47,8 @@ def test_every_example_runs(capsys):
     assert "scanned: 1 of 1\n" in out
     assert f"{len(names['result'].sites)} places may trap to the host\n" in out
     assert names["result"].sites
+    assert len((place / "sites.csv").read_text().splitlines()) == 1 + len(names["result"].sites)
+    assert "error " in out
     assert "powered-off {'cpuid': " in out
     assert names["run"].screams
     assert names["campaign"].injected == 3
