@@ -1,22 +1,17 @@
-"""Processes of a scan: a death, an interrupt, and what the others make of it."""
+"""Processes of a scan: a death, and what the others make of it."""
 
+import multiprocessing
 import os
-import select
 import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 
 import tiny_kernel
 from trapline.allowlist.listfile import load
-from trapline.base.errors import BadImageError
+from trapline.base.errors import BadImageError, WorkersLostError
 from trapline.kernel.find.files import KernelFiles, ModuleFile
-from trapline.linux import ve_handler
-from trapline.scan.kernelfacts import ScanContext
-from trapline.scan.pool import Pool
+from trapline.scan import pool
 from trapline.scan.wholekernel import scan
 
 # Inlined functions nested a million deep: more than a native stack holds.
@@ -85,62 +80,35 @@ def test_a_process_that_dies_of_vmlinux_is_an_error(tmp_path, deadly):
         scan(KernelFiles("6.12.0", tmp_path / "vmlinux", None), load())
 
 
-def children(process):
-    listing = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="ascii")
-    return [int(child) for child in listing.split()]
+def test_a_process_that_is_killed_is_replaced(kernel):
+    """Unlike a crash, this is no fault of the module's."""
+    vmlinux, demo = kernel
+    files = KernelFiles("6.12.0", vmlinux, None, (module(demo),))
+    before = set(multiprocessing.active_children())
+    left = [1]
+
+    def kill(*_):
+        if left:
+            left.pop()
+            for process in set(multiprocessing.active_children()) - before:
+                process.kill()
+                process.join()
+
+    assert scan(files, load(), kill, workers=2) == scan(files, load(), workers=2)
+    assert not left
 
 
-def test_ctrl_c_does_not_reach_a_process_that_starts():
-    context = ScanContext(paravirt={}, handler=ve_handler.UPSTREAM)
-    with Pool(context, 2) as pool:
-        for process, _ in pool._workers:
-            # From the first moment on: it has not even loaded Python.
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            masks = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-            kept_off = int(masks["SigBlk"], 16) | int(masks["SigIgn"], 16)
-            assert kept_off >> (signal.SIGINT - 1) & 1
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-
-
-def test_ctrl_c_ends_all_processes_without_a_traceback(kernel, tmp_path):
+def test_processes_that_are_killed_again_and_again_are_given_up(kernel, monkeypatch):
     vmlinux, _ = kernel
-    script = tmp_path / "run.py"
-    script.write_text(
-        textwrap.dedent(f"""
-            import sys
-            from pathlib import Path
-            from trapline.allowlist.listfile import load
-            from trapline.kernel.find.files import KernelFiles
-            from trapline.scan import wholekernel
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setattr(pool, "_Scanner", Killed)
+    with pytest.raises(WorkersLostError, match=r"keep dying at vmlinux \(the last one was killed"):
+        scan(KernelFiles("6.12.0", vmlinux, None), load())
 
-            def progress(done, total):
-                print("started", flush=True)
-                sys.stdin.read()  # until the interrupt
 
-            if __name__ == "__main__":
-                kernel = KernelFiles("6.12.0", Path({str(vmlinux)!r}), None)
-                try:
-                    wholekernel.scan(kernel, load(), progress, workers=2)
-                except KeyboardInterrupt:
-                    sys.exit(130)
-        """)
-    )
-    process = subprocess.Popen(
-        [sys.executable, script],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    assert process.stdout.readline() == b"started\n"
-    workers = [os.pidfd_open(pid) for pid in children(process.pid)]
-    assert workers
-    # To the whole group, as a terminal does.
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors == b""
-    for worker in workers:
-        # Readable once the process has ended.
-        assert select.select([worker], [], [], 60)[0]
-        os.close(worker)
+class Killed:
+    def __init__(self, context):
+        del context
+
+    def __call__(self, _):
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,5 +1,7 @@
 """Planted faults in a #VE handler are found; the sound twin is clean."""
 
+import multiprocessing
+
 import msgspec
 import pytest
 from instruction_handler import FAULTS as IN_FAULTS
@@ -9,8 +11,8 @@ from reports import rendered, text
 from trapline.base.errors import BadMachineError
 from trapline.results.verify import VerifyResult
 from trapline.verify.cases import first_round
+from trapline.verify.chunks import run_cases, verify_pool
 from trapline.verify.rounds import Options, run
-from trapline.verify.workers import Workers
 
 # Fault -> kind and cause of the finding, and a form that must be among its forms.
 PLANTED = {
@@ -100,15 +102,15 @@ def test_a_guest_that_never_gets_there_is_one_sentence():
         run(source(), Options(workers=1, limit=1, ring3=True))
 
 
-def test_a_worker_that_dies_is_one_sentence():
+def test_a_worker_that_dies_is_replaced():
     _, probes = first_round()
-    with Workers(source(), 1, ring3=False) as workers:
-        workers.run(probes[:64])
-        (process,) = workers._processes
+    before = set(multiprocessing.active_children())
+    with verify_pool(source(), 1, ring3=False) as pool:
+        once = run_cases(pool, probes[:64])
+        (process,) = set(multiprocessing.active_children()) - before
         process.kill()
         process.join()
-        with pytest.raises(BadMachineError, match="ended with status -9"):
-            workers.run(probes[:64])
+        assert run_cases(pool, probes[:64]) == once
 
 
 # Of each fault of what traps by itself: kind and cause of the finding, and one of its forms.

@@ -16,8 +16,8 @@ from trapline.guest.target import TargetSource
 from trapline.results.verify import VerifiedKernel
 from trapline.verify import rounds
 from trapline.verify.cases import first_round, second_round
+from trapline.verify.chunks import run_cases, verify_pool
 from trapline.verify.rounds import Options, verify
-from trapline.verify.workers import Workers
 
 MEMORY = 32 << 20
 
@@ -437,7 +437,7 @@ def verified_instructions(classes, fault=None):
     defines = ("INSTRUCTIONS",) if fault is None else ("INSTRUCTIONS", fault)
     forms = [form for form in first_round()[0] if form.trap in classes]
     cases = second_round(forms, frozenset())
-    with Workers(source(*defines), 1, ring3=False) as workers:
-        tried = rounds._tried(cases, workers.run(cases))
+    with verify_pool(source(*defines), 1, ring3=False) as pool:
+        tried = rounds._tried(cases, run_cases(pool, cases))
     tried = rounds._with_refusals(tuple(tried))
     return rounds.result(source(*defines), KERNEL, tried, None)

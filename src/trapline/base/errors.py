@@ -35,6 +35,7 @@ class ExitCode(IntEnum):
     FORBIDDEN_ACCESS = 27
     WORKERS_LOST = 28
     NOT_REPRODUCIBLE = 29
+    OUT_OF_RESOURCES = 30
     INTERNAL = 70
     INTERRUPTED = 130
     TERMINATED = 143
@@ -122,3 +123,9 @@ class NotReproducibleError(TraplineError):
     """The same run of a guest came out differently: a verdict would say nothing."""
 
     exit_code = ExitCode.NOT_REPRODUCIBLE
+
+
+class ResourceError(TraplineError):
+    """This machine has too little of something: memory, open files, processes, locks."""
+
+    exit_code = ExitCode.OUT_OF_RESOURCES

@@ -4,27 +4,29 @@ The parent alone writes the store, one transaction per chunk of tasks. Which wor
 does not matter for the results. A worker that dies is replaced, and its chunk done again.
 """
 
-import multiprocessing as mp
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable
-from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
+from typing import Final
 
-from trapline.base import processes
-from trapline.base.errors import NotReproducibleError, WorkersLostError
+from trapline.base.errors import NotReproducibleError
 from trapline.base.version import GENERATOR, __version__
+from trapline.base.workers import Death, Pool
 from trapline.explore.stage import Plan, StageConfig, Task
 from trapline.explore.store import Row, Store
-from trapline.explore.worker import Done, Failed, Finished, Message, Opened, work
+from trapline.explore.worker import (
+    NEXT_WINDOW,
+    Answer,
+    Finished,
+    Job,
+    Opened,
+    WindowWorker,
+)
 from trapline.results.explore import NOTHING, ExploreResult, NotOpened
-
-if TYPE_CHECKING:
-    from multiprocessing.process import BaseProcess
 
 # Tasks are handed out in chunks of this many at most; a chunk is one transaction.
 _CHUNK: Final = 32
 _AHEAD: Final = 2  # chunks that a worker has
-_MAX_DEATHS: Final = 3
 
 Progress = Callable[[int, int], None]
 
@@ -101,107 +103,62 @@ class Ledger:
         return [boundaries[i * count // self._limit] for i in range(self._limit)]
 
 
-class _Worker:
-    """A worker process as its parent sees it."""
-
-    def __init__(self, config: StageConfig, context: mp.context.SpawnContext) -> None:
-        self.pipe: Connection
-        self.pipe, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(
-            target=work, args=(theirs, config), name="trapline-explore", daemon=True
-        )
-        processes.start(self.process)
-        theirs.close()
-        self.chunks: deque[tuple[Task, ...]] = deque()  # sent, and not answered yet
-        self.scenario = ""
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.join()
-        self.pipe.close()
-
-
 class LocalWorkers:
-    """Runs a campaign with processes on this machine."""
+    """Runs a campaign with processes on this machine: their `base.workers.Desk`."""
 
     def __init__(self, config: StageConfig, workers: int, recorder: Ledger) -> None:
-        self._config = config
-        self._count = workers
+        self._pool: Pool[Job, Answer] = Pool(
+            partial(WindowWorker, config),
+            workers,
+            ahead=_AHEAD,
+            advice="what is done is in the store: look for a lack of memory and go on with "
+            "--resume",
+        )
         self._recorder = recorder
-        self._context = mp.get_context("spawn")
-        self._workers: list[_Worker] = []
         self._queues: dict[str, deque[tuple[Task, ...]]] = {}
-        self._deaths: Counter[str] = Counter()
+        # Of each worker: the scenario whose window it has open.
+        self._at: dict[int, str] = {}
+        # Those that open the next window, or are through with all.
+        self._between: set[int] = set()
         self._not_opened: dict[str, NotOpened] = {}
 
     def run(self) -> tuple[NotOpened, ...]:
         """Run all there is to run; on an error or Ctrl-C no worker is left behind."""
-        try:
-            for _ in range(self._count):
-                self._workers.append(_Worker(self._config, self._context))
-            while self._workers:
-                self._serve()
-        finally:
-            for worker in self._workers:
-                worker.stop()
+        with self._pool as pool:
+            pool.run(self)
         return tuple(self._not_opened[name] for name in sorted(self._not_opened))
 
-    def _serve(self) -> None:
-        """Wait for messages, and answer them."""
-        pipes = {worker.pipe: worker for worker in self._workers}
-        for pipe in wait(list(pipes)):
-            assert isinstance(pipe, Connection)
-            worker = pipes[pipe]
-            try:
-                self._answer(worker, pipe.recv())
-            except (EOFError, ConnectionError):
-                self._bury(worker)
+    def next(self, worker: int) -> Job | None:
+        """Give tasks of the worker's window, or send it on when there are none left."""
+        if worker in self._between:
+            return None
+        queue = self._queues.get(self._at.get(worker, ""))
+        if queue:
+            return queue.popleft()
+        self._between.add(worker)
+        return NEXT_WINDOW
 
-    def _answer(self, worker: _Worker, message: Message) -> None:
-        if isinstance(message, Failed):
-            raise message.error
-        if isinstance(message, Finished):
-            self._not_opened |= {one.scenario: one for one in message.not_opened}
-            self._workers.remove(worker)
-            worker.stop()
-            if not self._workers and any(self._queues.values()):
-                self._workers.append(_Worker(self._config, self._context))
-            return
-        if isinstance(message, Opened):
-            worker.scenario = message.plan.window.scenario
-            chunks = self._recorder.opened(message.plan)
-            self._queues.setdefault(worker.scenario, deque()).extend(chunks)
-        elif isinstance(message, Done):
-            worker.chunks.popleft()
-            self._feed(worker)  # it works on while the results are stored
-            self._recorder.done(message.tasks, message.rows)
-            return
-        self._feed(worker)
+    def answered(self, worker: int, job: Job, answer: Answer) -> None:
+        """Take a window, or results."""
+        if isinstance(answer, Finished):
+            self._not_opened |= {one.scenario: one for one in answer.not_opened}
+        elif isinstance(answer, Opened):
+            self._at[worker] = name = answer.plan.window.scenario
+            self._between.discard(worker)
+            chunks = self._recorder.opened(answer.plan)
+            self._queues.setdefault(name, deque()).extend(chunks)
+        elif job != NEXT_WINDOW:
+            self._recorder.done(job, answer.rows)
 
-    def _feed(self, worker: _Worker) -> None:
-        """Send chunks ahead, so that the worker never waits; None sends it to the next window."""
-        queue = self._queues[worker.scenario]
-        while queue and len(worker.chunks) < _AHEAD:
-            worker.chunks.append(queue.popleft())
-            worker.pipe.send(worker.chunks[-1])
-        if not worker.chunks:
-            worker.pipe.send(None)
-
-    def _bury(self, worker: _Worker) -> None:
-        """Replace a worker that died; its chunk goes to whoever comes first."""
-        self._workers.remove(worker)
-        worker.stop()
-        code = worker.process.exitcode
-        self._deaths[worker.scenario] += 1
-        if self._deaths[worker.scenario] > _MAX_DEATHS:
-            where = f"in scenario {worker.scenario}" if worker.scenario else "while booting"
-            raise WorkersLostError(
-                f"worker processes keep dying {where} (exit code {code}); what is done is in the "
-                "store: look for a lack of memory and go on with --resume."
-            )
-        if worker.chunks:
-            self._queues[worker.scenario].extendleft(reversed(worker.chunks))
-        self._workers.append(_Worker(self._config, self._context))
+    def lost(self, worker: int, jobs: Sequence[Job], death: Death) -> str:
+        """Give the tasks to whoever comes first: whoever replaces the worker, at last."""
+        del death
+        name = self._at.get(worker)
+        tasks = [job for job in jobs if job != NEXT_WINDOW]
+        if name is None:
+            return "while booting"
+        self._queues[name].extendleft(reversed(tasks))
+        return f"in scenario {name}" if tasks else f"on the way from scenario {name} to the next"
 
 
 def identity(config: StageConfig, build_id: str | None) -> dict[str, str]:

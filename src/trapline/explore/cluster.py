@@ -16,7 +16,8 @@ from trapline.base.errors import (
 )
 from trapline.explore.campaign import Ledger
 from trapline.explore.stage import Plan, Stage, StageConfig, Task
-from trapline.explore.store import Row, row_of
+from trapline.explore.store import Row
+from trapline.explore.worker import run_tasks
 from trapline.results.explore import NotOpened
 
 _CONNECT_SECONDS: Final = 20
@@ -43,7 +44,7 @@ def explore_chunk(
 ) -> tuple[tuple[Task, ...], tuple[Row, ...]]:
     """Run a chunk of tasks of one scenario in this process."""
     stage = _stage_at(config, tasks[0].scenario)
-    return tasks, tuple(row_of(result) for task in tasks for result in stage.run(task))
+    return tasks, run_tasks(stage, tasks)
 
 
 def _stage_at(config: StageConfig, scenario: str) -> Stage:

@@ -1,33 +1,27 @@
-"""A worker process of a campaign on this machine, and what it and its parent say to each other.
+"""What a process of a campaign does: opens windows, one after the other, and runs tasks in them."""
 
-The worker opens a window and waits for tasks; it is sent on to the next window when there are
-none left for it. All it says goes through one pipe, so that its death is seen at once.
-"""
+from collections.abc import Iterable
+from typing import Final, Literal, NamedTuple
 
-import ctypes
-import os
-import signal
-from multiprocessing.connection import Connection
-from typing import Final, NamedTuple
-
-from trapline.base.errors import TraplineError
 from trapline.explore.stage import Plan, Stage, StageConfig, Task
 from trapline.explore.store import Row, row_of
 from trapline.results.explore import NotOpened
 
-_PR_SET_PDEATHSIG: Final = 1
+NEXT_WINDOW: Final = "next window"
+
+#: Tasks of the window that is open, or the word to go on to the next one.
+Job = tuple[Task, ...] | Literal["next window"]
 
 
 class Opened(NamedTuple):
-    """A window is open: send tasks, or None for the next one."""
+    """A window is open."""
 
     plan: Plan
 
 
 class Done(NamedTuple):
-    """Tasks are finished: send more, or None."""
+    """Tasks are finished."""
 
-    tasks: tuple[Task, ...]
     rows: tuple[Row, ...]
 
 
@@ -37,43 +31,27 @@ class Finished(NamedTuple):
     not_opened: tuple[NotOpened, ...]
 
 
-class Failed(NamedTuple):
-    """The user can do something about it."""
-
-    error: TraplineError
+Answer = Opened | Done | Finished
 
 
-Message = Opened | Done | Finished | Failed
+class WindowWorker:
+    """Goes through the windows of a campaign as its jobs say."""
+
+    def __init__(self, config: StageConfig) -> None:
+        self._stage = Stage(config)
+        self._plans = self._stage.plans()
+
+    def __call__(self, job: Job) -> Answer:
+        """Do a job."""
+        if job != NEXT_WINDOW:
+            return Done(run_tasks(self._stage, job))
+        plan = next(self._plans, None)
+        if plan is not None:
+            return Opened(plan)
+        self._stage.__exit__()  # others may need the memory
+        return Finished(tuple(self._stage.not_opened))
 
 
-def work(pipe: Connection, config: StageConfig) -> None:
-    """Serve a campaign until its parent closes the pipe or there is nothing left to do."""
-    # Ctrl-C goes to the whole process group; the parent decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A parent that is killed closes the pipe, but a worker looks at it only between chunks.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    try:
-        with Stage(config) as stage:
-            for plan in stage.plans():
-                pipe.send(Opened(plan))
-                while (tasks := pipe.recv()) is not None:
-                    rows = tuple(row_of(result) for task in tasks for result in stage.run(task))
-                    pipe.send(Done(tasks, rows))
-            pipe.send(Finished(tuple(stage.not_opened)))
-    except TraplineError as error:
-        pipe.send(Failed(error))
-    except (EOFError, BrokenPipeError):
-        # The parent is gone. Nothing here is worth tidying up, and a guest's memory takes long.
-        os._exit(1)
-    except Exception as error:
-        if os.environ.get("TRAPLINE_DEBUG"):
-            raise
-        kind = type(error).__name__
-        pipe.send(
-            Failed(
-                TraplineError(
-                    f"internal error in a worker ({kind}: {error}); set TRAPLINE_DEBUG=1 and "
-                    "report the traceback."
-                )
-            )
-        )
+def run_tasks(stage: Stage, tasks: Iterable[Task]) -> tuple[Row, ...]:
+    """Run tasks of the window that is open, and make the results ready for the store."""
+    return tuple(row_of(result) for task in tasks for result in stage.run(task))

@@ -17,7 +17,7 @@ from trapline.scan.coverage import coverage
 from trapline.scan.identity import ids
 from trapline.scan.kernelfacts import read_context
 from trapline.scan.objects import ObjectResult, Task, open_kernel
-from trapline.scan.pool import Failure, Pool
+from trapline.scan.pool import Failure, scan_all, scan_pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -62,15 +62,16 @@ def scan(
     `progress` is told (objects done, objects in all). `workers` is the number of processes, by
     default one for each CPU; the result does not depend on it. A module that cannot be scanned
     is named in `ScanResult.coverage`; raises BadImageError where vmlinux cannot, and
-    KernelNotFoundError where there is nothing to scan.
+    KernelNotFoundError where there is nothing to scan, WorkersLostError where processes are
+    killed again and again.
     """
     tasks = _tasks(kernel)
     context, facts = _read_kernel(tasks)
     if workers is None:
         workers = len(os.sched_getaffinity(0))
-    with Pool(context, min(workers, len(tasks), _MAX_WORKERS)) as pool:
+    with scan_pool(context, min(workers, len(tasks), _MAX_WORKERS)) as pool:
         attribution = Attribution(kernel, allow)
-        outcomes = pool.run(sorted(tasks, key=_effort), progress)
+        outcomes = scan_all(pool, sorted(tasks, key=_effort), progress)
     main = outcomes.get(VMLINUX)
     if isinstance(main, Failure):
         raise BadImageError(f"vmlinux could not be scanned: {main.reason.rstrip('.')}.")

@@ -19,13 +19,13 @@ from trapline.results.verify import (
 )
 from trapline.verify.cases import Case, first_round, ring3_round, second_round
 from trapline.verify.causes import Cause, Tried, find_causes
+from trapline.verify.chunks import run_cases, verify_pool
 from trapline.verify.differences import Mismatch
 from trapline.verify.forms import CLASSES, Form, name_of
 from trapline.verify.inputs import decode
 from trapline.verify.judge import Judgement
 from trapline.verify.occurs import Occurrences
 from trapline.verify.testpages import END, USER_END
-from trapline.verify.workers import Workers
 
 #: Told (cases done, cases in all so far).
 Progress = Callable[[int, int], None]
@@ -83,15 +83,15 @@ def run(
     forms, probes = first_round()
     in_ring3 = _limited(ring3_round(forms), options.limit) if options.ring3 else ()
     counted.add(len(in_ring3) + len(probes))
-    with Workers(source, options.workers, ring3=options.ring3) as workers:
-        tried = _tried(in_ring3, workers.run(in_ring3, progress=counted))
-        judged = workers.run(probes, progress=counted)
+    with verify_pool(source, options.workers, ring3=options.ring3) as pool:
+        tried = _tried(in_ring3, run_cases(pool, in_ring3, progress=counted))
+        judged = run_cases(pool, probes, progress=counted)
         tried += _tried(probes, judged)
         accepted = _codes(forms, judged, lambda judgement: judgement.handled)
         executed = _codes(forms, judged, lambda judgement: judgement.executed)
         rest = _limited(second_round(forms, accepted), options.limit)
         counted.add(len(rest))
-        tried += _tried(rest, workers.run(rest, executed, counted))
+        tried += _tried(rest, run_cases(pool, rest, executed, counted))
     return _with_refusals(tuple(each for each in tried if each.judgement.verdict != "unreachable"))
 
 
