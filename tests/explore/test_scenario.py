@@ -1,4 +1,5 @@
 import contextlib
+import os
 
 import pytest
 from hypothesis import given
@@ -46,7 +47,7 @@ def test_a_users_file_is_read_like_a_shipped_one(tmp_path):
         (b"name = 'x'\n" + MINIMAL, "drop `name`"),
         (b"title = ", "not valid TOML"),
         (b"\xff\xfe", "not UTF-8"),
-        (b"#" * 70000, "larger than 64 KiB"),
+        (MINIMAL.replace(b'"f"', b'"f"\nnth = ' + b"9" * 5000), "not valid TOML"),
         (b"a=" + b"[" * 3000 + b"]" * 3000, "bad.toml"),
     ],
 )
@@ -68,6 +69,16 @@ def test_an_unknown_name_is_told_the_known_ones():
         scenario.load("syscal-gap")
 
 
+def test_a_file_that_is_too_large_or_a_fifo_is_refused(tmp_path):
+    path = tmp_path / "big.toml"
+    path.write_bytes(b"#" * 70000)
+    with pytest.raises(BadInputFileError, match="larger than 64 KiB"):
+        scenario.load(str(path))
+    os.mkfifo(tmp_path / "fifo.toml")
+    with pytest.raises(BadInputFileError, match="is not a regular file"):
+        scenario.load(str(tmp_path / "fifo.toml"))
+
+
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(BadInputFileError, match="No such file"):
+    with pytest.raises(BadInputFileError, match="no such file"):
         scenario.load(str(tmp_path / "none.toml"))

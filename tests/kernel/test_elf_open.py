@@ -295,7 +295,7 @@ def test_note_with_a_lying_size_ends_its_section():
 def test_files_that_cannot_be_opened(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     for path, reason in (
-        (tmp_path / "absent", "No such file"),
+        (tmp_path / "absent", "no such file"),
         (tmp_path, "directory|regular file"),
         (tmp_path / "fifo", "is not a regular file"),
         ("with\0zero", "not valid"),

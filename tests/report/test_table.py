@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trapline.report.table import WIDTH, counted, paragraph, printable, table
+from trapline.base.printable import printable_ascii
+from trapline.report.table import WIDTH, counted, paragraph, table
 
 
 def test_numbers_stand_right_and_texts_left():
@@ -41,7 +42,7 @@ def test_never_wider_than_a_mail_and_never_a_control_character(rows):
 def test_paragraphs_fit_too(text):
     for line in paragraph(text, indent="- ", hanging="  "):
         assert len(line) <= WIDTH
-        assert printable(line) == line
+        assert printable_ascii(line) == line
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_paragraphs_fit_too(text):
     ],
 )
 def test_what_could_drive_a_terminal_is_escaped(raw, shown):
-    assert printable(raw) == shown
+    assert printable_ascii(raw) == shown
 
 
 def test_counted():

@@ -149,7 +149,7 @@ def test_bytes_that_are_no_text_are_found(folder):
     with (folder / "memory.csv").open("ab") as file:
         file.write(b"\xff\xfe\n")
     problem = only(lint_folder(folder))
-    assert problem.endswith("not UTF-8")
+    assert problem.endswith(": not UTF-8 text")
     assert not problem.startswith("memory.csv:1:")
 
 

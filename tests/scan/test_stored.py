@@ -134,7 +134,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(kernel, cache, scans):
 
 def test_reading_something_else_is_one_sentence(tmp_path):
     path = tmp_path / "scan.json"
-    with pytest.raises(BadInputFileError, match="cannot be read: No such file"):
+    with pytest.raises(BadInputFileError, match="cannot be read: no such file"):
         stored.read_scan(path)
     os.mkfifo(path)
     with pytest.raises(BadInputFileError, match="is not a regular file"):

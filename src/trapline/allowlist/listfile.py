@@ -12,7 +12,6 @@
 The forms of `id` are described in `trapline.allowlist.entries`.
 """
 
-import tomllib
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -20,7 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import msgspec
 
 from trapline.allowlist.entries import AllowEntry, AllowList, parse_id
+from trapline.base import decode, files
 from trapline.base.errors import BadInputFileError
+from trapline.base.printable import printable
 from trapline.results.document import Document
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ DEFAULT: Final = "seed-2021"
 # A list of every PCI vendor there is would be smaller than this.
 _MAX_BYTES: Final = 1 << 20
 _MAX_ENTRIES: Final = 4096
+_LONGEST: Final = 300  # characters of a message about what a file holds
 _ID_PATTERN: Final = (
     r"^([0-9a-f]{4}:([0-9a-f]{4}|\*)|class:([0-9a-f]{2}){1,3}|virtio:([0-9]{1,5}|\*))$"
 )
@@ -86,7 +88,9 @@ def load(path: "Path | None" = None) -> AllowList:
 
     Raises BadInputFileError: one sentence with the file, the entry and what is wrong with it.
     """
-    return _built_in(DEFAULT) if path is None else parse(_read(path), str(path))
+    if path is None:
+        return _built_in(DEFAULT)
+    return parse(files.read(path, limit=_MAX_BYTES, what="an allow list"), str(path))
 
 
 @cache
@@ -95,33 +99,9 @@ def _built_in(name: str) -> AllowList:
     return parse(source.read_bytes(), f"built-in list {name}")
 
 
-def _read(path: "Path") -> bytes:
-    try:
-        if not path.is_file():
-            what = "is not a regular file" if path.exists() else "does not exist"
-            raise BadInputFileError(f"{path}: the allow list {what}.")
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = str(error) if isinstance(error, ValueError) else str(error.strerror)
-        raise BadInputFileError(f"{path}: the allow list cannot be read: {reason}.") from None
-    if len(data) > _MAX_BYTES:
-        raise BadInputFileError(
-            f"{path}: the allow list is larger than {_MAX_BYTES >> 20} MiB; is it the right file?"
-        )
-    return data
-
-
 def parse(data: bytes, source: str) -> AllowList:
     """Validate the bytes of a list; `source` is what messages call it."""
-    try:
-        document = tomllib.loads(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise BadInputFileError(f"{source}: byte {error.start} is not UTF-8.") from None
-    except ValueError as error:  # TOMLDecodeError, or a number with thousands of digits
-        raise BadInputFileError(f"{source}: is not TOML: {_printable(str(error))}.") from None
-    except RecursionError:
-        raise BadInputFileError(f"{source}: is nested too deeply.") from None
+    document = decode.toml(data, source)
     try:
         file = msgspec.convert(document, ListFile)
     except msgspec.ValidationError as error:
@@ -148,7 +128,7 @@ def _entry(entry: Entry, number: int, source: str, seen: dict[str, int]) -> Allo
 
 def _explain(message: str, document: dict[str, Any]) -> str:
     """Turn msgspec's "Expected `str`, got `int` - at `$.allow[0].id`" into file terms."""
-    what, _, where = _printable(message).partition(" - at `$")
+    what, _, where = printable(message)[:_LONGEST].partition(" - at `$")
     what = what.replace("Object missing required", "there is no").replace(
         "Object contains unknown", "there is an unknown"
     )
@@ -162,8 +142,3 @@ def _explain(message: str, document: dict[str, Any]) -> str:
         entry = f"entry {int(index) + 1}" if index.isdigit() else "an entry"
         return f"{entry}{': ' + field.lstrip('.') if field else ''}: {what}"
     return f"{where}: {what}" if where else what
-
-
-def _printable(text: str) -> str:
-    """Keep a message one line: keys and values of a file may hold anything."""
-    return "".join(c if c.isprintable() else "?" for c in text)[:300]

@@ -2,7 +2,6 @@
 
 import mmap
 import os
-import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from trapline.base.errors import KernelNotFoundError
+from trapline.base.files import open_regular, why
 
 _DROP_INTERVAL: Final = 0.1  # seconds
 
@@ -20,21 +20,13 @@ def map_file(path: Path, name: str | None = None) -> tuple[mmap.mmap | None, mem
     Raises KernelNotFoundError where it does not exist or cannot be read.
     """
     name = name or str(path)
+    descriptor, state = open_regular(path, KernelNotFoundError, name)
     try:
-        # O_NONBLOCK: opening a FIFO must not wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "the name is not valid"
-        raise KernelNotFoundError(f"{name}: cannot be opened: {reason}.") from None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise KernelNotFoundError(f"{name}: is not a regular file.")
-        if status.st_size == 0:
+        if state.st_size == 0:
             return None, memoryview(b"")
         mapping = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
     except OSError as error:
-        raise KernelNotFoundError(f"{name}: cannot be read: {error.strerror}.") from None
+        raise KernelNotFoundError(f"{name}: cannot be read: {why(error)}.") from None
     finally:
         os.close(descriptor)
     return mapping, memoryview(mapping)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from trapline.base.errors import BadImageError, BadMachineError, FetchError, KernelNotFoundError
+from trapline.base.files import read
 from trapline.base.mapping import mapped
 from trapline.boot.policy import Guard
 from trapline.kernel.binary import Binary
@@ -173,8 +174,9 @@ def _own_initrd(
     found = next((tree / path for path in _BUSYBOX_PATHS if (tree / path).is_file()), None)
     if found is None:
         raise FetchError(f"the package {BUSYBOX_PACKAGE} holds no busybox; give --initrd.")
+    program = read(found, limit=_MAX_MODULE, what="a busybox", error=FetchError)
     contents = [(f"{module.name}.ko", _unpacked(module.path)) for module in modules]
-    return initramfs.self_test(found.read_bytes(), contents, init)
+    return initramfs.self_test(program, contents, init)
 
 
 def _unpacked(path: Path) -> bytes:

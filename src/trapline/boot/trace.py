@@ -12,10 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final, Self
 
+from trapline.base import encode
 from trapline.base.errors import OutputError
 from trapline.machine.observe.recorder import Kind, Trap
 from trapline.machine.vmm.ghci import call_name
-from trapline.results.document import encode
 from trapline.tdx.vmm_interface import ExitReason
 
 SCHEMA: Final = "trapline/trace"
@@ -94,7 +94,7 @@ class TraceWriter:
 
     def _write(self, line: Mapping[str, object]) -> None:
         try:
-            self._file.write(encode(line) + b"\n")
+            self._file.write(encode.json(line) + b"\n")
         except OSError as error:
             raise self._failed(error) from None
 

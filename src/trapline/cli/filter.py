@@ -6,6 +6,7 @@ import click
 
 import trapline
 from trapline.base.errors import ExitCode
+from trapline.base.printable import printable
 from trapline.cli.command import Command, Group
 from trapline.cli.options import (
     PATH,
@@ -138,7 +139,7 @@ def export_command(
             announce=report.announce,
         )
     for path in written:
-        click.echo(str(path))
+        click.echo(printable(str(path)))
     return ExitCode.CLEAN
 
 

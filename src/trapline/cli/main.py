@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from trapline.base.errors import ExitCode, TraplineError
+from trapline.base.printable import printable
 from trapline.base.version import __version__
 from trapline.cli.command import Group
 
@@ -124,7 +125,7 @@ def run(arguments: "Sequence[str] | None" = None) -> int:
 
 
 def _fail(message: str, code: ExitCode) -> int:
-    click.echo(f"trapline: {message}", err=True)
+    click.echo(f"trapline: {printable(message)}", err=True)
     return int(code)
 
 

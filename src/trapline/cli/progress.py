@@ -17,6 +17,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from trapline.base.printable import printable
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -82,6 +84,7 @@ class ProgressReport:
 
     def announce(self, text: str) -> None:
         """Say one thing in one line, such as what is about to be downloaded."""
+        text = printable(text)
         if self._bar is None:
             click.echo(f"trapline: {text}", err=True)
         else:

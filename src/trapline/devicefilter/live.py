@@ -6,7 +6,8 @@ read is said to be unknown; nothing is written.
 
 from typing import TYPE_CHECKING, Final
 
-from trapline.base.errors import UsageError
+from trapline.base import files
+from trapline.base.errors import BadInputFileError, UsageError
 from trapline.base.version import GENERATOR
 from trapline.results.filter_live import LiveCheck, LiveDevice, LiveResult
 
@@ -56,13 +57,10 @@ def inspect(root: "Path", allow: "AllowList") -> LiveResult:
 def _text(root: "Path", name: str) -> str:
     """Read a file; nothing where there is none or it may not be read."""
     try:
-        path = root / name
-        if not path.is_file():  # a copy may hold a pipe, which would never end
-            return ""
-        with path.open("rb") as file:
-            return file.read(_MAX_FILE).decode("utf-8", "replace")
-    except OSError:
+        data = files.read(root / name, limit=_MAX_FILE, what="a file of a kernel's")
+    except BadInputFileError:
         return ""
+    return data.decode("utf-8", "replace")
 
 
 def _names(root: "Path", folder: str) -> list[str]:

@@ -4,14 +4,11 @@ A boundary is known by its function, its instruction (without what moves from bu
 and how often that instruction came before in the window; offsets are only shown.
 """
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import msgspec
-
-from trapline.base.errors import BadInputFileError
+from trapline.base import decode, files
 from trapline.explore.store import read_store
 from trapline.results.explore import (
     CLEAN,
@@ -52,27 +49,12 @@ def load(path: Path) -> tuple[tuple[Window, ...], tuple[Result, ...]]:
 
     Raises BadInputFileError.
     """
-    try:
-        # Opening a FIFO would wait for a writer, and a device may have no end.
-        if path.exists() and not path.is_file():
-            raise BadInputFileError(f"{path}: is not a regular file.")
-        with path.open("rb") as stream:
-            head = stream.read(len(_SQLITE))
-            if head == _SQLITE:
-                return read_store(path)
-            if os.fstat(stream.fileno()).st_size > _MAX_DOCUMENT:
-                raise BadInputFileError(
-                    f"{path}: is larger than {_MAX_DOCUMENT >> 20} MiB, not a result of "
-                    "trapline explore."
-                )
-            data = head + stream.read(_MAX_DOCUMENT)
-        document = msgspec.json.decode(data, type=ExploreResult)
-    except OSError as error:
-        raise BadInputFileError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise BadInputFileError(
-            f"{path}: is neither a campaign store nor a result of trapline explore ({error})."
-        ) from error
+    if files.read_start(path, len(_SQLITE)) == _SQLITE:
+        return read_store(path)
+    data = files.read(path, limit=_MAX_DOCUMENT, what="a result of trapline explore")
+    document = decode.json(
+        data, ExploreResult, str(path), "a campaign store or a result of trapline explore"
+    )
     return document.windows, document.results
 
 

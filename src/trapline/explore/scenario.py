@@ -19,13 +19,13 @@ A user's file is read exactly as the shipped ones in `scenarios/` are.
 """
 
 import re
-import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import msgspec
 
+from trapline.base import decode, files
 from trapline.base.errors import BadInputFileError, UsageError
 from trapline.base.nearest import nearest
 from trapline.results.explore import Verdict
@@ -143,11 +143,7 @@ def load(reference: str) -> Scenario:
     """
     if "/" in reference or reference.endswith(".toml"):
         path = Path(reference)
-        try:
-            with path.open("rb") as stream:
-                data = stream.read(_MAX_FILE + 1)
-        except OSError as error:
-            raise BadInputFileError(f"{path}: cannot be read ({error.strerror}).") from error
+        data = files.read(path, limit=_MAX_FILE, what="a scenario")
         return parse(data, str(path), path.stem)
     if reference not in shipped():
         close = nearest(reference, shipped())
@@ -163,19 +159,7 @@ def load(reference: str) -> Scenario:
 
 def parse(data: bytes, source: str, name: str) -> Scenario:
     """Read one scenario from TOML; `source` is what error messages call it."""
-    if len(data) > _MAX_FILE:
-        raise BadInputFileError(f"{source}: is larger than {_MAX_FILE >> 10} KiB, not a scenario.")
-    try:
-        raw = tomllib.loads(data.decode())
-        scenario = msgspec.convert(raw, Scenario)
-    except UnicodeDecodeError as error:
-        raise BadInputFileError(f"{source}: is not UTF-8 text.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise BadInputFileError(f"{source}: is not valid TOML: {error}.") from error
-    except msgspec.ValidationError as error:
-        raise BadInputFileError(f"{source}: {error}.") from error
-    except RecursionError as error:
-        raise BadInputFileError(f"{source}: is nested too deeply to be a scenario.") from error
+    scenario = decode.convert(decode.toml(data, source), Scenario, source)
     _check(scenario, source)
     return msgspec.structs.replace(scenario, name=name)
 

@@ -16,6 +16,7 @@ from typing import Final, Self, TypeVar
 
 import msgspec
 
+from trapline.base import encode
 from trapline.base.errors import BadInputFileError, OutputError
 from trapline.results.explore import Result, Window
 
@@ -61,7 +62,7 @@ def key_of(result: Result) -> Key:
 
 def row_of(result: Result) -> Row:
     """Make a result ready for the store; workers do it, as the parent has many of them."""
-    return (*key_of(result), result.verdict, msgspec.json.encode(result))
+    return (*key_of(result), result.verdict, encode.json(result))
 
 
 class Store:
@@ -156,7 +157,7 @@ class Store:
 
     def add_window(self, window: Window) -> None:
         """Keep a window; one that differs from what is stored means another kernel build."""
-        blob = msgspec.json.encode(window)
+        blob = encode.json(window)
         with self._guard():
             row = self._db.execute(
                 "SELECT document FROM window WHERE scenario = ?", (window.scenario,)

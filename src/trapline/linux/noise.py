@@ -5,12 +5,12 @@ is looked up in the symbols and types of the kernel at hand; what a kernel does 
 left out. A rule may also demand a difference: an NMI that left no trace was lost.
 """
 
-import tomllib
 from importlib import resources
 from typing import Annotated, Final, Literal
 
 import msgspec
 
+from trapline.base import decode
 from trapline.base.errors import BadInputFileError
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_.$][\w.$]{0,199}$")]
@@ -79,10 +79,7 @@ def shipped_rules() -> tuple[NoiseRule, ...]:
 
 def parse(data: bytes, source: str) -> tuple[NoiseRule, ...]:
     """Read rules from TOML; raises BadInputFileError."""
-    try:
-        rules = msgspec.convert(tomllib.loads(data.decode()), _File).noise
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise BadInputFileError(f"{source}: {error}.") from error
+    rules = decode.convert(decode.toml(data, source), _File, source).noise
     for rule in rules:
         _check(rule, source)
     return rules

@@ -3,8 +3,9 @@
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
+from trapline.base.printable import printable_ascii
 from trapline.report.splat import render_splat
-from trapline.report.table import counted, paragraph, printable, table
+from trapline.report.table import counted, paragraph, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -183,12 +184,12 @@ def _source(site: "TrapSite") -> str:
 
 def _detail(site: "TrapSite") -> "Iterator[str]":
     found = f"scan {site.scan_id}" if site.scan_id else site.reason
-    yield printable(f"{site.count:>9,}  {site.trap:<7} {site.label}  [{found}]")
+    yield printable_ascii(f"{site.count:>9,}  {site.trap:<7} {site.label}  [{found}]")
     for frame in site.inlined:
         source = "??" if frame.file is None else f"{frame.file}:{frame.line or '?'}"
-        yield printable(f"{'':18} {frame.function} (inlined) {source}")
+        yield printable_ascii(f"{'':18} {frame.function} (inlined) {source}")
     if not site.inlined and site.file is not None:
-        yield printable(f"{'':18} {_source(site)}")
+        yield printable_ascii(f"{'':18} {_source(site)}")
 
 
 def _soundness(result: "BootResult") -> "Iterator[str]":

@@ -7,8 +7,9 @@ instruction of the window, the function's name beneath its first instruction.
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
+from trapline.base.printable import printable_ascii
 from trapline.report.splat import render_splat
-from trapline.report.table import WIDTH, counted, paragraph, printable, table
+from trapline.report.table import WIDTH, counted, paragraph, table
 from trapline.results.explore import CLEAN, SEVERITY, Result
 from trapline.results.findings import findings
 
@@ -95,10 +96,10 @@ def _matrix(result: "ExploreResult") -> "Iterator[str]":
     shown = None
     for (scenario, event), count in counts.items():
         if scenario != shown:
-            yield printable(scenario)
+            yield printable_ascii(scenario)
             shown = scenario
         cells = [f"{count[v]:{width},}" for v, width in zip(present, widths, strict=True)]
-        yield " ".join((printable(f"  {event}").ljust(_LABEL), *cells))
+        yield " ".join((printable_ascii(f"  {event}").ljust(_LABEL), *cells))
     expected = Counter(
         (one.scenario, _event(one), one.verdict) for one in result.results if one.expected
     )
@@ -182,7 +183,7 @@ def _row(row: range, marks: str, boundaries: "Sequence[Boundary]") -> "Iterator[
             continue
         column = 8 + index - row.start
         if len(names) <= column:
-            names = names.ljust(column) + printable(function) + " "
+            names = names.ljust(column) + printable_ascii(function) + " "
     yield names.rstrip()[:WIDTH]
 
 
@@ -215,13 +216,13 @@ def _evidence(one: "Result", *, everything: bool) -> "Iterator[str]":
     if one.last:
         yield "  Last instructions:"
         for text in one.last if everything else one.last[-4:]:
-            yield printable(f"    {text}")[:WIDTH]
+            yield printable_ascii(f"    {text}")[:WIDTH]
     if one.splat is not None and everything:
         for line in render_splat(one.splat):
             yield f"  {line}"
     else:
         yield "  To reproduce:"
-        yield printable(f"    {one.reproduce}")
+        yield printable_ascii(f"    {one.reproduce}")
 
 
 def _verdict(result: "ExploreResult") -> "Iterator[str]":

@@ -5,8 +5,9 @@ Each starts like a compiler message, `file:line: what`, so that editors can foll
 
 from typing import TYPE_CHECKING
 
+from trapline.base.printable import printable_ascii
 from trapline.report.classes import CLASSES
-from trapline.report.table import WIDTH, printable
+from trapline.report.table import WIDTH
 from trapline.report.tally import VMLINUX
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def _place(file: str | None, line: int | None) -> str:
 
 def _row(text: str, indent: str = "    ") -> "Iterator[str]":
     """Break only what does not fit, and then anywhere: paths and names have no spaces."""
-    text = indent + printable(text)
+    text = indent + printable_ascii(text)
     while len(text) > WIDTH:
         cut = text.rfind(" ", len(indent) + 1, WIDTH + 1)
         cut = cut if cut > len(indent) + 8 else WIDTH

@@ -7,14 +7,13 @@ a named pipe) is written to directly: there is nothing to rename over it.
 
 import errno
 import os
-import secrets
 import stat
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trapline.base.errors import OutputError
+from trapline.base.files import why, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,7 +33,7 @@ class Destination:
         try:
             _check(path)
         except OSError as error:
-            raise OutputError(f"{path} cannot be written: {_why(error)}.") from error
+            raise OutputError(f"{path} cannot be written: {why(error)}.") from error
 
     @property
     def is_terminal(self) -> bool:
@@ -83,10 +82,6 @@ def _is_special(path: Path) -> bool:
         return False
 
 
-def _why(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
-
-
 def _to_stdout(chunks: "Iterable[bytes]") -> None:
     out = sys.stdout.buffer
     try:
@@ -98,7 +93,7 @@ def _to_stdout(chunks: "Iterable[bytes]") -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return
-        raise OutputError(f"standard output cannot be written: {_why(error)}.") from error
+        raise OutputError(f"standard output cannot be written: {why(error)}.") from error
 
 
 def _to_special(path: Path, chunks: "Iterable[bytes]") -> None:
@@ -107,29 +102,14 @@ def _to_special(path: Path, chunks: "Iterable[bytes]") -> None:
             for chunk in chunks:
                 _write_all(out.fileno(), chunk)
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {_why(error)}.") from error
+        raise OutputError(f"{path} cannot be written: {why(error)}.") from error
 
 
 def _to_file(path: Path, chunks: "Iterable[bytes]") -> None:
     try:
-        target = _real(path)
-        beside = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}")
-        # O_EXCL: never write through a name that someone else put there first.
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            with os.fdopen(descriptor, "wb") as out:
-                out.writelines(chunks)
-                out.flush()
-                if target.exists():
-                    os.fchmod(descriptor, stat.S_IMODE(target.stat().st_mode))
-                os.fsync(descriptor)
-            beside.replace(target)
-        except BaseException:  # Ctrl-C included: nothing half-written stays
-            with suppress(OSError):
-                beside.unlink()
-            raise
+        write_whole(_real(path), chunks)
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {_why(error)}.") from error
+        raise OutputError(f"{path} cannot be written: {why(error)}.") from error
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from trapline.allowlist import listfile
+from trapline.base import encode
 from trapline.report.records import RECORDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from trapline.base import encode
     from trapline.report.formats.json_lines import Lines
-    from trapline.report.records import Record
+from trapline.report.records import Record
 
 Schema = dict[str, Any]
 
@@ -59,7 +61,7 @@ SCHEMAS: Final = _builders()
 def render(name: str) -> bytes:
     """Give the schema of that name as indented UTF-8 with a final newline; KeyError if unknown."""
     schema = _told(SCHEMAS[name]())
-    return msgspec.json.format(msgspec.json.encode(schema), indent=2) + b"\n"
+    return msgspec.json.format(encode.json(schema), indent=2) + b"\n"
 
 
 def _told(node: Any) -> Any:  # noqa: ANN401 - any part of a schema

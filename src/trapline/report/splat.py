@@ -9,8 +9,9 @@ unless a name is longer than that.
 
 from typing import TYPE_CHECKING
 
+from trapline.base.printable import printable_ascii
 from trapline.machine.observe.backtrace import backtrace_lines
-from trapline.report.table import paragraph, printable
+from trapline.report.table import paragraph
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -29,8 +30,8 @@ _ROWS = (
 def render_splat(splat: "Splat") -> "Iterator[str]":
     """Yield the lines of a splat; the first ones announce what trapline itself injected."""
     for event in splat.injected:
-        yield printable(f"INJECTED by trapline: {event}")
-    yield printable(splat.banner)
+        yield printable_ascii(f"INJECTED by trapline: {event}")
+    yield printable_ascii(splat.banner)
     yield from _registers(splat.registers, splat.code)
     yield from backtrace_lines([splat.place])
     yield "Call Trace:"
@@ -43,7 +44,7 @@ def render_splat(splat: "Splat") -> "Iterator[str]":
         for line in splat.traps:
             yield from paragraph(line, indent="  ", hanging="    ")
     yield "To reproduce:"
-    yield printable(f"  {splat.reproduce}")
+    yield printable_ascii(f"  {splat.reproduce}")
 
 
 def _trace_entry(place: "Place") -> "Iterator[str]":
@@ -75,7 +76,7 @@ def _registers(registers: "Registers", code: "Code") -> "Iterator[str]":
 
 
 def _short(registers: "Registers") -> "Iterator[str]":
-    yield printable(f"RIP: {registers.cs}:{registers.rip}")
+    yield printable_ascii(f"RIP: {registers.cs}:{registers.rip}")
     yield f"RSP: {registers.ss}:{registers.general['rsp']} EFLAGS: {registers.rflags}"
     for row in _ROWS:
         yield _named(registers.general, row)

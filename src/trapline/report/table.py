@@ -7,22 +7,14 @@ whatever is not ASCII are written as escapes, so that no symbol name can drive a
 import textwrap
 from typing import TYPE_CHECKING
 
+from trapline.base.printable import printable_ascii
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 WIDTH = 80
 _GAP = 2
 _NARROWEST = 8  # no column is squeezed below this many characters
-
-
-def printable(text: str) -> str:
-    r"""Write control and non-ASCII characters as escapes, e.g. ESC as `\x1b`."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        c if c.isascii() and c.isprintable() else c.encode("unicode_escape").decode("ascii")
-        for c in text
-    )
 
 
 def counted(number: int, noun: str) -> str:
@@ -33,7 +25,7 @@ def counted(number: int, noun: str) -> str:
 def paragraph(text: str, *, indent: str = "", hanging: str | None = None) -> "Iterator[str]":
     """Fill one paragraph to the width; `hanging` indents all lines but the first."""
     yield from textwrap.wrap(
-        printable(text),
+        printable_ascii(text),
         WIDTH,
         initial_indent=indent,
         subsequent_indent=indent if hanging is None else hanging,
@@ -51,7 +43,8 @@ def table(header: "Sequence[str]", rows: "Sequence[Sequence[str | int]]") -> "It
         return
     numeric = [all(isinstance(row[i], int) for row in rows) for i in range(len(header))]
     cells = [
-        [f"{c:,}" if isinstance(c, int) else printable(c) for c in row] for row in (header, *rows)
+        [f"{c:,}" if isinstance(c, int) else printable_ascii(c) for c in row]
+        for row in (header, *rows)
     ]
     widths = _fit([max(len(row[i]) for row in cells) for i in range(len(header))], numeric)
     yield from _row(cells[0], widths, numeric)

@@ -1,12 +1,10 @@
 """The base of every result document."""
 
-from typing import ClassVar, Final
+from typing import ClassVar
 
 import msgspec
 
 from trapline.results.rows import Row, rows_of
-
-_ENCODER: Final = msgspec.json.Encoder()
 
 
 class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -35,25 +33,3 @@ class ResultDocument(Document, frozen=True, kw_only=True):
     def parts(self, name: str) -> list[Row]:
         """Return the rows of the list of this name; for documents whose rows need more."""
         return rows_of(getattr(self, name))
-
-
-def encode(value: object) -> bytes:
-    r"""Return a document, or part of one, as JSON.
-
-    Names of files and command lines may hold bytes that are not UTF-8, which Python keeps as lone
-    surrogates and JSON cannot have: they are written as "\\udcff".
-    """
-    try:
-        return _ENCODER.encode(value)
-    except UnicodeEncodeError:
-        return _ENCODER.encode(_legible(msgspec.to_builtins(value)))
-
-
-def _legible(value: object) -> object:
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode("utf-8")
-    if isinstance(value, dict):
-        return {_legible(key): _legible(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_legible(each) for each in value]
-    return value

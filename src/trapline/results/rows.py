@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from trapline.base import encode
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -47,4 +49,4 @@ def _text(value: object) -> str:
     summary = getattr(value, "summary", None)
     if summary is not None:
         return str(summary())
-    return msgspec.json.encode(value).decode()
+    return encode.json(value).decode()

@@ -7,15 +7,17 @@ loaded beside them. Whatever is wrong with a table is collected as `Problem`s, w
 
 import csv
 import io
+import re
 import types
 import typing
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from functools import lru_cache
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from trapline.base import decode, files
 from trapline.base.errors import BadInputFileError, UsageError
 from trapline.rules.rows import (
     AttributeRule,
@@ -112,7 +114,7 @@ class RuleSet:
 
 def versions() -> list[str]:
     """Name the module versions that ship, oldest first."""
-    names = (entry.name for entry in files(__package__).iterdir() if entry.is_dir())
+    names = (entry.name for entry in resources.files(__package__).iterdir() if entry.is_dir())
     return sorted(name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX))
 
 
@@ -122,7 +124,7 @@ def load(version: str = DEFAULT_VERSION) -> RuleSet:
     if version not in versions():
         known = ", ".join(versions())
         raise UsageError(f"no rules for TDX module {version!r}; there are {known}.")
-    return _checked(files(__package__) / f"{_PREFIX}{version}", version)
+    return _checked(resources.files(__package__) / f"{_PREFIX}{version}", version)
 
 
 def load_folder(folder: Path) -> RuleSet:
@@ -134,7 +136,7 @@ def load_folder(folder: Path) -> RuleSet:
 
 def folder_of(version: str) -> "Traversable":
     """Return the folder of a version that ships."""
-    return files(__package__) / f"{_PREFIX}{version}"
+    return resources.files(__package__) / f"{_PREFIX}{version}"
 
 
 def _checked(folder: "Traversable", version: str | None) -> RuleSet:
@@ -161,27 +163,19 @@ def read(folder: "Traversable") -> tuple[dict[str, list[Located]], list[Problem]
 
 
 def _text(entry: "Traversable", name: str, problems: list[Problem]) -> str | None:
-    # Opening a FIFO would wait for a writer.
-    if isinstance(entry, Path) and entry.exists() and not entry.is_file():
-        problems.append(Problem(name, 1, "not a regular file"))
-        return None
-    try:
-        with entry.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-    except FileNotFoundError:
+    if not entry.is_file() and not (isinstance(entry, Path) and entry.exists()):
         problems.append(Problem(name, 1, "the table is missing"))
         return None
-    except OSError as error:
-        problems.append(Problem(name, 1, f"cannot be read: {error.strerror}"))
-        return None
-    if len(data) > _MAX_BYTES:
-        problems.append(Problem(name, 1, f"larger than {_MAX_BYTES} bytes"))
-        return None
     try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        problems.append(Problem(name, line, "not UTF-8"))
+        if isinstance(entry, Path):
+            data = files.read(entry, limit=_MAX_BYTES, what="a table of rules")
+        else:
+            data = entry.read_bytes()
+        return decode.text(data, str(entry))
+    except BadInputFileError as error:
+        found = re.match(r"(?:line (\d+) )?(?:is )?(.*)", str(error).removeprefix(f"{entry}: "))
+        assert found is not None, "all of it is optional"
+        problems.append(Problem(name, int(found[1] or 1), found[2].rstrip(".")))
         return None
 
 

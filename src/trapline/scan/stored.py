@@ -4,16 +4,13 @@ The cache is an optimisation: what cannot be read or written there is scanned ag
 """
 
 import hashlib
-import os
-import tempfile
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
+from trapline.base import decode, encode, files
 from trapline.base.errors import BadInputFileError, OutputError
 from trapline.base.version import __version__
 from trapline.kernel.find.deb import cache_folder
@@ -34,18 +31,8 @@ _MAKERS: Final = ("allowlist", "base", "isa", "kernel", "linux", "results", "sca
 
 def read_scan(path: Path) -> ScanResult:
     """Read a scan that was written as JSON; raises BadInputFileError."""
-    try:
-        if path.exists() and not path.is_file():  # a FIFO would wait for a writer
-            raise BadInputFileError(f"{path}: is not a regular file.")
-        if path.stat().st_size > _MAX_SIZE:
-            raise BadInputFileError(f"{path}: is too large for the result of a scan.")
-        return msgspec.json.decode(path.read_bytes(), type=ScanResult)
-    except OSError as error:
-        raise BadInputFileError(f"{path}: cannot be read: {error.strerror}.") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BadInputFileError(
-            f"{path}: is not the result of `trapline scan --format json`: {error}."
-        ) from None
+    data = files.read(path, limit=_MAX_SIZE, what="the result of a scan")
+    return decode.json(data, ScanResult, str(path), "the result of `trapline scan --format json`")
 
 
 def require_same_kernel(known: ScanResult, path: Path, build_id: str | None) -> None:
@@ -80,7 +67,8 @@ def scan_once(
     result = scan(part, allow, progress)
     if path is not None:
         with suppress(OSError):
-            _write(path, msgspec.json.encode(result))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_whole(path, [encode.json(result)])
     return result
 
 
@@ -112,23 +100,9 @@ def _place(kernel: "KernelFiles", build_id: str, allow: "AllowList") -> Path | N
     sources += [path for module in kernel.modules for path in (module.path, module.debug)]
     names = "\0".join([_program(), str(VERSION), build_id, *map(_state, sources)])
     digest = hashlib.blake2b(
-        names.encode("utf-8", "surrogateescape") + msgspec.json.encode(allow), digest_size=16
+        names.encode("utf-8", "surrogateescape") + encode.json(allow), digest_size=16
     ).hexdigest()
     try:
         return cache_folder() / "scans" / f"{digest}.json"
     except OutputError:
         return None
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write beside, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent)
-    beside = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        beside.replace(path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise

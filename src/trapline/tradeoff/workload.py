@@ -11,6 +11,8 @@ import threading
 from pathlib import Path
 from typing import Final, Self
 
+from trapline.base import files
+from trapline.base.errors import BadInputFileError
 from trapline.machine.loader.initramfs import workload
 from trapline.results.tradeoff import WorkStep
 
@@ -19,6 +21,7 @@ PAGE_SIZE: Final = 64 << 10
 CONSOLE_LINES: Final = 50
 MODULES: Final = ("virtio_blk", "virtio_net")
 COMMAND_LINE: Final = "console=ttyS0 quiet"
+_MAX_CONSOLE: Final = 1 << 20  # bytes
 _SEED: Final = 20210914
 _LINE: Final = "a line of console output"
 
@@ -62,7 +65,7 @@ class Workload:
     def check(self, output: bytes) -> tuple[WorkStep, ...]:
         """Look at what the guest printed on its serial port, and at the virtio console."""
         text = output.decode(errors="replace")
-        written = self._console.read_text(errors="replace") if self._console.exists() else ""
+        written = self._written()
         return (
             WorkStep(name="boot", passed="init: loaded" in text),
             WorkStep(name="disk read", passed=f"disk {self._sums['disk']}" in text),
@@ -72,6 +75,14 @@ class Workload:
                 passed=all(f"{_LINE} {n}" in written for n in (1, CONSOLE_LINES)),
             ),
         )
+
+    def _written(self) -> str:
+        """Read what came out of the virtio console: as much as a guest likes."""
+        try:
+            data = files.read(self._console, limit=_MAX_CONSOLE, what="a console's output")
+        except BadInputFileError:
+            return ""
+        return data.decode(errors="replace")
 
     def __enter__(self) -> Self:
         self._thread.start()

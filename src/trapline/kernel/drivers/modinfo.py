@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from trapline.base.errors import BadImageError
+from trapline.base.files import read
 from trapline.kernel.elf.file import MAX_MODULE, ElfFile
 
 if TYPE_CHECKING:
@@ -95,11 +96,4 @@ def read_builtin(files: "KernelFiles") -> "Iterator[ModuleInfo]":
 
 
 def _read(path: "Path") -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_MODINFO + 1)
-    except OSError as error:
-        raise BadImageError(f"{path}: cannot be read: {error.strerror}.") from None
-    if len(data) > _MAX_MODINFO:
-        raise BadImageError(f"{path}: is larger than any kernel's ({_MAX_MODINFO >> 20} MiB).")
-    return data
+    return read(path, limit=_MAX_MODINFO, what="a list of modules", error=BadImageError)

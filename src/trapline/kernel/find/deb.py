@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from trapline.base.errors import FetchError, OutputError
+from trapline.base import decode, files
+from trapline.base.errors import BadInputFileError, FetchError, OutputError
 from trapline.kernel.find.apt import Apt, Package
 
 Announce = Callable[[str], None]
@@ -31,6 +32,7 @@ _DEBUG_SUFFIXES: Final = ("-dbg", "-dbgsym")
 _MAX_PACKAGES: Final = 16
 _LISTS_SIZE: Final = "some 10 to 30 MB"
 _COMPLETE: Final = ".trapline-complete"
+_MAX_RECORD: Final = 1 << 16  # bytes
 
 
 def fetch_kernel(
@@ -292,9 +294,7 @@ def _record(folder: Path, names: list[str], resolve: Callable[[str, Show], list[
 def _write_record(record: Path, packages: list[Package]) -> None:
     try:
         record.parent.mkdir(exist_ok=True)
-        beside = record.with_suffix(".new")
-        beside.write_text("".join(f"{package.folder_name}\n" for package in packages))
-        beside.replace(record)
+        files.write_whole(record, (f"{package.folder_name}\n".encode() for package in packages))
     except OSError as error:
         raise OutputError(f"{record}: cannot be written: {error.strerror}.") from None
 
@@ -302,8 +302,9 @@ def _write_record(record: Path, packages: list[Package]) -> None:
 def _recorded(record: Path, store: Path) -> tuple[Path, ...]:
     """Return the trees of a record, () where there is none or one of them is not complete."""
     try:
-        names = record.read_text().splitlines()
-    except (OSError, ValueError):
+        data = files.read(record, limit=_MAX_RECORD, what="a record of packages")
+        names = decode.text(data, str(record)).splitlines()
+    except BadInputFileError:
         return ()
     trees = tuple(store / Path(name).name for name in names)
     return trees if all((tree / _COMPLETE).is_file() for tree in trees) else ()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from trapline.base.errors import BadImageError, KernelNotFoundError
+from trapline.base.files import read
 from trapline.base.mapping import mapped
 from trapline.base.printable import decode_name
 from trapline.kernel.elf import bzimage
@@ -354,5 +355,4 @@ def _config(configs: Sequence[Path], vmlinux: Path | None, vmlinuz: Path | None)
 
 
 def _read(path: Path) -> bytes:
-    with mapped(path) as data:
-        return bytes(data[:_MAX_TEXT])
+    return read(path, limit=_MAX_TEXT, what="a text of a kernel's", error=KernelNotFoundError)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from trapline.base import files
 from trapline.base.errors import BadImageError, BadMachineError
 from trapline.kernel.elf import compression
 
@@ -138,13 +139,7 @@ def read_initrd(path: Path) -> bytes:
 
     Raises BadMachineError where it cannot be read or is not an archive that the kernel unpacks.
     """
-    try:
-        size = path.stat().st_size
-        if not path.is_file() or size > MAX_INITRD:
-            raise BadMachineError(f"{path}: is not an initrd of less than 1 GiB.")
-        data = path.read_bytes()
-    except OSError as error:
-        raise BadMachineError(f"{path}: the initrd cannot be read: {error.strerror}.") from None
+    data = files.read(path, limit=MAX_INITRD, what="an initrd", error=BadMachineError)
     check(data, str(path))
     return data
 

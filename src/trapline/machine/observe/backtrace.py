@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Final
 
+from trapline.base.printable import printable_ascii
 from trapline.cpu.engine import Reg
 from trapline.kernel.live.unwind import SavedRegisters, StackFrame, unwind, with_guesses
 from trapline.results.splat import Place, Registers
@@ -76,13 +77,15 @@ def backtrace_lines(places: "Iterable[Place]") -> "Iterator[str]":
     """Yield a back trace as text: one line a frame, inlined functions on lines of their own."""
     for place in places:
         mark = "? " if place.is_guess else ""
-        yield _printable(f" {mark}{place.label}")
+        yield printable_ascii(f" {mark}{place.label}")
         if place.is_guess:
             continue
         for index, frame in enumerate(place.frames):
             source = "??" if frame.file is None else f"{frame.file}:{frame.line or '?'}"
             inlined = index < len(place.frames) - 1
-            yield _printable(f"     {source}" + (f" {frame.function} (inlined)" if inlined else ""))
+            yield printable_ascii(
+                f"     {source}" + (f" {frame.function} (inlined)" if inlined else "")
+            )
 
 
 def _place_of_frame(frame: StackFrame, symbols: "RuntimeSymbols") -> Place:
@@ -91,8 +94,3 @@ def _place_of_frame(frame: StackFrame, symbols: "RuntimeSymbols") -> Place:
     if frame.registers is not None and frame.slot is not None:
         registers = saved_registers(frame.registers, location.label)
     return place_of(location, is_guess=frame.is_guess, registers=registers)
-
-
-def _printable(text: str) -> str:
-    """Keep what a kernel image calls its functions from driving a terminal."""
-    return "".join(c if " " <= c <= "~" else "?" for c in text)

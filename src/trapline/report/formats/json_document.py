@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from trapline.results.document import encode
+from trapline.base import encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -10,5 +10,5 @@ if TYPE_CHECKING:
 
 def render(result: object) -> "Iterator[bytes]":
     """Yield the document as UTF-8, keys in the order of the schema, then a newline."""
-    yield encode(result)
+    yield encode.json(result)
     yield b"\n"

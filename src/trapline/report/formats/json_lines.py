@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final, get_args
 
 import msgspec
 
-from trapline.results.document import Document, encode
+from trapline.base import encode
+from trapline.results.document import Document
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -54,10 +55,10 @@ class Lines:
     def render(self, document: object) -> "Iterator[bytes]":
         """Yield one JSON object and a newline per line, UTF-8."""
         fields = {name: getattr(document, name) for name in self.head.__struct_fields__}
-        yield encode(self.head(**fields)) + b"\n"
+        yield encode.json(self.head(**fields)) + b"\n"
         for name, line in self.parts.items():
             for part in getattr(document, name):
-                yield encode(line(**msgspec.structs.asdict(part))) + b"\n"
+                yield encode.json(line(**msgspec.structs.asdict(part))) + b"\n"
 
 
 def _line(part: type[msgspec.Struct], tag: str) -> type[msgspec.Struct]:

@@ -5,8 +5,8 @@ Source: Documentation/dev-tools/ktap.rst. The plain `#` lines are diagnostics.
 
 from typing import TYPE_CHECKING
 
+from trapline.base.printable import printable_ascii
 from trapline.report.explore_text import announcement
-from trapline.report.table import printable
 from trapline.results.findings import findings, levels
 
 if TYPE_CHECKING:
@@ -45,4 +45,4 @@ def _line(index: int, one: "Result", window: "Window", level: "Level | None") ->
     name = f"{event}.{one.boundary}.{boundary.function}+{boundary.offset:x}".replace("#", "_")
     outcome = "not ok" if level == "error" else "ok"
     known = " # XFAIL no worse than the baseline" if level == "note" else ""
-    return printable(f"{outcome} {index} {name.replace(' ', '_')} {one.verdict}{known}")
+    return printable_ascii(f"{outcome} {index} {name.replace(' ', '_')} {one.verdict}{known}")

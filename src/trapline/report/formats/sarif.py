@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from trapline.base import encode
 from trapline.report.classes import CLASSES, ClassText
 from trapline.report.table import counted
 from trapline.results.findings import driver_id, findings
@@ -51,7 +52,7 @@ Json = dict[str, object]
 
 def render(result: "ScanResult") -> "Iterator[bytes]":
     """Yield one SARIF log with one run, UTF-8."""
-    yield msgspec.json.format(msgspec.json.encode(log(result)), indent=1)
+    yield msgspec.json.format(encode.json(log(result)), indent=1)
     yield b"\n"
 
 
