@@ -45,7 +45,11 @@ _decoder: Final = msgspec.msgpack.Decoder(Success | Failure)
 
 def scan_pool(context: "ScanContext", workers: int) -> Pool[Task, bytes]:
     """Return processes for one scan; they load libraries while the caller does other things."""
-    return Pool(partial(_Scanner, context), workers, advice="free some memory and try again")
+    return Pool(
+        partial(_Scanner, context),
+        workers,
+        advice="give fewer --workers, or free some memory, and try again",
+    )
 
 
 def scan_all(

@@ -37,7 +37,7 @@ def verify_pool(source: TargetSource, count: int, *, ring3: bool) -> Pool[Chunk,
     Cases in ring 3 must all be run before the first others: the guest only goes forward.
     """
     make = partial(_Runner, source, ring3=ring3)
-    return Pool(make, count, advice="give fewer --jobs, or free some memory, and try again")
+    return Pool(make, count, advice="give fewer --workers, or free some memory, and try again")
 
 
 def run_cases(
