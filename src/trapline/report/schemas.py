@@ -17,9 +17,8 @@ from trapline.report.records import RECORDS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trapline.base import encode
     from trapline.report.formats.json_lines import Lines
-from trapline.report.records import Record
+    from trapline.report.records import Record
 
 Schema = dict[str, Any]
 
