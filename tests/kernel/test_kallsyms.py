@@ -21,11 +21,17 @@ SYMBOLS = [
     ("W", "a_" + "long_name_" * 20, TEXT + 0x3000),
     ("D", "pv_ops", TEXT + 0x100000),
 ]
-TABLE = {"old": "header names last", "debian": "with seqs", "new": "offsets last"}
+TABLE = {
+    "old": "header names last",
+    "debian": "with seqs",
+    "new": "offsets last",
+    "places": "each offset counts from its own place; 4 bytes of alignment",
+}
+RODATA = TEXT + 0x200000
 
 
-def align(data):
-    return data + bytes(-len(data) % 8)
+def align(data, size=8):
+    return data + bytes(-len(data) % size)
 
 
 def compress(name, tokens):
@@ -65,6 +71,14 @@ def tables(layout, *, absolute_percpu=True, symbols=SYMBOLS):
         "debian": [addresses, header, body, sequences, align(table), align(index)],
         "new": [header, body, align(table), align(index), addresses, sequences],
     }
+    if layout == "places":
+        marks = starts[::256].astype("<u4").tobytes()
+        parts[layout] = [header[:4], align(b"".join(names), 4), marks, align(table, 4), index]
+        # An odd number of words: all is aligned to 4 bytes and not to 8.
+        place = RODATA + 4100 + len(b"".join(parts[layout]))
+        addresses = [max(address, TEXT) for _, _, address in symbols]
+        slots = [address - place - 4 * slot for slot, address in enumerate(addresses)]
+        parts[layout] = [b"\x11" * 4, *parts[layout], np.array(slots, "<i4").tobytes(), sequences]
     return b"\x11" * 4096 + b"".join(parts[layout]) + b"\x22" * 4096
 
 
@@ -75,13 +89,19 @@ class Stripped:
     sections = (
         Section(1, ".text", 1, 6, TEXT, 0, 0x10000, 0x10000, 0, 0, 16, 0, None),
         Section(2, ".data", 1, 3, TEXT + 0x100000, 0, 0x1000, 0x1000, 0, 0, 16, 0, None),
+        Section(3, ".bss", 8, 3, TEXT + 0x300000, 0, 0x1000, 0, 0, 0, 16, 0, None),
     )
 
     def __init__(self, rodata):
         self._rodata = rodata
 
-    def contents(self, name):
-        return memoryview(self._rodata if name == ".rodata" else b"")
+    def section(self, name):
+        size = len(self._rodata)
+        found = Section(4, ".rodata", 1, 2, RODATA, 0, size, size, 0, 0, 16, 0, None)
+        return found if name == ".rodata" else None
+
+    def contents(self, section):
+        return memoryview(self._rodata if section.name == ".rodata" else b"")
 
 
 @pytest.mark.parametrize("layout", TABLE)

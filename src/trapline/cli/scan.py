@@ -58,7 +58,8 @@ def command(
     ("deb:A|B" takes the first that apt knows).
 
     Exits with 1 when the #VE handler cannot emulate a site, or a built-in driver that binds to
-    what the host presents and is not on the allow list touches the host.
+    what the host presents and is not on the allow list touches the host; with 31 when there is
+    none of that, but a part of the kernel could not be read or was not understood.
     """
     destination = Destination(output)
     with ProgressReport() as report:

@@ -59,9 +59,22 @@ class Sweep:
         known = self._offsets(np.fromiter(entries, np.uint64))
         self._realign(known)
         self._skip_marks(known)
+        self._is_code: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.starts)
+
+    def leave_data(self, is_code: "NDArray[np.bool_]") -> "list[int]":
+        """Name no more candidates in what is no code, by a flag for each of `starts`.
+
+        Returns the addresses of the trap candidates that are left out by this.
+        """
+        if is_code.all():
+            return []
+        self._is_code = ~is_code
+        left_out = self.trap_candidates()
+        self._is_code = is_code
+        return left_out
 
     def decode(self, address: int) -> Instruction:
         """Return the instruction at an address."""
@@ -129,8 +142,10 @@ class Sweep:
             starts, ends = bounds[:_CHUNK], bounds[1:]
             if len(ends) < len(starts):
                 ends = np.append(ends, len(self.data))
-            chosen = starts[choose(starts, ends)].tolist()
-            found += [self.address + offset for offset in chosen]
+            chosen = choose(starts, ends)
+            if self._is_code is not None:
+                chosen = chosen[self._is_code[first:][chosen]]
+            found += [self.address + offset for offset in starts[chosen].tolist()]
         return found
 
     def _may_trap(self, starts: "NDArray[np.int64]", _: "NDArray[np.int64]") -> "NDArray[np.intp]":

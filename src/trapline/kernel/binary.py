@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from trapline.base.errors import BadImageError
+from trapline.kernel.codespans import CodeSpans, described_code
 from trapline.kernel.dwarf.linetable import LineTable
 from trapline.kernel.dwarf.sourcepath import SourceTree
 from trapline.kernel.dwarf.symcache import SymCache
@@ -45,11 +46,15 @@ _PARTS: Final = (
 
 
 class TextSection(NamedTuple):
-    """Instructions: `data` is what would be in memory at `address`, relocations applied."""
+    """Instructions: `data` is what would be in memory at `address`, relocations applied.
+
+    `is_writable` is what its section's flags say.
+    """
 
     name: str
     address: int
     data: memoryview
+    is_writable: bool = False
 
     @property
     def end(self) -> int:
@@ -114,7 +119,12 @@ class Binary:
     def text(self) -> tuple[TextSection, ...]:
         """All code, in the order of the file."""
         return tuple(
-            TextSection(section.name, self._address(section), self._contents(section))
+            TextSection(
+                section.name,
+                self._address(section),
+                self._contents(section),
+                section.is_writable,
+            )
             for section in self._sections
             if section.size
         )
@@ -135,6 +145,16 @@ class Binary:
         if self._module is None and not len(self.elf.symbols):
             return read_kallsyms(self.elf) or self.elf.symbols
         return self.elf.symbols
+
+    @property
+    def has_typed_symbols(self) -> bool:
+        """Whether symbols say what they are and how large: those of a symbol table do."""
+        return len(self.elf.symbols) > 0
+
+    @cached_property
+    def code_spans(self) -> CodeSpans | None:
+        """What is code in the sections of `text`; None for a module, where all of it is."""
+        return None if self._module is not None else described_code(self)
 
     @cached_property
     def functions(self) -> FunctionTable:
@@ -208,7 +228,7 @@ class Binary:
         symbol = self.symbol_at(address)
         frames = () if self.symcache is None else self.symcache.chain(address)
         if not frames or frames[-1].file is None:
-            return self._assembly_chain(address, symbol, frames)
+            return self._line_chain(address, symbol, frames)
         if symbol is None or symbol.name == frames[-1].function:
             return frames
         # symbolic names all parts of a function after the lowest, which may be its cold one.
@@ -299,19 +319,22 @@ class Binary:
                 parts.append((start, end, name))
         return parts
 
-    def _assembly_chain(
+    def _line_chain(
         self, address: int, symbol: Symbol | None, frames: tuple[Frame, ...]
     ) -> tuple[Frame, ...]:
         """Build the one frame of code that SymCache does not know."""
         if symbol is None:
             return frames
         unit = self.unit_at(address)
-        if unit is None or unit.line_table is None or not unit.is_assembly:
+        if unit is None or unit.line_table is None:
             return (Frame(function=symbol.name, file=None, line=None),)
         table = self._line_tables.get(unit.line_table)
         if table is None:
             table = self._line_tables[unit.line_table] = LineTable(self._debug, unit.line_table)
-        place = table.at(address)
+        if unit.is_assembly:
+            place = table.at(address)
+        else:
+            place = table.at_in(address, symbol.address, unit.name)
         if place is None:
             return (Frame(function=symbol.name, file=None, line=None),)
         path = self._tree.relative(unit.compilation, place.folder, place.file)
@@ -328,7 +351,7 @@ def open_module_files(path: "Path", debug: "Path | None" = None) -> tuple[ElfFil
         code = ElfFile.open(path, limit=MAX_MODULE)
         return code, code
     dwarf = ElfFile.open(debug, limit=MAX_MODULE)
-    return (dwarf if _has_code(dwarf) else ElfFile.open(path, limit=MAX_MODULE)), dwarf
+    return (dwarf if has_code(dwarf) else ElfFile.open(path, limit=MAX_MODULE)), dwarf
 
 
 def has_dwarf(elf: ElfFile) -> bool:
@@ -346,6 +369,7 @@ def code_sections(elf: ElfFile) -> list[Section]:
     ]
 
 
-def _has_code(elf: ElfFile) -> bool:
+def has_code(elf: ElfFile) -> bool:
+    """Whether a file has the bytes of its code: files of debug information have none of them."""
     sections = [s for s in elf.sections if s.is_alloc and s.is_executable and s.size]
     return all(section.type == SHT_PROGBITS for section in sections)

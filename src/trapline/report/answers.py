@@ -15,7 +15,7 @@ from trapline.report.tally import VMLINUX, Tally, group, is_mmio, tally
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from trapline.results.scan import Driver, ScanResult, Site
+    from trapline.results.scan import Driver, Outside, ScanResult, Site
 
 # The devices the e-mail names, as QEMU presents them: hw/net/e1000.c, hw/net/rtl8139.c.
 _EMULATED: Final = (
@@ -268,6 +268,15 @@ def _refused(result: "ScanResult") -> "Iterator[str]":
     )
 
 
+def _data_read_as_code(part: "Outside") -> str:
+    flags = "writable and executable" if part.writable else "executable"
+    return (
+        f"{counted(part.patterns, 'pattern')} in {part.section} that would be instructions that "
+        f"trap. The section is flagged as {flags}, but these {part.size:,} bytes are data: no "
+        "function, unwind entry or compilation unit has them."
+    )
+
+
 def _not_seen(result: "ScanResult") -> "Iterator[str]":
     yield ""
     yield from paragraph("What this scan did not see:")
@@ -278,6 +287,8 @@ def _not_seen(result: "ScanResult") -> "Iterator[str]":
         yield from paragraph(
             f"{len(unseen) - _UNSEEN:,} more, which --format json has.", indent="- ", hanging="  "
         )
+    for part in result.coverage.outside:
+        yield from paragraph(_data_read_as_code(part), indent="- ", hanging="  ")
     yield from paragraph(
         "Plain dereferences of mapped device memory, which no accessor marks: they look like any "
         "other load or store. Where device memory is mapped is in the table of mapping sites.",

@@ -76,8 +76,12 @@ def exit_code(document: Document) -> ExitCode:
     """Tell what a command that has this result exits with."""
     if isinstance(document, BootResult) and document.outcome.exit_code:
         return ExitCode(document.outcome.exit_code)
-    is_clean = all(found.level != "error" for found in findings(document))
-    return ExitCode.CLEAN if is_clean else ExitCode.FINDINGS
+    if any(found.level == "error" for found in findings(document)):
+        return ExitCode.FINDINGS
+    # What was not seen cannot be called clean.
+    if isinstance(document, ScanResult | FilterResult) and not document.coverage.complete:
+        return ExitCode.INCOMPLETE
+    return ExitCode.CLEAN
 
 
 def levels(found: "Iterable[Finding]") -> dict[int, Level]:

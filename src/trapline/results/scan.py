@@ -130,12 +130,28 @@ class Kernel(Document, frozen=True, kw_only=True):
     has_dwarf: bool
 
 
+class Outside(Document, frozen=True, kw_only=True):
+    """Bytes of a section with the flag of code that nothing describes as code.
+
+    `patterns` of them read like instructions that trap; they are no sites. `size` is in bytes.
+    """
+
+    section: str
+    writable: bool
+    size: int
+    patterns: int
+
+
 class Coverage(Document, frozen=True, kw_only=True):
-    """What the scan could not see, in words a report prints as they are."""
+    """What the scan could not see, in words a report prints as they are.
+
+    `outside` is what it saw in vmlinux and did not take for code.
+    """
 
     complete: bool
     missing: tuple[str, ...]
     advice: tuple[str, ...]
+    outside: tuple[Outside, ...] = ()
 
 
 class AllowedId(Document, frozen=True, kw_only=True):

@@ -4,8 +4,12 @@ from bisect import bisect_left
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from trapline.isa.sweep import Sweep
+from trapline.isa.traps import classify
 from trapline.linux.accessors import CALLED, INLINED, MAPPERS
+from trapline.results.scan import Outside
 from trapline.scan.kernelfacts import PV_OPS
 
 if TYPE_CHECKING:
@@ -29,8 +33,27 @@ class Code:
         self.sweeps = tuple(
             Sweep(section.data, section.address, entries) for section in binary.text
         )
+        #: What reads like instructions that trap, and is no code.
+        self.outside = tuple(self._leave_data())
         #: Address -> name of each accessor and mapper that this object could call.
         self.targets = binary.addresses_of({*CALLED, *MAPPERS})
+
+    def _leave_data(self) -> "Iterator[Outside]":
+        spans = self._binary.code_spans
+        if spans is None:
+            return
+        for section, sweep in zip(self._binary.text, self.sweeps, strict=True):
+            inside = spans.hold(sweep.starts.astype(np.uint64) + np.uint64(sweep.address))
+            left = sweep.leave_data(inside)
+            patterns = [at for at in left if classify(sweep.decode(at)) is not None]
+            if patterns:
+                size = len(sweep.data) - spans.size_within(section.address, section.end)
+                yield Outside(
+                    section=section.name,
+                    writable=section.is_writable,
+                    size=size,
+                    patterns=len(patterns),
+                )
 
     @cached_property
     def inlined(self) -> "list[tuple[int, int, str]]":

@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING, Final
 
 from trapline.results.scan import Coverage
+from trapline.scan.objects import ObjectResult
 from trapline.scan.pool import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from trapline.kernel.find.files import KernelFiles
-    from trapline.scan.objects import ObjectResult
 
 # Measured on Debian's linux-image-6.12.117+deb12-cloud-amd64, with and without its DWARF.
 _WITHOUT_DWARF: Final = (
@@ -20,6 +20,11 @@ _WITHOUT_DWARF: Final = (
 _NOTHING: Final = (
     "vmlinux has neither debug information nor symbols: only instructions that trap by themselves "
     "are seen, without the names of their functions; no MMIO, no calls, no mappings."
+)
+_NO_CODE: Final = (
+    "vmlinux has no code: the file holds debug information only, its sections of code are empty; "
+    "not one instruction of the kernel itself was seen. Give the kernel it was split from, in "
+    "one folder with it."
 )
 _MENTIONED: Final = 5  # names in one sentence
 # What the missing boot image and modules of a kernel mean is not for a scan to say.
@@ -42,6 +47,9 @@ def coverage(
         for outcome in modules
         if isinstance(outcome, Failure)
     )
+    hollow = [o.name for o in modules if not isinstance(o, Failure) and not o.has_code]
+    if hollow:
+        missing.append(f"{_names(hollow)} without code, in files of debug information only.")
     stripped = [
         outcome.name
         for outcome in modules
@@ -50,10 +58,17 @@ def coverage(
     if stripped:
         missing.append(f"{_names(stripped)} without debug information: {_WITHOUT_DWARF}.")
     advice = tuple(text for text in kernel.missing if _BOOT not in text)
-    return Coverage(complete=not missing, missing=tuple(missing), advice=advice)
+    return Coverage(
+        complete=not missing,
+        missing=tuple(missing),
+        advice=advice,
+        outside=main.outside if isinstance(main, ObjectResult) else (),
+    )
 
 
 def _of_vmlinux(result: "ObjectResult") -> list[str]:
+    if not result.has_code:
+        return [_NO_CODE]
     if result.has_dwarf:
         return []
     if result.has_symbols:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from trapline.kernel.binary import Binary, has_dwarf, open_module_files
+from trapline.kernel.binary import Binary, has_code, has_dwarf, open_module_files
 from trapline.kernel.drivers.modinfo import ModuleInfo, module_info
-from trapline.results.scan import Mapping, Site
+from trapline.results.scan import Mapping, Outside, Site
 from trapline.scan.code import Code
 from trapline.scan.identity import Key
 from trapline.scan.ioremap import find_mappings
@@ -32,13 +32,16 @@ class ObjectResult(msgspec.Struct, frozen=True, kw_only=True):
     """What one object has; sites and mappings still lack id, driver and subsystem.
 
     `site_keys` and `mapping_keys` are what their ids are made from, in the same order. `info` is
-    None for a vmlinux. `has_symbols` and `has_dwarf` say how much could be seen.
+    None for a vmlinux. `has_symbols`, `has_dwarf` and `has_code` say how much could be seen,
+    `outside` what was not taken for code.
     """
 
     name: str
     info: ModuleInfo | None
     has_symbols: bool
     has_dwarf: bool
+    has_code: bool = True
+    outside: tuple[Outside, ...] = ()
     sites: list[Site] = []
     site_keys: list[Key] = []
     mappings: list[Mapping] = []
@@ -74,6 +77,7 @@ def _scan_module(task: Task, context: "ScanContext") -> ObjectResult:
                 info=info,
                 has_symbols=len(code.symbols) > 0,
                 has_dwarf=has_dwarf(dwarf),
+                has_code=has_code(code),
             )
         return _scan(Binary.of_module(task.name, code, dwarf), context, info)
 
@@ -87,6 +91,8 @@ def _scan(binary: Binary, context: "ScanContext", info: ModuleInfo | None = None
         info=info,
         has_symbols=len(binary.functions) > 0,
         has_dwarf=binary.has_dwarf,
+        has_code=has_code(binary.elf) if binary.is_module else bool(binary.text),
+        outside=code.outside,
         sites=[site for site, _ in sites],
         site_keys=[key for _, key in sites],
         mappings=[mapping for mapping, _ in mappings],

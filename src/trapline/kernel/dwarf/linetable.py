@@ -1,9 +1,12 @@
-"""Source lines of assembly code, which SymCache does not have: runs one unit's line program.
+"""Source lines of code that SymCache does not have: runs one unit's line program.
+
+That is assembly code, and the few functions of C that symbolic passes over.
 
 Source: DWARF 5, 6.2 (line number information); DWARF 2 to 4 likewise, with their older header.
 """
 
 import bisect
+import posixpath
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from trapline.base.cursor import Cursor
@@ -54,6 +57,21 @@ class LineTable:
             return None
         name, folder = self._files[index]
         return SourceLine(self._folders[folder] if folder < len(self._folders) else "", name, line)
+
+    def at_in(self, address: int, start: int, unit: str) -> SourceLine | None:
+        """Return the line, in the unit's own source, that code from `start` on is at by `address`.
+
+        For functions with others inlined into them: the last row of the unit's own file is that
+        of the call. Without one it is the line of whatever is inlined.
+        """
+        name = posixpath.basename(unit)
+        index = bisect.bisect_right(self._starts, address) - 1
+        while index >= 0 and self._starts[index] >= start:
+            place = self.at(self._starts[index])
+            if place is not None and posixpath.basename(place.file) == name:
+                return place
+            index -= 1
+        return self.at(address)
 
     def _cursor(self, section: str, position: int, end: int | None = None) -> Cursor:
         return Cursor(self._elf.contents(section), f"{self._elf.name}: {section}", position, end)

@@ -11,9 +11,13 @@ import bisect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from trapline.base.cursor import Cursor
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from trapline.kernel.elf.file import ElfFile
 
 LANGUAGE_ASSEMBLER: Final = 0x8001  # DW_LANG_Mips_Assembler, which gas uses for all machines
@@ -83,6 +87,16 @@ class UnitTable:
         ranges.sort()
         self._starts = [start for start, _, _ in ranges]
         self._ranges = ranges
+
+    def spans(self, *, assembly: bool) -> "tuple[NDArray[np.uint64], NDArray[np.uint64]]":
+        """Return the bounds of what units in assembly, or all others, say is code of theirs."""
+        chosen = [
+            (start, end)
+            for start, end, unit in self._ranges
+            if self.units[unit].is_assembly == assembly
+        ]
+        bounds = np.array(chosen, np.uint64).reshape(-1, 2)
+        return bounds[:, 0], bounds[:, 1]
 
     def unit_at(self, address: int) -> Unit | None:
         """Return the unit whose code is at an address."""

@@ -99,6 +99,12 @@ class Alternatives:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def spans(self) -> "tuple[NDArray[np.uint64], NDArray[np.uint64]]":
+        """Return the bounds of all replacements."""
+        starts = np.array([entry.replacement for entry in self._entries], np.uint64)
+        sizes = np.array([entry.size for entry in self._entries], np.uint64)
+        return starts, starts + sizes
+
     def replacing_at(self, address: int) -> Alternative | None:
         """Return the alternative whose replacement holds an address."""
         index = bisect.bisect_right(self._starts, address) - 1

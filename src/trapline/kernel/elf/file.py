@@ -92,6 +92,11 @@ class Section:
         return bool(self.flags & SHF_ALLOC)
 
     @property
+    def is_writable(self) -> bool:
+        """Whether the section is flagged as writable."""
+        return bool(self.flags & SHF_WRITE)
+
+    @property
     def is_executable(self) -> bool:
         """Whether the section holds instructions."""
         return bool(self.flags & SHF_EXECINSTR)

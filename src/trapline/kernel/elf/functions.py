@@ -70,6 +70,11 @@ class FunctionTable:
         entries: NDArray[np.uint64] = self._addresses[self._kinds == STT_FUNC]
         return entries
 
+    def spans(self) -> "tuple[NDArray[np.uint64], NDArray[np.uint64]]":
+        """Return the bounds of all functions, and of labels with a size (SYM_CODE_START)."""
+        chosen = self._sizes > 0
+        return self._addresses[chosen], self._addresses[chosen] + self._sizes[chosen]
+
     def at(self, address: int) -> Symbol | None:
         """Return the function that holds an address, else the last label before it.
 

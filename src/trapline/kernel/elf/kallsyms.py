@@ -7,7 +7,9 @@ found from there.
 Sources: scripts/kallsyms.c and kernel/kallsyms.c. The offsets stand before the names until v6.1
 and behind the token index from v6.2 on (commit 404bad70fcf7); names of 128 tokens and more have
 a length of two bytes since v6.1 (commit 73bbb94466fd); from v6.15 on no offset is of a per-CPU
-symbol (commit 4b00c1160a13), until then positive ones are absolute and others count down.
+symbol (commit 4b00c1160a13), until then positive ones are absolute and others count down. In v7.2
+tables are aligned to 4 bytes, not to 8, and each offset counts from where it stands itself, as
+seen in Debian's kernels.
 """
 
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 
 _DIGITS: Final = b"\x00" + b"".join(b"%d\x00" % digit for digit in range(10))
 _TOKENS: Final = 256
-_ALIGNMENT: Final = 8
+_POINTER: Final = 8
+_OFFSET: Final = 4
+_ALIGNMENTS: Final = (8, 4)  # bytes, of each table
 _PER_MARKER: Final = 256
 _MAX_SYMBOLS: Final = 4_000_000
 _MAX_TOKEN: Final = 512
@@ -37,11 +41,12 @@ _KERNEL: Final = 0xFFFF_FFFF_0000_0000
 
 
 class _Tokens(NamedTuple):
-    """The token table: the tokens, and where the table starts and its index ends."""
+    """The token table: the tokens, where the table starts and its index ends, and the alignment."""
 
     tokens: list[bytes]
     start: int
     end: int
+    alignment: int
 
 
 class _Names(NamedTuple):
@@ -57,21 +62,25 @@ def read_kallsyms(elf: "ElfFile") -> SymbolTable | None:
     Sizes are up to the next symbol. Types are STT_FUNC for code and STT_OBJECT for all else.
     """
     for name in (".rodata", ".data"):
-        data = bytes(elf.contents(name))
+        section = elf.section(name)
+        if section is None:
+            continue
+        data = bytes(elf.contents(section))
         tokens = _find_tokens(data)
         if tokens is None:
             continue
         names = _find_names(data, tokens)
         if names is None:
             continue
-        addresses = _find_addresses(data, tokens, names)
+        end = max(part.address + part.size for part in _allocated(elf))
+        addresses = _find_addresses(data, tokens, names, section, end)
         if addresses is not None:
             return _table(elf, names.names, addresses)
     return None
 
 
-def _align(position: int) -> int:
-    return position + _ALIGNMENT - 1 & -_ALIGNMENT
+def _align(position: int, alignment: int) -> int:
+    return position + alignment - 1 & -alignment
 
 
 def _find_tokens(data: bytes) -> _Tokens | None:
@@ -91,32 +100,37 @@ def _find_tokens(data: bytes) -> _Tokens | None:
 
 
 def _read_tokens(data: bytes, before: int) -> _Tokens | None:
-    """Read the table whose start is at or, behind zeros of alignment, after `before`."""
-    for start in {before, _align(before)}:
+    """Read the table whose start is at or, behind what fills up eight bytes, after `before`."""
+    least = _align(before, _ALIGNMENTS[-1])
+    for start in {before, *range(least, least + _POINTER + 1, _ALIGNMENTS[-1])}:
         tokens = data[start : start + _TOKENS * _MAX_TOKEN].split(b"\0")[:_TOKENS]
         if len(tokens) < _TOKENS:
             continue
         offsets = np.cumsum([0, *(len(token) + 1 for token in tokens)])
-        index = _align(start + int(offsets[-1]))
-        if data[index : index + 2 * _TOKENS] == offsets[:-1].astype("<u2").tobytes():
-            return _Tokens(tokens, start, index + 2 * _TOKENS)
+        for alignment in _ALIGNMENTS:
+            index = _align(start + int(offsets[-1]), alignment)
+            if data[index : index + 2 * _TOKENS] == offsets[:-1].astype("<u2").tobytes():
+                return _Tokens(tokens, start, index + 2 * _TOKENS, alignment)
     return None
 
 
 def _find_names(data: bytes, tokens: _Tokens) -> _Names | None:
     """Find the names, which lie before the tokens, by the number of them that comes first."""
-    words = np.frombuffer(data, "<u4", tokens.start // _ALIGNMENT * 2)
-    counts, zeros = words[::2], words[1::2]
-    # Of what follows up to the tokens, a name takes this much, its share of all tables included.
-    room = tokens.start - _ALIGNMENT * np.arange(len(counts))
-    plausible = (
-        (zeros == 0) & (counts > room // _MOST_PER_NAME) & (counts < room // _LEAST_PER_NAME)
-    )
-    for slot in np.flatnonzero(plausible & (counts < _MAX_SYMBOLS)).tolist():
-        header = _ALIGNMENT * slot
-        spans = _read_spans(data, header + _ALIGNMENT, int(counts[slot]), tokens.start)
-        if spans is not None:
-            return _expand(data, header, spans, tokens)
+    # The alignment may differ from that of the tokens, which fit either where they are by chance.
+    for alignment in _ALIGNMENTS:
+        words = np.frombuffer(data, "<u4", tokens.start // alignment * (alignment // 4))
+        words = words.reshape(-1, alignment // 4)
+        counts = words[:, 0]
+        # Of what follows up to the tokens, a name takes this much, its share of all tables too.
+        room = tokens.start - alignment * np.arange(len(counts))
+        plausible = (counts > room // _MOST_PER_NAME) & (counts < room // _LEAST_PER_NAME)
+        plausible &= (words[:, 1:] == 0).all(axis=1) & (counts < _MAX_SYMBOLS)
+        for slot in np.flatnonzero(plausible).tolist():
+            header = alignment * slot
+            first = header + alignment
+            spans = _read_spans(data, first, int(counts[slot]), tokens.start, alignment)
+            if spans is not None:
+                return _expand(data, header, spans, tokens)
     return None
 
 
@@ -136,7 +150,9 @@ def _expand(
     return _Names(header, names)
 
 
-def _read_spans(data: bytes, start: int, count: int, limit: int) -> list[tuple[int, int]] | None:
+def _read_spans(
+    data: bytes, start: int, count: int, limit: int, alignment: int
+) -> list[tuple[int, int]] | None:
     """Return where `count` names are; None where the markers behind them disagree."""
     position = start
     spans = []
@@ -153,30 +169,48 @@ def _read_spans(data: bytes, start: int, count: int, limit: int) -> list[tuple[i
         position += length
         if length == 0 or position + 1 >= limit:
             return None
-    markers = _align(position)
+    markers = _align(position, alignment)
     expected = np.array(marks, "<u4").tobytes()
     return spans if data[markers : markers + len(expected)] == expected else None
 
 
-def _find_addresses(data: bytes, tokens: _Tokens, names: _Names) -> "NDArray[np.uint64] | None":
+def _find_addresses(
+    data: bytes, tokens: _Tokens, names: _Names, section: "Section", end: int
+) -> "NDArray[np.uint64] | None":
+    """Return the address of each name; `end` is behind the last section of the kernel."""
     count = len(names.names)
-    size = _align(4 * count)
-    after = _align(tokens.end)
-    before = names.header - _ALIGNMENT - size
-    for start in (after, before):
-        if start < 0 or start + size + _ALIGNMENT > len(data):
-            continue
-        base = int.from_bytes(data[start + size : start + size + _ALIGNMENT], "little")
-        if base < _KERNEL:
-            continue
-        offsets = np.frombuffer(data, "<u4", count, start)
-        signed = offsets.view("<i4").astype(np.int64)
-        if np.all(np.diff(offsets.astype(np.int64)) >= 0):
-            # All count from the base.
-            return np.uint64(base) + offsets.astype(np.uint64)
-        relative = (-1 - signed).astype(np.uint64) + np.uint64(base)
-        return np.where(signed < 0, relative, offsets.astype(np.uint64))
-    return None
+    size = _align(_OFFSET * count, _POINTER)
+    for start in (_align(tokens.end, _POINTER), names.header - _POINTER - size):
+        if start >= 0 and start + size + _POINTER <= len(data):
+            offsets = np.frombuffer(data, "<i4", count, start).astype(np.int64)
+            base = int.from_bytes(data[start + size : start + size + _POINTER], "little")
+            if base >= _KERNEL:
+                return _by_base(offsets, base)
+    start = _align(tokens.end, _OFFSET)
+    if start + _OFFSET * count > len(data):
+        return None
+    offsets = np.frombuffer(data, "<i4", count, start).astype(np.int64)
+    return _by_place(offsets, section.address + start, end)
+
+
+def _by_base(offsets: "NDArray[np.int64]", base: int) -> "NDArray[np.uint64]":
+    """Read offsets of a table that has its base behind it."""
+    unsigned = offsets & 0xFFFF_FFFF
+    if np.all(np.diff(unsigned) >= 0):
+        # All count from the base.
+        return np.uint64(base) + unsigned.astype(np.uint64)
+    relative = (-1 - offsets).astype(np.uint64) + np.uint64(base)
+    return np.where(offsets < 0, relative, unsigned.astype(np.uint64))
+
+
+def _by_place(offsets: "NDArray[np.int64]", place: int, end: int) -> "NDArray[np.uint64] | None":
+    """Read offsets that each count from where they stand; None where they are of another kind."""
+    relative = _OFFSET * np.arange(len(offsets), dtype=np.int64) + offsets
+    if np.any(np.diff(relative) < 0):
+        return None
+    if not _KERNEL <= place + int(relative[0]) <= place + int(relative[-1]) <= end:
+        return None
+    return np.uint64(place) + relative.view(np.uint64)
 
 
 def _table(elf: "ElfFile", names: list[bytes], addresses: "NDArray[np.uint64]") -> SymbolTable:

@@ -103,6 +103,28 @@ def orc_format(header: bytes | None, release: str | None) -> int | None:
     return 2 if version == (6, 3) else 1
 
 
+def orc_spans(elf: "ElfFile") -> "tuple[NDArray[np.uint64], NDArray[np.uint64]]":
+    """Return the bounds of the code that the table of a linked kernel describes, by address.
+
+    In each format, known or not, an entry whose flags are 0 says that nothing is known.
+    """
+    section = elf.section(".orc_unwind_ip")
+    words = np.frombuffer(bytes(elf.contents(".orc_unwind")), "<u2")
+    offsets = np.frombuffer(bytes(elf.contents(".orc_unwind_ip")), np.uint8)
+    count = len(offsets) // _IP_SIZE
+    if section is None or not count or len(words) != count * _ENTRY_SIZE // 2:
+        return np.zeros(0, np.uint64), np.zeros(0, np.uint64)
+    flags = words.reshape(count, -1)[:, -1]
+    relative = offsets[: count * _IP_SIZE].view("<i4").astype(np.int64).view(np.uint64)
+    slots = np.arange(count, dtype=np.uint64) * np.uint64(_IP_SIZE)
+    addresses = np.uint64(section.address) + slots + relative
+    # Section terminators are weak: a real entry at the same address wins, so it goes last.
+    order = np.lexsort((flags != 0, addresses))
+    addresses, flags = addresses[order], flags[order]
+    described = np.flatnonzero(flags[:-1])
+    return addresses[described], addresses[described + 1]
+
+
 class OrcTable:
     """One sorted table. `addresses` is uint64, the other arrays run beside it."""
 
