@@ -11,11 +11,17 @@ from trapline.kernel.binary import TextSection
 from trapline.kernel.elf.functions import Symbol
 from trapline.kernel.live.orc import OrcReg, OrcTable, OrcType
 from trapline.kernel.live.runtime import RuntimeSymbols
-from trapline.machine.observe.backtrace import backtrace, backtrace_lines
+from trapline.machine.observe.backtrace import backtrace
 from trapline.machine.observe.lastwords import take_splat
-from trapline.report.splat import render_splat
+from trapline.report.formats.text import lines
+from trapline.report.pages.splat import page
 from trapline.results.scan import Frame
-from trapline.results.splat import Splat
+from trapline.results.splat import Splat, trace_lines
+
+
+def shown(splat):
+    return lines(page(splat))
+
 
 TEXT = 0xFFFFFFFF81000000
 STACK = 0xFFFFC90000010000
@@ -102,7 +108,7 @@ def test_a_splat_reads_as_the_kernels():
     splat = splat_of(vcpu, known, traps=["#VE HLT at default_idle+0x1/0x2"])
     code = bytes(range(256))
     prologue = code[0x40 - 42 : 0x40].hex(" ")
-    assert list(render_splat(splat)) == [
+    assert list(shown(splat)) == [
         "PANIC: double fault, error_code: 0x0",
         "RIP: 0010:leaf+0x40/0x100",
         f"Code: {prologue} <40> {code[0x41:0x56].hex(' ')}",
@@ -117,15 +123,15 @@ def test_a_splat_reads_as_the_kernels():
         "CR2: 000000000000dead CR3: 0000000000001000 CR4: 0000000000000020",
         " leaf+0x40/0x100",
         "     arch/x86/include/asm/io.h:60 readl (inlined)",
-        "     kernel/?[31m.c:?",
+        r"     kernel/\x1b[31m.c:?",
         "Call Trace:",
         " ? start+0x22/0x100",
         " caller+0x20/0x100",
         "     arch/x86/include/asm/io.h:60 readl (inlined)",
-        "     kernel/?[31m.c:?",
+        r"     kernel/\x1b[31m.c:?",
         " start+0x10/0x100",
         "     arch/x86/include/asm/io.h:60 readl (inlined)",
-        "     kernel/?[31m.c:?",
+        r"     kernel/\x1b[31m.c:?",
         "Last traps, newest last:",
         "  #VE HLT at default_idle+0x1/0x2",
         "To reproduce:",
@@ -135,37 +141,35 @@ def test_a_splat_reads_as_the_kernels():
 
 def test_injected_events_come_first():
     splat = splat_of(StoppedVcpu(), symbols((8, CALL)), injected=["NMI at boundary 17"])
-    assert next(iter(render_splat(splat))) == "INJECTED by trapline: NMI at boundary 17"
+    assert next(iter(shown(splat))) == "INJECTED by trapline: NMI at boundary 17"
 
 
 def test_an_interrupted_context_shows_its_registers():
     vcpu = StoppedVcpu()
     vcpu.push(TEXT + 0x120, *range(0xA0, 0xB0), TEXT + 0x233, 0x10, 0x246, STACK + 0x800, 0x18)
     known = symbols((8, CALL), (0, OrcReg.SP | OrcType.REGS << 8 | 0x800), (0, END))
-    lines = list(render_splat(splat_of(vcpu, known)))
-    at = lines.index(" start+0x33/0x100")
-    assert lines[at + 3] == " RIP: 0010:start+0x33/0x100"
-    assert lines[at + 4] == " RSP: 0018:ffffc90000010800 EFLAGS: 00000246"
-    assert lines[at + 5].startswith(" RAX: 00000000000000aa RBX: 00000000000000a5")
+    found = list(shown(splat_of(vcpu, known)))
+    at = found.index(" start+0x33/0x100")
+    assert found[at + 3] == " RIP: 0010:start+0x33/0x100"
+    assert found[at + 4] == " RSP: 0018:ffffc90000010800 EFLAGS: 00000246"
+    assert found[at + 5].startswith(" RAX: 00000000000000aa RBX: 00000000000000a5")
 
 
 def test_debug_registers_are_shown_when_in_use():
     vcpu = StoppedVcpu()
-    assert not any("DR7" in line for line in render_splat(splat_of(vcpu, symbols())))
+    assert not any("DR7" in line for line in shown(splat_of(vcpu, symbols())))
     vcpu.debug[7] = 0x401
-    assert any(
-        line.endswith("DR7: 0000000000000401") for line in render_splat(splat_of(vcpu, symbols()))
-    )
+    assert any(line.endswith("DR7: 0000000000000401") for line in shown(splat_of(vcpu, symbols())))
 
 
 def test_an_unreadable_rip_says_so():
     vcpu = StoppedVcpu()
     vcpu.regs[Reg.RIP] = 0
     vcpu.memory.clear()
-    lines = list(render_splat(splat_of(vcpu, symbols())))
-    assert "RIP: 0010:0x0" in lines
-    assert "Code: Unable to access opcode bytes." in lines
-    assert " (the stack makes no sense from here on)" in lines
+    found = list(shown(splat_of(vcpu, symbols())))
+    assert "RIP: 0010:0x0" in found
+    assert "Code: Unable to access opcode bytes." in found
+    assert " (the stack makes no sense from here on)" in found
 
 
 def test_ring_3_has_no_kernel_trace():
@@ -182,7 +186,8 @@ def test_back_trace_lines_alone():
     vcpu.push(TEXT + 0x222)
     places, complete = backtrace(vcpu, symbols((8, CALL), (8, CALL), (0, END)))
     assert complete
-    assert [line for line in backtrace_lines(places) if not line.startswith("     ")] == [
+    found = [line for place in places for line in trace_lines(place)]
+    assert [line for line in found if not line.startswith("     ")] == [
         " leaf+0x40/0x100",
         " start+0x22/0x100",
     ]
@@ -203,4 +208,4 @@ def test_no_state_makes_it_fail(values, stack, cpl):
     vcpu.regs = values
     vcpu.push(*stack)
     splat = splat_of(vcpu, symbols((8, CALL), (16, OrcReg.BP | 1 << 4 | OrcType.CALL << 8)))
-    assert all(line.isascii() and line.isprintable() for line in render_splat(splat))
+    assert all(line.isascii() and line.isprintable() for line in shown(splat))

@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trapline.base.printable import printable_ascii
-from trapline.report.table import WIDTH, counted, paragraph, table
+from trapline.report.formats.layout import WIDTH, paragraph, table
+from trapline.report.words import counted
 
 
 def test_numbers_stand_right_and_texts_left():

@@ -10,18 +10,22 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from trapline.allowlist import listfile
 from trapline.allowlist.entries import AllowList
-from trapline.report import (
-    boot_text,
-    explore_text,
-    filter_text,
-    live_text,
-    rules_text,
-    text,
-    tradeoff_text,
-    verify_text,
-)
-from trapline.report.formats import csv_rows, json_document, ktap, rule_table, sarif
+from trapline.report.formats import csv_rows, json_document, ktap, rule_table, sarif, text
 from trapline.report.formats.json_lines import Lines
+from trapline.report.pages import (
+    allow_list,
+    boot,
+    explore,
+    filter_check,
+    filter_live,
+    rules_compared,
+    rules_explained,
+    rules_linted,
+    rules_shown,
+    scan,
+    tradeoff,
+    verify,
+)
 from trapline.results.boot import BootResult
 from trapline.results.explore import ExploreResult
 from trapline.results.filter import FilterResult
@@ -33,6 +37,8 @@ from trapline.results.verify import VerifyResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    from trapline.report.blocks import Block
 
 D = TypeVar("D")
 
@@ -49,7 +55,7 @@ class Record(Generic[D]):
     command: str
     document: type[D]
     schema: str
-    page: "Callable[[D, int], Iterator[bytes]]"
+    page: "Callable[[D, int], Iterator[Block]]"
     lines: Lines | None = None
     formats: "Mapping[str, Callable[[D], Iterator[bytes]]]" = field(default_factory=dict)
 
@@ -65,7 +71,7 @@ class Record(Generic[D]):
         Raises KeyError for a format that is not among `format_names`.
         """
         if format_name == "text":
-            return self.page(document, verbosity)
+            return text.render(self.page(document, verbosity))
         if format_name in self.formats:
             return self.formats[format_name](document)
         if format_name == "json":
@@ -79,16 +85,16 @@ SCAN: Final = Record(
     "scan",
     ScanResult,
     "scan",
-    text.render,
+    scan.page,
     Lines(ScanResult, {"sites": "site", "mappings": "mapping", "drivers": "driver"}),
     {"sarif": sarif.render, "csv": csv_rows.render},
 )
-BOOT: Final = Record("boot", BootResult, "boot", boot_text.render, formats={"csv": csv_rows.render})
+BOOT: Final = Record("boot", BootResult, "boot", boot.page, formats={"csv": csv_rows.render})
 EXPLORE: Final = Record(
     "explore",
     ExploreResult,
     "explore",
-    explore_text.render,
+    explore.page,
     Lines(ExploreResult, {"windows": "window", "results": "run"}),
     {"ktap": ktap.render, "csv": csv_rows.render},
 )
@@ -96,21 +102,21 @@ VERIFY: Final = Record(
     "verify",
     VerifyResult,
     "verify",
-    verify_text.render,
+    verify.page,
     Lines(VerifyResult, {"findings": "finding", "refused": "refused"}),
     {"csv": csv_rows.render},
 )
-TRADEOFF: Final = Record("tradeoff", TradeoffResult, "tradeoff", tradeoff_text.render)
-FILTER_CHECK: Final = Record("filter check", FilterResult, "filter", filter_text.render)
-FILTER_LIVE: Final = Record("filter live", LiveResult, "filter-live", live_text.render)
+TRADEOFF: Final = Record("tradeoff", TradeoffResult, "tradeoff", tradeoff.page)
+FILTER_CHECK: Final = Record("filter check", FilterResult, "filter", filter_check.page)
+FILTER_LIVE: Final = Record("filter live", LiveResult, "filter-live", filter_live.page)
 RULES_SHOW: Final = Record(
-    "rules show", RulesShown, "rules", rules_text.render_shown, formats={"csv": rule_table.render}
+    "rules show", RulesShown, "rules", rules_shown.page, formats={"csv": rule_table.render}
 )
 RULES_EXPLAIN: Final = Record(
-    "rules explain", RulesExplained, "rules-explained", rules_text.render_explained
+    "rules explain", RulesExplained, "rules-explained", rules_explained.page
 )
-RULES_DIFF: Final = Record("rules diff", RulesCompared, "rules-diff", rules_text.render_compared)
-RULES_LINT: Final = Record("rules lint", RulesLinted, "rules-linted", rules_text.render_problems)
+RULES_DIFF: Final = Record("rules diff", RulesCompared, "rules-diff", rules_compared.page)
+RULES_LINT: Final = Record("rules lint", RulesLinted, "rules-linted", rules_linted.page)
 
 #: All results, in the order in which a user meets the commands.
 RECORDS: "Final[tuple[Record[Any], ...]]" = (
@@ -140,6 +146,6 @@ ALLOW_LIST: Final = Record(
     "filter show",
     AllowList,
     "allow-list",
-    filter_text.render_list,
+    allow_list.page,
     formats={"json": lambda allow: json_document.render(listfile.document(allow))},
 )

@@ -224,12 +224,14 @@ def _explore(document: ExploreResult) -> tuple[Finding, ...]:
     # A line names scenario, events and boundary, then the verdicts.
     worse = {line.partition(": ")[0]: line for line in document.worse_than_baseline or ()}
     windows = {window.scenario: window for window in document.windows}
-    names = {name: list(_names(window)) for name, window in windows.items()}
+    names: dict[str, list[str]] = {}
     found, explained = [], set()
     for run in document.results:
         if run.verdict in CLEAN or run.expected:
             continue
         label = _label(run, windows[run.scenario])
+        if run.scenario not in names:
+            names[run.scenario] = list(_names(windows[run.scenario]))
         is_known = document.worse_than_baseline is not None and label not in worse
         name = f"{run.scenario}/{_events(run, '+')}/{names[run.scenario][run.boundary]}"
         found.append(Finding("note" if is_known else "error", run.verdict, name, run.detail, run))

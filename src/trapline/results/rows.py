@@ -31,8 +31,8 @@ def flat(part: "Document") -> Row:
 
 
 def _cells(part: "Document", prefix: str) -> "Iterator[tuple[str, Cell]]":
-    for field in msgspec.structs.fields(part):
-        name, value = prefix + field.encode_name, getattr(part, field.name)
+    for field, written in zip(part.__struct_fields__, part.__struct_encode_fields__, strict=True):
+        name, value = prefix + written, getattr(part, field)
         if isinstance(value, msgspec.Struct) and not hasattr(value, "summary"):
             yield from _cells(value, f"{name}.")  # type: ignore[arg-type] # all are Documents
         elif value is None or isinstance(value, str | int | float):

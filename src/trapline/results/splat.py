@@ -1,13 +1,18 @@
 """What is left of a guest that died: registers, back trace, last traps, and how to see it again.
 
-Part of the result of `trapline boot`; `trapline.report.splat` prints it in the kernel's own form.
+Part of the result of `trapline boot`; reports show it in the kernel's own form.
 Registers and addresses are hexadecimal strings, as JSON numbers lose bits above 2**53.
 """
+
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from trapline.results.document import Document
 from trapline.results.scan import Frame
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Registers(Document, frozen=True, kw_only=True):
@@ -43,6 +48,22 @@ class Place(Document, frozen=True, kw_only=True):
     frames: tuple[Frame, ...] = ()
     is_guess: bool = False
     registers: Registers | None = None
+
+
+def trace_lines(place: Place) -> "Iterator[str]":
+    """Yield a line of a back trace as the kernel writes it, and where its functions come from.
+
+    Inlined functions are on lines of their own. Names are as the kernel image has them: whoever
+    prints them makes them safe.
+    """
+    mark = "? " if place.is_guess else ""
+    yield f" {mark}{place.label}"
+    if place.is_guess:
+        return
+    for index, frame in enumerate(place.frames):
+        source = "??" if frame.file is None else f"{frame.file}:{frame.line or '?'}"
+        inlined = index < len(place.frames) - 1
+        yield f"     {source}" + (f" {frame.function} (inlined)" if inlined else "")
 
 
 class Code(Document, frozen=True, kw_only=True):

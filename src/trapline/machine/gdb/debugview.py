@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from trapline.machine.observe.backtrace import backtrace, backtrace_lines
+from trapline.base.printable import printable_ascii
+from trapline.machine.observe.backtrace import backtrace
+from trapline.results.splat import trace_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,7 +35,7 @@ class TdTarget:
         """Walk the stack with ORC, which knows the way through exceptions where DWARF does not."""
         self._symbols.refresh()
         places, complete = backtrace(self._vcpu, self._symbols.runtime)
-        lines = list(backtrace_lines(places))
+        lines = [printable_ascii(line) for place in places for line in trace_lines(place)]
         return lines if complete else [*lines, " (the stack makes no sense from here on)"]
 
     def recent_traps(self, count: int) -> "Sequence[str]":

@@ -2,14 +2,11 @@
 
 from typing import TYPE_CHECKING, Final
 
-from trapline.base.printable import printable_ascii
 from trapline.cpu.engine import Reg
 from trapline.kernel.live.unwind import SavedRegisters, StackFrame, unwind, with_guesses
 from trapline.results.splat import Place, Registers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     from trapline.cpu.engine import Vcpu
     from trapline.kernel.live.runtime import Location, RuntimeSymbols
 
@@ -71,21 +68,6 @@ def saved_registers(registers: SavedRegisters, label: str) -> Registers:
         rflags=f"{registers.rflags & 0xFFFFFFFF:08x}",
         general=general | {"rsp": f"{registers.rsp:016x}"},
     )
-
-
-def backtrace_lines(places: "Iterable[Place]") -> "Iterator[str]":
-    """Yield a back trace as text: one line a frame, inlined functions on lines of their own."""
-    for place in places:
-        mark = "? " if place.is_guess else ""
-        yield printable_ascii(f" {mark}{place.label}")
-        if place.is_guess:
-            continue
-        for index, frame in enumerate(place.frames):
-            source = "??" if frame.file is None else f"{frame.file}:{frame.line or '?'}"
-            inlined = index < len(place.frames) - 1
-            yield printable_ascii(
-                f"     {source}" + (f" {frame.function} (inlined)" if inlined else "")
-            )
 
 
 def _place_of_frame(frame: StackFrame, symbols: "RuntimeSymbols") -> Place:

@@ -6,7 +6,7 @@ Source: Documentation/dev-tools/ktap.rst. The plain `#` lines are diagnostics.
 from typing import TYPE_CHECKING
 
 from trapline.base.printable import printable_ascii
-from trapline.report.explore_text import announcement
+from trapline.report.words import injected
 from trapline.results.findings import findings, levels
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def render(result: "ExploreResult") -> "Iterator[bytes]":
 def _lines(result: "ExploreResult") -> "Iterator[str]":
     level = levels(findings(result))
     yield "KTAP version 1"
-    yield f"# {announcement(result)}"
+    yield f"# {injected(result.injected)}"
     yield f"1..{len(result.windows)}"
     for number, window in enumerate(result.windows, 1):
         runs = [one for one in result.results if one.scenario == window.scenario]

@@ -14,7 +14,7 @@ import msgspec
 
 from trapline.base import encode
 from trapline.report.classes import CLASSES, ClassText
-from trapline.report.table import counted
+from trapline.report.words import counted
 from trapline.results.findings import driver_id, findings
 
 if TYPE_CHECKING:

@@ -3,22 +3,23 @@
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
+from trapline.report.blocks import Gap, Heading, Paragraph, Table
 from trapline.report.classes import CLASSES
-from trapline.report.table import paragraph, table
-from trapline.report.tally import VMLINUX, group, tally
+from trapline.report.pages.tally import VMLINUX, group, tally
 from trapline.results.findings import findings, outsiders
 from trapline.results.scan import Driver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from trapline.report.blocks import Block
     from trapline.results.scan import ScanResult
 
 _COUNTS: Final = ("MMIO", "MMIO calls", "port I/O", "other")
 
 
-def tables(result: "ScanResult") -> "Iterator[str]":
-    """Yield all tables as lines, each under its heading."""
+def tables(result: "ScanResult") -> "Iterator[Block]":
+    """Yield all tables, each under its heading."""
     yield from _by_class(result)
     yield from _by_subsystem(result)
     yield from _allowed(result)
@@ -27,13 +28,12 @@ def tables(result: "ScanResult") -> "Iterator[str]":
     yield from _paravirt(result)
 
 
-def _heading(text: str) -> "Iterator[str]":
-    yield ""
-    yield text
-    yield "=" * len(text)
+def _heading(text: str) -> "Iterator[Block]":
+    yield Gap()
+    yield Heading(text, 1)
 
 
-def _by_class(result: "ScanResult") -> "Iterator[str]":
+def _by_class(result: "ScanResult") -> "Iterator[Block]":
     yield from _heading("Sites by class and access")
     rows = []
     for kind, text in CLASSES.items():
@@ -52,22 +52,22 @@ def _by_class(result: "ScanResult") -> "Iterator[str]":
                 )
             )
     header = ("class", "access", VMLINUX, "modules", "paravirt", "calls", "refused")
-    yield from table(header, rows)
-    yield from paragraph(
+    yield Table(header, tuple(rows))
+    yield Paragraph(
         "vmlinux, modules: instructions that trap; paravirt: calls through pv_ops that hide one; "
         "calls: of out-of-line accessors; refused: what the #VE handler cannot emulate."
     )
 
 
-def _by_subsystem(result: "ScanResult") -> "Iterator[str]":
+def _by_subsystem(result: "ScanResult") -> "Iterator[Block]":
     yield from _heading("Sites by subsystem, drivers included")
     groups = group(result.sites, lambda site: site.subsystem)
     rows = [(name, *tally(sites)) for name, sites in groups.items()]
     rows.sort(key=lambda row: (-row[1], -sum(row[2:]), row[0]))
-    yield from table(("subsystem", *_COUNTS), rows)
+    yield Table(("subsystem", *_COUNTS), tuple(rows))
 
 
-def _allowed(result: "ScanResult") -> "Iterator[str]":
+def _allowed(result: "ScanResult") -> "Iterator[Block]":
     drivers = result.let_in()
     if not drivers:
         return
@@ -77,10 +77,10 @@ def _allowed(result: "ScanResult") -> "Iterator[str]":
         first, *others = driver.via or ("",)
         rows.append((driver.name, _kind(driver), first))
         rows += [("", "", way) for way in others]
-    yield from table(("driver", "kind", "through"), rows)
+    yield Table(("driver", "kind", "through"), tuple(rows))
 
 
-def _not_allowed(result: "ScanResult") -> "Iterator[str]":
+def _not_allowed(result: "ScanResult") -> "Iterator[Block]":
     subjects = [found.subject for found in findings(result) if isinstance(found.subject, Driver)]
     yield from _outsiders(result, "Built-in drivers outside the list that touch the host", subjects)
     yield from _outsiders(
@@ -90,7 +90,9 @@ def _not_allowed(result: "ScanResult") -> "Iterator[str]":
     )
 
 
-def _outsiders(result: "ScanResult", heading: str, drivers: "Sequence[Driver]") -> "Iterator[str]":
+def _outsiders(
+    result: "ScanResult", heading: str, drivers: "Sequence[Driver]"
+) -> "Iterator[Block]":
     if not drivers:
         return
     yield from _heading(heading)
@@ -106,10 +108,10 @@ def _outsiders(result: "ScanResult", heading: str, drivers: "Sequence[Driver]") 
         for driver in drivers
     ]
     rows.sort(key=lambda row: (-row[2], -sum(row[3:]), row[0]))
-    yield from table(("driver", "bus", *_COUNTS, "maps"), rows)
+    yield Table(("driver", "bus", *_COUNTS, "maps"), tuple(rows))
 
 
-def _mappings(result: "ScanResult") -> "Iterator[str]":
+def _mappings(result: "ScanResult") -> "Iterator[Block]":
     if not result.mappings:
         return
     yield from _heading("Mapping sites: where a driver filter can act")
@@ -121,10 +123,10 @@ def _mappings(result: "ScanResult") -> "Iterator[str]":
         drivers = sum(mapping.driver is not None for mapping in builtin)
         rows.append((mapper, len(builtin) - drivers, drivers, len(those) - len(builtin)))
     rows.sort(key=lambda row: (-sum(row[1:]), row[0]))
-    yield from table(("mapper", "kernel proper", "built-in drivers", "modules"), rows)
+    yield Table(("mapper", "kernel proper", "built-in drivers", "modules"), tuple(rows))
 
 
-def _paravirt(result: "ScanResult") -> "Iterator[str]":
+def _paravirt(result: "ScanResult") -> "Iterator[Block]":
     sites = [site for site in result.sites if site.form == "paravirt"]
     if not sites:
         return
@@ -135,7 +137,7 @@ def _paravirt(result: "ScanResult") -> "Iterator[str]":
         for name, those in groups.items()
     ]
     rows.sort(key=lambda row: (-row[1] - row[2], row[0]))
-    yield from table(("pv_ops member", VMLINUX, "modules"), rows)
+    yield Table(("pv_ops member", VMLINUX, "modules"), tuple(rows))
 
 
 def _kind(driver: "Driver") -> str:

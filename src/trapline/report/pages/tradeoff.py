@@ -1,41 +1,38 @@
-"""The three designs in one table of 80 columns, and how each number was got."""
+"""What is said of the three designs: one table, and how each number was got."""
 
 from typing import TYPE_CHECKING, Final
 
-from trapline.report.table import paragraph, table
+from trapline.report.blocks import Gap, Heading, Paragraph, Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from trapline.report.blocks import Block
     from trapline.results.tradeoff import Design, TradeoffResult
 
 _TITLES: Final = {"trap": "#VE trapping", "paravirt": "paravirtualised", "forbid": "no MMIO"}
 
 
-def render(result: "TradeoffResult", verbosity: int = 0) -> "Iterator[bytes]":
-    """Yield the report line by line, UTF-8 encoded."""
+def page(result: "TradeoffResult", verbosity: int = 0) -> "Iterator[Block]":
+    """Yield the report's blocks."""
     del verbosity
-    for line in _lines(result):
-        yield line.encode() + b"\n"
-
-
-def _lines(result: "TradeoffResult") -> "Iterator[str]":
-    yield from paragraph(
+    yield Paragraph(
         f"{result.kernel.release or result.kernel.file}: one workload (boot, disk read, network "
         "request, console output) as a TD with MMIO under three designs. No TDX hardware. "
         f"Devices: {', '.join(result.devices)}."
     )
-    yield ""
+    yield Gap()
     header = ("", *(_TITLES[design.name] for design in result.designs))
-    yield from _right(header, [(name, *cells) for name, cells in _rows(result.designs)])
-    yield ""
+    rows = tuple((name, *cells) for name, cells in _rows(result.designs))
+    yield Table(header, rows, right=True)
+    yield Gap()
     if result.missed_places:
-        yield "MMIO that a conversion of the scanned sites would have missed"
+        yield Heading("MMIO that a conversion of the scanned sites would have missed")
         for place in result.missed_places:
-            yield from paragraph(place, indent="  ", hanging="    ")
-        yield ""
-    yield "How each number was got"
-    yield from table(("number", "method"), list(result.method.items()))
+            yield Paragraph(place, indent=2, hanging=2)
+        yield Gap()
+    yield Heading("How each number was got")
+    yield Table(("number", "method"), tuple(result.method.items()))
 
 
 def _rows(designs: "tuple[Design, ...]") -> "Iterator[tuple[str, tuple[str, ...]]]":
@@ -67,12 +64,3 @@ def _if(applies: bool, value: int) -> str:
 def _correct(design: "Design") -> str:
     failed = [step.name for step in design.steps if not step.passed]
     return f"no: {failed[0]}" if failed else "yes"
-
-
-def _right(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> "Iterator[str]":
-    """Lay out with all columns but the first to the right."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    for row in (header, tuple("-" * width for width in widths), *rows):
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        yield "  ".join(cells).rstrip()

@@ -3,38 +3,39 @@
 Each starts like a compiler message, `file:line: what`, so that editors can follow it.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from trapline.base.printable import printable_ascii
+from trapline.report.blocks import Code, Gap, Heading
 from trapline.report.classes import CLASSES
-from trapline.report.table import WIDTH
-from trapline.report.tally import VMLINUX
+from trapline.report.pages.tally import VMLINUX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from trapline.report.blocks import Block
     from trapline.results.scan import Frame, Mapping, ScanResult, Site
 
+_MARGIN: Final = " " * 4
 
-def listing(result: "ScanResult", *, evidence: bool) -> "Iterator[str]":
+
+def listing(result: "ScanResult", *, evidence: bool) -> "Iterator[Block]":
     """Yield all sites, then all mappings; `evidence` adds bytes, section, id and reason."""
     yield from _heading(f"All {len(result.sites):,} sites")
     for site in sorted(result.sites, key=_order):
-        yield from _site(site)
-        if evidence:
-            yield from _evidence(site)
+        lines = (*_site(site), *_evidence(site)) if evidence else tuple(_site(site))
+        yield Code(lines, long="wrap")
     yield from _heading(f"All {len(result.mappings):,} mapping sites")
     for mapping in sorted(result.mappings, key=_order):
-        yield from _mapping(mapping)
+        lines = tuple(_mapping(mapping))
         if evidence:
-            yield from _row(f"{mapping.address} {mapping.section}  id {mapping.id}")
+            lines += (f"{_MARGIN}{mapping.address} {mapping.section}  id {mapping.id}",)
+        yield Code(lines, long="wrap")
 
 
-def _heading(text: str) -> "Iterator[str]":
-    yield ""
-    yield text
-    yield "=" * len(text)
-    yield ""
+def _heading(text: str) -> "Iterator[Block]":
+    yield Gap()
+    yield Heading(text, 1)
+    yield Gap()
 
 
 def _order(found: "Site | Mapping") -> tuple[bool, str, str, int, str]:
@@ -56,7 +57,7 @@ def _site(site: "Site") -> "Iterator[str]":
     what += _means(site)
     if not site.emulable:
         what += ", not emulable"
-    yield from _row(f"{_place(site.file, site.line)}: {what}", indent="")
+    yield f"{_place(site.file, site.line)}: {what}"
     yield from _chain(site)
 
 
@@ -70,15 +71,15 @@ def _means(site: "Site") -> str:
 
 
 def _mapping(mapping: "Mapping") -> "Iterator[str]":
-    yield from _row(f"{_place(mapping.file, mapping.line)}: maps with {mapping.mapper}", indent="")
+    yield f"{_place(mapping.file, mapping.line)}: maps with {mapping.mapper}"
     yield from _chain(mapping)
 
 
 def _chain(found: "Site | Mapping") -> "Iterator[str]":
     whose = found.driver or found.subsystem
-    yield from _row(f"in {found.function} [{found.module}], {whose}")
+    yield f"{_MARGIN}in {found.function} [{found.module}], {whose}"
     for frame in reversed(found.inlined):
-        yield from _row(f"inlined {_frame(frame)}")
+        yield f"{_MARGIN}inlined {_frame(frame)}"
 
 
 def _frame(frame: "Frame") -> str:
@@ -86,25 +87,14 @@ def _frame(frame: "Frame") -> str:
 
 
 def _evidence(site: "Site") -> "Iterator[str]":
-    yield from _row(f"{site.address} {site.section}  id {site.id}")
+    yield f"{_MARGIN}{site.address} {site.section}  id {site.id}"
     if site.origin:
-        yield from _row(f"replaces {site.origin}")
-    yield from _row(f"{site.bytes}  {site.instruction}")
-    yield from _row(f"{'emulated' if site.emulable else 'refused'}: {site.reason}")
+        yield f"{_MARGIN}replaces {site.origin}"
+    yield f"{_MARGIN}{site.bytes}  {site.instruction}"
+    yield f"{_MARGIN}{'emulated' if site.emulable else 'refused'}: {site.reason}"
 
 
 def _place(file: str | None, line: int | None) -> str:
     if not file:
         return "(no line)"
     return f"{file}:{line}" if line else file
-
-
-def _row(text: str, indent: str = "    ") -> "Iterator[str]":
-    """Break only what does not fit, and then anywhere: paths and names have no spaces."""
-    text = indent + printable_ascii(text)
-    while len(text) > WIDTH:
-        cut = text.rfind(" ", len(indent) + 1, WIDTH + 1)
-        cut = cut if cut > len(indent) + 8 else WIDTH
-        yield text[:cut]
-        text = indent + "    " + text[cut:].lstrip(" ")
-    yield text

@@ -9,14 +9,15 @@ unless a name is longer than that.
 
 from typing import TYPE_CHECKING
 
-from trapline.base.printable import printable_ascii
-from trapline.machine.observe.backtrace import backtrace_lines
-from trapline.report.table import paragraph
+from trapline.report.blocks import Code, Paragraph
+from trapline.results.splat import trace_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from trapline.results.splat import Code, Place, Registers, Splat
+    from trapline.report.blocks import Block
+    from trapline.results.splat import Code as Bytes
+    from trapline.results.splat import Place, Registers, Splat
 
 _ROWS = (
     ("rax", "rbx", "rcx"),
@@ -27,13 +28,20 @@ _ROWS = (
 )
 
 
-def render_splat(splat: "Splat") -> "Iterator[str]":
-    """Yield the lines of a splat; the first ones announce what trapline itself injected."""
+def page(splat: "Splat") -> "Iterator[Block]":
+    """Yield the blocks of a splat; the first lines announce what trapline itself injected."""
+    yield Code(tuple(_lines(splat)))
+    for line in splat.traps:
+        yield Paragraph(line, indent=2, hanging=2)
+    yield Code(("To reproduce:", f"  {splat.reproduce}"))
+
+
+def _lines(splat: "Splat") -> "Iterator[str]":
     for event in splat.injected:
-        yield printable_ascii(f"INJECTED by trapline: {event}")
-    yield printable_ascii(splat.banner)
+        yield f"INJECTED by trapline: {event}"
+    yield splat.banner
     yield from _registers(splat.registers, splat.code)
-    yield from backtrace_lines([splat.place])
+    yield from trace_lines(splat.place)
     yield "Call Trace:"
     for place in splat.trace:
         yield from _trace_entry(place)
@@ -41,20 +49,16 @@ def render_splat(splat: "Splat") -> "Iterator[str]":
         yield " (the stack makes no sense from here on)"
     if splat.traps:
         yield "Last traps, newest last:"
-        for line in splat.traps:
-            yield from paragraph(line, indent="  ", hanging="    ")
-    yield "To reproduce:"
-    yield printable_ascii(f"  {splat.reproduce}")
 
 
 def _trace_entry(place: "Place") -> "Iterator[str]":
-    yield from backtrace_lines([place])
+    yield from trace_lines(place)
     if place.registers is not None:
         for line in _short(place.registers):
             yield f" {line}"
 
 
-def _registers(registers: "Registers", code: "Code") -> "Iterator[str]":
+def _registers(registers: "Registers", code: "Bytes") -> "Iterator[str]":
     head, *rest = _short(registers)
     yield head
     yield _code(code)
@@ -76,7 +80,7 @@ def _registers(registers: "Registers", code: "Code") -> "Iterator[str]":
 
 
 def _short(registers: "Registers") -> "Iterator[str]":
-    yield printable_ascii(f"RIP: {registers.cs}:{registers.rip}")
+    yield f"RIP: {registers.cs}:{registers.rip}"
     yield f"RSP: {registers.ss}:{registers.general['rsp']} EFLAGS: {registers.rflags}"
     for row in _ROWS:
         yield _named(registers.general, row)
@@ -88,7 +92,7 @@ def _named(values: "Mapping[str, str]", names: tuple[str, ...]) -> str:
     return " ".join(f"{shown.get(name, name.upper())}: {values[name]}" for name in names)
 
 
-def _code(code: "Code") -> str:
+def _code(code: "Bytes") -> str:
     if not code.bytes:
         return "Code: Unable to access opcode bytes."
     parts = [code.bytes[i : i + 2] for i in range(0, len(code.bytes), 2)]

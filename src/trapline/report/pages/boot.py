@@ -1,15 +1,15 @@
-"""A boot in 80-column text that pastes into a mail: how it ended, and where it trapped."""
+"""What is said of a boot: how it ended, and where it trapped."""
 
-from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-from trapline.base.printable import printable_ascii
-from trapline.report.splat import render_splat
-from trapline.report.table import counted, paragraph, table
+from trapline.report.blocks import Code, Details, Gap, Heading, Paragraph, Table, Term
+from trapline.report.pages import splat
+from trapline.report.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from trapline.report.blocks import Block
     from trapline.results.boot import BootDevice, BootResult, TrapSite
 
 _TOP: Final = 20
@@ -17,13 +17,8 @@ _SPLATS: Final = 2
 _MIB: Final = 1 << 20
 
 
-def render(result: "BootResult", verbosity: int = 0) -> "Iterator[bytes]":
-    """Yield the report line by line, UTF-8 encoded."""
-    for line in _lines(result, verbosity):
-        yield line.encode() + b"\n"
-
-
-def _lines(result: "BootResult", verbosity: int) -> "Iterator[str]":
+def page(result: "BootResult", verbosity: int = 0) -> "Iterator[Block]":
+    """Yield the report's blocks. `verbosity` 1 lists every place that trapped."""
     parts = [
         _head(result),
         _milestones(result),
@@ -38,46 +33,46 @@ def _lines(result: "BootResult", verbosity: int) -> "Iterator[str]":
         _hashes(result),
     ]
     if result.splat is not None:
-        parts.insert(1, render_splat(result.splat))
+        parts.insert(1, splat.page(result.splat))
     first = True
     for part in parts:
-        lines = list(part)
-        if not lines:
+        blocks = list(part)
+        if not blocks:
             continue
         if not first:
-            yield ""
+            yield Gap()
         first = False
-        yield from lines
+        yield from blocks
 
 
-def _head(result: "BootResult") -> "Iterator[str]":
+def _head(result: "BootResult") -> "Iterator[Block]":
     kernel, machine, outcome = result.kernel, result.machine, result.outcome
     unaccepted = f", {machine.unaccepted // _MIB} MiB unaccepted" if machine.unaccepted else ""
-    yield from paragraph(
+    yield Paragraph(
         f"{kernel.release or kernel.file} ({kernel.image}) as a TD: TDX module "
         f"{machine.module_version}, {machine.memory // _MIB} MiB{unaccepted}, one VCPU, no TDX "
         "hardware."
     )
-    yield from paragraph(f"Command line: {machine.command_line}", hanging="  ")
+    yield Paragraph(f"Command line: {machine.command_line}", hanging=2)
     if kernel.slide is not None and int(kernel.slide, 16):
-        yield f"KASLR slide: {kernel.slide}"
-    yield ""
-    yield from paragraph(
+        yield Paragraph(f"KASLR slide: {kernel.slide}")
+    yield Gap()
+    yield Paragraph(
         f"{outcome.kind} after {outcome.seconds:.3f} s of virtual time. {outcome.detail}"
     )
     if outcome.exit_code:
-        yield from paragraph(f"The guest was at {outcome.place}.")
+        yield Paragraph(f"The guest was at {outcome.place}.")
 
 
-def _milestones(result: "BootResult") -> "Iterator[str]":
+def _milestones(result: "BootResult") -> "Iterator[Block]":
     if result.milestones:
-        yield "Milestones (virtual time)"
+        yield Heading("Milestones (virtual time)")
         rows = [(f"{m.seconds:10.6f} s", m.name, m.evidence) for m in result.milestones]
-        yield from table(("time", "reached", "seen by"), rows)
+        yield Table(("time", "reached", "seen by"), tuple(rows))
 
 
-def _classes(result: "BootResult") -> "Iterator[str]":
-    yield f"{counted(sum(result.traps.values()), '#VE')} by class"
+def _classes(result: "BootResult") -> "Iterator[Block]":
+    yield Heading(f"{counted(sum(result.traps.values()), '#VE')} by class")
     places: dict[str, int] = {}
     users: dict[str, int] = {}
     for site in result.sites:
@@ -90,26 +85,26 @@ def _classes(result: "BootResult") -> "Iterator[str]":
         (name, count, places.get(name, 0), users.get(name, 0))
         for name, count in result.traps.items()
     ]
-    yield from table(("class", "traps", "places", "from ring 3"), rows)
+    yield Table(("class", "traps", "places", "from ring 3"), tuple(rows))
 
 
-def _calls(result: "BootResult") -> "Iterator[str]":
-    yield f"{counted(sum(result.tdcalls.values()), 'TDCALL')} by leaf"
-    yield from table(("TDCALL", "calls"), list(result.tdcalls.items()))
-    yield ""
-    yield "TDG.VP.VMCALL by sub-function"
-    yield from table(("TDVMCALL", "calls"), list(result.tdvmcalls.items()))
+def _calls(result: "BootResult") -> "Iterator[Block]":
+    yield Heading(f"{counted(sum(result.tdcalls.values()), 'TDCALL')} by leaf")
+    yield Table(("TDCALL", "calls"), tuple(result.tdcalls.items()))
+    yield Gap()
+    yield Heading("TDG.VP.VMCALL by sub-function")
+    yield Table(("TDVMCALL", "calls"), tuple(result.tdvmcalls.items()))
 
 
-def _devices(result: "BootResult") -> "Iterator[str]":
+def _devices(result: "BootResult") -> "Iterator[Block]":
     if not result.devices:
         return
-    yield "Devices (QEMU's models)"
+    yield Heading("Devices (QEMU's models)")
     rows = [
         (device.slot, device.id, device.name, _standing(device), " + ".join(device.drivers))
         for device in result.devices
     ]
-    yield from table(("slot", "id", "device", "on the list", "driver bound"), rows)
+    yield Table(("slot", "id", "device", "on the list", "driver bound"), tuple(rows))
 
 
 def _standing(device: "BootDevice") -> str:
@@ -118,23 +113,23 @@ def _standing(device: "BootDevice") -> str:
     return "yes" if device.allowed else "no, hidden" if device.hidden else "no"
 
 
-def _policy(result: "BootResult") -> "Iterator[str]":
+def _policy(result: "BootResult") -> "Iterator[Block]":
     policy = result.policy
     if not policy.classes:
         return
-    yield "Policy"
+    yield Heading("Policy")
     rows = []
     for name, mode in policy.classes.items():
         done, missed = policy.paravirtualised.get(name, 0), policy.missed.get(name, 0)
         rows.append((name, mode, done, missed) if mode == "paravirt" else (name, mode, "", ""))
-    yield from table(("class", "mode", "without #VE", "#VE all the same"), rows)
+    yield Table(("class", "mode", "without #VE", "#VE all the same"), tuple(rows))
     missed_sites = [site for site in result.sites if policy.classes.get(site.trap) == "paravirt"]
     if missed_sites:
-        yield ""
-        yield "A conversion would have missed these"
-        yield from table(
+        yield Gap()
+        yield Heading("A conversion would have missed these")
+        yield Table(
             ("traps", "class", "place", "why"),
-            [
+            tuple(
                 (
                     site.count,
                     site.trap,
@@ -142,36 +137,37 @@ def _policy(result: "BootResult") -> "Iterator[str]":
                     site.reason or "the form, or the host refuses the call",
                 )
                 for site in missed_sites[:_TOP]
-            ],
+            ),
         )
 
 
-def _screams(result: "BootResult", verbosity: int) -> "Iterator[str]":
+def _screams(result: "BootResult", verbosity: int) -> "Iterator[Block]":
     screams = result.screams
     if not screams:
         return
     total = sum(scream.count for scream in screams)
-    yield f"{counted(total, 'scream')} from {counted(len(screams), 'place')}"
+    yield Heading(f"{counted(total, 'scream')} from {counted(len(screams), 'place')}")
     rows = [
         (scream.count, scream.trap, scream.address, scream.label, scream.driver or "")
         for scream in (screams if verbosity else screams[:_TOP])
     ]
-    yield from table(("times", "class", "address", "place", "driver"), rows)
+    yield Table(("times", "class", "address", "place", "driver"), tuple(rows))
     splats = [scream.splat for scream in screams if scream.splat is not None]
-    for splat in splats if verbosity else splats[:_SPLATS]:
-        yield ""
-        yield from render_splat(splat)
+    for one in splats if verbosity else splats[:_SPLATS]:
+        yield Gap()
+        yield Details(one.banner, tuple(splat.page(one)))
 
 
-def _sites(result: "BootResult", verbosity: int) -> "Iterator[str]":
+def _sites(result: "BootResult", verbosity: int) -> "Iterator[Block]":
     sites = result.sites if verbosity else result.sites[:_TOP]
-    yield f"Where it trapped: {len(sites)} of {counted(len(result.sites), 'place')}"
+    yield Heading(f"Where it trapped: {len(sites)} of {counted(len(result.sites), 'place')}")
     if verbosity:
-        yield from chain.from_iterable(_detail(site) for site in sites)
+        for site in sites:
+            yield Code(tuple(_detail(site)))
         return
-    yield from table(("traps", "class", "function", "source"), [_row(site) for site in sites])
+    yield Table(("traps", "class", "function", "source"), tuple(map(_row, sites)))
     if len(sites) < len(result.sites):
-        yield "(-v lists all, with their inline chains)"
+        yield Paragraph("(-v lists all, with their inline chains)")
 
 
 def _row(site: "TrapSite") -> tuple[int, str, str, str]:
@@ -184,31 +180,29 @@ def _source(site: "TrapSite") -> str:
 
 def _detail(site: "TrapSite") -> "Iterator[str]":
     found = f"scan {site.scan_id}" if site.scan_id else site.reason
-    yield printable_ascii(f"{site.count:>9,}  {site.trap:<7} {site.label}  [{found}]")
+    yield f"{site.count:>9,}  {site.trap:<7} {site.label}  [{found}]"
     for frame in site.inlined:
         source = "??" if frame.file is None else f"{frame.file}:{frame.line or '?'}"
-        yield printable_ascii(f"{'':18} {frame.function} (inlined) {source}")
+        yield f"{'':18} {frame.function} (inlined) {source}"
     if not site.inlined and site.file is not None:
-        yield printable_ascii(f"{'':18} {_source(site)}")
+        yield f"{'':18} {_source(site)}"
 
 
-def _soundness(result: "BootResult") -> "Iterator[str]":
+def _soundness(result: "BootResult") -> "Iterator[Block]":
     sound = result.soundness
     if not sound.scanned:
-        yield from paragraph("Soundness: not measured, as there is no scan to compare with.")
+        yield Paragraph("Soundness: not measured, as there is no scan to compare with.")
         return
-    yield from paragraph(
+    yield Paragraph(
         f"Soundness: the scan had foreseen {_share(sound.traps_found, sound.traps)} of the #VEs "
         f"and TDCALLs ({sound.traps_found:,} of {sound.traps:,}) and {sound.sites_found:,} of "
         f"the {counted(sound.sites, 'place')} they came from; {sound.outside_traps:,} more came "
         "from code that it does not cover by design (ring 3, decompressor)."
     )
     if result.unaccounted:
-        yield ""
-        yield "Not accounted for"
-        yield from table(
-            ("traps", "class", "place", "why"), [_why(site) for site in result.unaccounted]
-        )
+        yield Gap()
+        yield Heading("Not accounted for")
+        yield Table(("traps", "class", "place", "why"), tuple(map(_why, result.unaccounted)))
 
 
 def _why(site: "TrapSite") -> tuple[int, str, str, str]:
@@ -220,7 +214,7 @@ def _share(part: int, whole: int) -> str:
     return f"{10_000 * part // whole / 100:.2f} %" if whole else "none"
 
 
-def _refused(result: "BootResult") -> "Iterator[str]":
+def _refused(result: "BootResult") -> "Iterator[Block]":
     refused = result.refused
     named = (
         ("ports where no device is", refused.ports),
@@ -228,23 +222,27 @@ def _refused(result: "BootResult") -> "Iterator[str]":
         ("MSRs that the host does not have", refused.msrs),
     )
     if refused.dma:
-        yield from paragraph(f"DMA to private GPA {', '.join(refused.dma)} was refused.")
+        yield Paragraph(f"DMA to private GPA {', '.join(refused.dma)} was refused.")
     if any(counts for _, counts in named):
-        yield "Asked for and not there (address x times)"
+        yield Heading("Asked for and not there (address x times)")
     for name, counts in named:
         if counts:
-            yield from paragraph(f"{name}: {_list(counts.items())}", indent="  ", hanging="    ")
+            yield Paragraph(f"{name}: {_list(counts.items())}", indent=2, hanging=2)
 
 
 def _list(counts: "Iterable[tuple[str, int]]") -> str:
     return ", ".join(address if count == 1 else f"{address} x{count}" for address, count in counts)
 
 
-def _hashes(result: "BootResult") -> "Iterator[str]":
+def _hashes(result: "BootResult") -> "Iterator[Block]":
     if result.repeatable:
-        yield "Hashes (the same for every run of this command)"
+        yield Heading("Hashes (the same for every run of this command)")
     else:
-        yield "Hashes (of this run: with devices, the wall clock has its say)"
-    yield f"  trace    {result.hashes.trace}"
-    yield f"  console  {result.hashes.console}"
-    yield f"  memory   {result.hashes.ram}"
+        yield Heading("Hashes (of this run: with devices, the wall clock has its say)")
+    hashes = result.hashes
+    for name, value in (
+        ("trace", hashes.trace),
+        ("console", hashes.console),
+        ("memory", hashes.ram),
+    ):
+        yield Term(name, value, indent=2, width=9)

@@ -8,13 +8,15 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from trapline.allowlist.entries import DeviceAlias
+from trapline.report.blocks import Gap, Item, Paragraph, Quote, Table
 from trapline.report.classes import CLASSES
-from trapline.report.table import counted, paragraph, table
-from trapline.report.tally import VMLINUX, Tally, group, is_mmio, tally
+from trapline.report.pages.tally import VMLINUX, Tally, group, is_mmio, tally
+from trapline.report.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from trapline.report.blocks import Block
     from trapline.results.scan import Driver, Outside, ScanResult, Site
 
 # The devices the e-mail names, as QEMU presents them: hw/net/e1000.c, hw/net/rtl8139.c.
@@ -34,8 +36,8 @@ _PARTS: Final = {
 }
 
 
-def answers(result: "ScanResult") -> "Iterator[str]":
-    """Yield all answers as lines, an empty line before each."""
+def answers(result: "ScanResult") -> "Iterator[Block]":
+    """Yield all answers, each apart from what comes before."""
     yield from _ids(result)
     yield from _drivers(result)
     yield from _hardware(result)
@@ -45,44 +47,44 @@ def answers(result: "ScanResult") -> "Iterator[str]":
     yield from _not_seen(result)
 
 
-def _ask(question: str) -> "Iterator[str]":
-    yield ""
-    yield from paragraph(question, indent="> ")
-    yield ""
+def _ask(question: str) -> "Iterator[Block]":
+    yield Gap()
+    yield Quote(question)
+    yield Gap()
 
 
-def _ids(result: "ScanResult") -> "Iterator[str]":
+def _ids(result: "ScanResult") -> "Iterator[Block]":
     yield from _ask("That lists exactly 8 ids")
-    yield from paragraph(f"The allow list that was applied has {counted(len(result.allow), 'id')}:")
-    yield ""
+    yield Paragraph(f"The allow list that was applied has {counted(len(result.allow), 'id')}:")
+    yield Gap()
     rows = [(entry.id, entry.name, entry.note or "") for entry in result.allow]
-    yield from table(("id", "true name", "note"), rows)
+    yield Table(("id", "true name", "note"), tuple(rows))
 
 
-def _drivers(result: "ScanResult") -> "Iterator[str]":
+def _drivers(result: "ScanResult") -> "Iterator[Block]":
     yield from _ask("How many places do those 8 drivers touch MMIO?")
     if not result.let_in():
         scanned = "vmlinux and its modules" if result.kernel.modules else "what was scanned"
-        yield from paragraph(f"Nowhere: no driver of {scanned} binds to an id of the list.")
+        yield Paragraph(f"Nowhere: no driver of {scanned} binds to an id of the list.")
         return
     parts = _on_the_way(result)
-    yield from paragraph(
+    yield Paragraph(
         f"The list lets in {counted(len(result.let_in()), 'driver')}. "
         + " ".join(f"{_PARTS[part]}: {_mmio_and_calls(those)}." for part, those in parts)
     )
     unused = _without_driver(result)
     if unused:
-        yield from paragraph(f"No driver in this kernel for {', '.join(unused)}.")
-    yield ""
+        yield Paragraph(f"No driver in this kernel for {', '.join(unused)}.")
+    yield Gap()
     rows = [
         (name, part, *tally(sites))
         for part, those in parts
         for name, sites in those
         if sites or part == "driver"
     ]
-    yield from table(("code", "part", *_COUNTS), rows)
-    yield ""
-    yield from paragraph(
+    yield Table(("code", "part", *_COUNTS), tuple(rows))
+    yield Gap()
+    yield Paragraph(
         "How: a driver is let in when an id of the list matches a module alias of it, or when "
         "virtio_pci turns that id into a virtio device it has an alias for. MMIO is each "
         "memory-access instruction inside the DWARF range of an inlined readl(), writel() or "
@@ -128,22 +130,22 @@ def _mmio_and_calls(those: _Group) -> str:
     return f"{counted(count.mmio, 'MMIO instruction')}, {counted(count.calls, 'MMIO call')}"
 
 
-def _hardware(result: "ScanResult") -> "Iterator[str]":
+def _hardware(result: "ScanResult") -> "Iterator[Block]":
     yield from _ask(
         'Are there any "real" hardware drivers involved like how QEMU emulates an e1000 or '
         "rtl8139 device?"
     )
     rows = [row for device, modalias in _EMULATED for row in _emulated(result, device, modalias)]
-    yield from table(("device", "driver", "on the list", "MMIO", "all sites"), rows)
-    yield ""
+    yield Table(("device", "driver", "on the list", "MMIO", "all sites"), tuple(rows))
+    yield Gap()
     pci = [driver for driver in result.drivers if driver.bus == "pci"]
     out = [driver for driver in pci if not driver.allowed]
     builtin = sum(driver.builtin for driver in out)
-    yield from paragraph(
+    yield Paragraph(
         f"Of {counted(len(pci), 'PCI driver')} the list keeps {len(out):,} out: {builtin:,} built "
         f"in, {counted(len(out) - builtin, 'module')}."
     )
-    yield from paragraph("How: the PCI id that QEMU gives the device, against all module aliases.")
+    yield Paragraph("How: the PCI id that QEMU gives the device, against all module aliases.")
 
 
 def _emulated(result: "ScanResult", device: str, modalias: str) -> "list[tuple[str, ...]]":
@@ -173,19 +175,19 @@ def _drivers_of(result: "ScanResult", modalias: str) -> "list[Driver]":
     return found
 
 
-def _apic_and_hpet(result: "ScanResult") -> "Iterator[str]":
+def _apic_and_hpet(result: "ScanResult") -> "Iterator[Block]":
     yield from _ask("What about the APIC or HPET?")
     by_subsystem = group(result.sites, lambda site: site.subsystem)
     rows = [(name, *tally(by_subsystem.get(name, ()))) for name in _NAMED]
-    yield from table(("code", *_COUNTS), rows)
-    yield ""
-    yield from paragraph(
+    yield Table(("code", *_COUNTS), tuple(rows))
+    yield Gap()
+    yield Paragraph(
         "How: by the source file a site comes from, drivers included. It says that the code is in "
         "the kernel, not that a TD reaches it: a guest in x2APIC mode uses MSRs in place of MMIO."
     )
 
 
-def _not_drivers(result: "ScanResult") -> "Iterator[str]":
+def _not_drivers(result: "ScanResult") -> "Iterator[Block]":
     yield from _ask(
         "Sean seemed worried about other x86-specific oddities. Are there any more, or is the "
         "local APIC the only non-driver MMIO?"
@@ -199,23 +201,23 @@ def _not_drivers(result: "ScanResult") -> "Iterator[str]":
     apic = tally(core.get("local APIC", ()))
     others = sum(row[0] != "local APIC" for row in rows)
     if not rows:
-        yield from paragraph("No: there is no MMIO outside drivers in what was scanned.")
+        yield Paragraph("No: there is no MMIO outside drivers in what was scanned.")
         return
     verdict = "No." if others else "Yes."
-    yield from paragraph(
+    yield Paragraph(
         f"{verdict} Outside drivers there are {counted(mmio, 'MMIO instruction')} and "
         f"{counted(calls, 'MMIO call')}, in {counted(len(rows), 'subsystem')}; the local APIC "
         f"has {apic.mmio:,} and {apic.calls:,}."
     )
-    yield ""
-    yield from table(("subsystem", "MMIO", "MMIO calls", "of these, init only"), rows)
-    yield ""
+    yield Gap()
+    yield Table(("subsystem", "MMIO", "MMIO calls", "of these, init only"), tuple(rows))
+    yield Gap()
     rest = tally(chain.from_iterable(core.values()))
-    yield from paragraph(
+    yield Paragraph(
         f"Outside drivers there are also {counted(rest.pio, 'port I/O site')} and "
         f"{rest.other:,} of other classes (tables below)."
     )
-    yield from paragraph(
+    yield Paragraph(
         "How: as above; a driver is a Kbuild module, built in or not, or code below drivers/ that "
         "is not part of the kernel proper. Init only: the section starts with .init."
     )
@@ -232,21 +234,21 @@ def _init(sites: "Iterable[Site]") -> int:
     return sum(site.section.startswith(".init") and site.trap == "mmio" for site in sites)
 
 
-def _refused(result: "ScanResult") -> "Iterator[str]":
+def _refused(result: "ScanResult") -> "Iterator[Block]":
     yield from _ask(
         "It's with posting a series that masquerades as a full solution while *NOT* covering or "
         "even enumerating the corner cases."
     )
     refused = [site for site in result.sites if not site.emulable]
     if not refused:
-        yield from paragraph("The #VE handler can emulate every form that was found.")
+        yield Paragraph("The #VE handler can emulate every form that was found.")
     else:
         mmio = sum(is_mmio(site) for site in refused)
-        yield from paragraph(
+        yield Paragraph(
             f"The #VE handler cannot emulate {len(refused):,} of "
             f"{counted(len(result.sites), 'site')}, {mmio:,} of them MMIO:"
         )
-        yield ""
+        yield Gap()
         groups = group(refused, lambda site: f"{site.trap}\0{site.reason}")
         rows = sorted(
             (
@@ -260,9 +262,9 @@ def _refused(result: "ScanResult") -> "Iterator[str]":
             ),
             key=lambda row: (-row[1] - row[2], row[0], row[3]),
         )
-        yield from table(("class", VMLINUX, "modules", "reason"), rows)
-    yield ""
-    yield from paragraph(
+        yield Table(("class", VMLINUX, "modules", "reason"), tuple(rows))
+    yield Gap()
+    yield Paragraph(
         "How: each instruction against the cases of insn_decode_mmio(), handle_mmio(), handle_io() "
         "and virt_exception_kernel(). A refused site is an oops only where a TD reaches it."
     )
@@ -277,26 +279,18 @@ def _data_read_as_code(part: "Outside") -> str:
     )
 
 
-def _not_seen(result: "ScanResult") -> "Iterator[str]":
-    yield ""
-    yield from paragraph("What this scan did not see:")
+def _not_seen(result: "ScanResult") -> "Iterator[Block]":
+    yield Gap()
+    yield Paragraph("What this scan did not see:")
     unseen = (*result.coverage.missing, *result.coverage.advice)
     for text in unseen[:_UNSEEN]:
-        yield from paragraph(text, indent="- ", hanging="  ")
+        yield Item(text)
     if len(unseen) > _UNSEEN:
-        yield from paragraph(
-            f"{len(unseen) - _UNSEEN:,} more, which --format json has.", indent="- ", hanging="  "
-        )
+        yield Item(f"{len(unseen) - _UNSEEN:,} more, which --format json has.")
     for part in result.coverage.outside:
-        yield from paragraph(_data_read_as_code(part), indent="- ", hanging="  ")
-    yield from paragraph(
+        yield Item(_data_read_as_code(part))
+    yield Item(
         "Plain dereferences of mapped device memory, which no accessor marks: they look like any "
-        "other load or store. Where device memory is mapped is in the table of mapping sites.",
-        indent="- ",
-        hanging="  ",
+        "other load or store. Where device memory is mapped is in the table of mapping sites."
     )
-    yield from paragraph(
-        "Which of the sites a boot reaches: a site says that the code is there.",
-        indent="- ",
-        hanging="  ",
-    )
+    yield Item("Which of the sites a boot reaches: a site says that the code is there.")

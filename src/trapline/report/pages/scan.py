@@ -1,33 +1,28 @@
-"""A scan as plain text, 80 columns, ready to be pasted into a mail.
+"""What is said of a scan.
 
 First the answers to the questions trapline comes from, then tables, then, if asked, every site.
-It is ASCII without escape sequences wherever it goes.
 """
 
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from trapline.report.answers import answers
-from trapline.report.listing import listing
-from trapline.report.overview import tables
-from trapline.report.table import counted, paragraph
-from trapline.report.tally import VMLINUX, is_mmio
+from trapline.report.blocks import Gap, Paragraph
+from trapline.report.pages.scan_answers import answers
+from trapline.report.pages.scan_listing import listing
+from trapline.report.pages.scan_tables import tables
+from trapline.report.pages.tally import VMLINUX, is_mmio
+from trapline.report.words import counted
 from trapline.results.findings import findings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from trapline.report.blocks import Block
     from trapline.results.scan import Kernel, ScanResult
 
 
-def render(result: "ScanResult", verbosity: int = 0) -> "Iterator[bytes]":
-    """Yield the report line by line. `verbosity` 1 adds every site, 2 its evidence."""
-    for line in lines(result, verbosity):
-        yield line.encode("ascii") + b"\n"
-
-
-def lines(result: "ScanResult", verbosity: int = 0) -> "Iterator[str]":
-    """Yield the report's lines, none longer than 80 characters."""
+def page(result: "ScanResult", verbosity: int = 0) -> "Iterator[Block]":
+    """Yield the report's blocks. `verbosity` 1 adds every site, 2 its evidence."""
     yield from _head(result)
     yield from answers(result)
     yield from tables(result)
@@ -36,26 +31,26 @@ def lines(result: "ScanResult", verbosity: int = 0) -> "Iterator[str]":
     yield from _verdict(result)
 
 
-def _head(result: "ScanResult") -> "Iterator[str]":
+def _head(result: "ScanResult") -> "Iterator[Block]":
     kernel = result.kernel
-    yield from paragraph(f"{result.generator}: scan of Linux {kernel.release or '(no release)'}")
+    yield Paragraph(f"{result.generator}: scan of Linux {kernel.release or '(no release)'}")
     if kernel.build_id:
-        yield from paragraph(f"build id {kernel.build_id}")
-    yield from paragraph(f"{_vmlinux(kernel)}, {counted(kernel.modules, 'module')}")
-    yield ""
+        yield Paragraph(f"build id {kernel.build_id}")
+    yield Paragraph(f"{_vmlinux(kernel)}, {counted(kernel.modules, 'module')}")
+    yield Gap()
     if not result.coverage.complete:
-        yield from paragraph(
+        yield Paragraph(
             'INCOMPLETE: every number is a lower bound, and every "no" may be a "not seen": '
             'see "What this scan did not see".'
         )
-        yield ""
+        yield Gap()
     mmio = [site for site in result.sites if is_mmio(site)]
     builtin = sum(site.module == VMLINUX for site in mmio)
     forms = {
         form: sum(site.form == form for site in result.sites)
         for form in ("instruction", "paravirt", "call")
     }
-    yield from paragraph(
+    yield Paragraph(
         f"{counted(len(result.sites), 'place')} may trap to the host when this kernel runs as a "
         f"TD: {counted(forms['instruction'], 'instruction')}, "
         f"{counted(forms['paravirt'], 'paravirt call')} that hide one, "
@@ -70,14 +65,14 @@ def _vmlinux(kernel: "Kernel") -> str:
     return f"vmlinux {'with' if kernel.has_dwarf else 'without'} debug information"
 
 
-def _verdict(result: "ScanResult") -> "Iterator[str]":
+def _verdict(result: "ScanResult") -> "Iterator[Block]":
     found = Counter(finding.kind for finding in findings(result))
-    yield ""
+    yield Gap()
     if not found:
         seen = "" if result.coverage.complete else " in what was seen"
-        yield from paragraph(f"Policy: nothing found against it{seen}.")
+        yield Paragraph(f"Policy: nothing found against it{seen}.")
         return
-    yield from paragraph(
+    yield Paragraph(
         f"Policy: {counted(found['refused-site'], 'site')} the #VE handler cannot emulate, "
         f"{counted(found['driver-not-allowed'], 'built-in driver')} outside the allow list that "
         "touch the host."

@@ -1,13 +1,15 @@
-"""A verification as plain text, 80 columns: what was tried, what is wrong, what is refused."""
+"""What is said of a verification: what was tried, what is wrong, what is refused."""
 
 from typing import TYPE_CHECKING, Final
 
-from trapline.report.table import counted, paragraph, table
+from trapline.report.blocks import Gap, Paragraph, Table, Term
+from trapline.report.words import counted
 from trapline.results.verify import SEVERITY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from trapline.report.blocks import Block
     from trapline.results.verify import Finding, Kind, VerifyResult
 
 _VERDICTS: Final = (
@@ -45,72 +47,67 @@ _MEANINGS: "Final[dict[Kind, str]]" = {
 _FORMS: Final = 6  # named in a finding before the rest is counted
 
 
-def render(result: "VerifyResult", verbosity: int = 0) -> "Iterator[bytes]":
-    """Yield the report line by line. `verbosity` 1 adds all forms and all that is refused."""
-    for line in _lines(result, verbosity):
-        yield line.encode("ascii") + b"\n"
-
-
-def _lines(result: "VerifyResult", verbosity: int) -> "Iterator[str]":
+def page(result: "VerifyResult", verbosity: int = 0) -> "Iterator[Block]":
+    """Yield the report's blocks. `verbosity` 1 adds all forms and all that is refused."""
     yield from _head(result)
     yield from _tally(result)
     yield from _findings(result, verbosity)
     yield from _refused(result, verbosity)
-    yield ""
+    yield Gap()
     if result.findings:
-        yield from paragraph(
+        yield Paragraph(
             f"{counted(len(result.findings), 'cause')} for which the #VE handler and the "
             "processor do not agree."
         )
     else:
-        yield from paragraph("The #VE handler does what the processor does, or refuses.")
+        yield Paragraph("The #VE handler does what the processor does, or refuses.")
 
 
-def _head(result: "VerifyResult") -> "Iterator[str]":
+def _head(result: "VerifyResult") -> "Iterator[Block]":
     kernel = result.kernel
-    yield from paragraph(
+    yield Paragraph(
         f"{result.generator}: the #VE handler of Linux {kernel.release or kernel.name}; "
         f"{counted(result.injected, 'injected event')}."
     )
     if kernel.build_id:
-        yield from paragraph(f"build id {kernel.build_id}")
-    yield from paragraph(
+        yield Paragraph(f"build id {kernel.build_id}")
+    yield Paragraph(
         f"{counted(result.cases, 'case')}, each run natively and as a trap; rules of TDX module "
         f"{result.module_version}; digest {result.digest}."
     )
     if result.injected:
-        yield from paragraph(
+        yield Paragraph(
             "Injected: #VEs made by hand for instructions that the engine cannot execute."
         )
-    yield ""
+    yield Gap()
 
 
-def _tally(result: "VerifyResult") -> "Iterator[str]":
-    rows: list[tuple[str | int, ...]] = [
+def _tally(result: "VerifyResult") -> "Iterator[Block]":
+    rows: tuple[tuple[str | int, ...], ...] = tuple(
         (trap, *(counts.get(verdict, 0) for verdict in _VERDICTS))
         for trap, counts in result.verdicts.items()
-    ]
-    yield from table(("class", *_VERDICTS), rows)
-    yield ""
+    )
+    yield Table(("class", *_VERDICTS), rows)
+    yield Gap()
     for verdict, text in _LEGEND:
-        yield from paragraph(f"{verdict:15}{text}", indent="  ", hanging=" " * 17)
+        yield Term(verdict, text, indent=2, width=15)
 
 
-def _findings(result: "VerifyResult", verbosity: int) -> "Iterator[str]":
+def _findings(result: "VerifyResult", verbosity: int) -> "Iterator[Block]":
     number = 0
     for kind in SEVERITY:
         group = [finding for finding in result.findings if finding.kind == kind]
         if group:
-            yield ""
-            yield from paragraph(f"{kind.upper()}: {_MEANINGS[kind]}")
+            yield Gap()
+            yield Paragraph(f"{kind.upper()}: {_MEANINGS[kind]}")
         for finding in group:
             number += 1
-            yield ""
+            yield Gap()
             yield from _finding(number, finding, verbosity)
 
 
-def _finding(number: int, finding: "Finding", verbosity: int) -> "Iterator[str]":
-    yield from paragraph(f"{number:2}. {finding.trap}: {finding.cause}", hanging="    ")
+def _finding(number: int, finding: "Finding", verbosity: int) -> "Iterator[Block]":
+    yield Paragraph(f"{number:2}. {finding.trap}: {finding.cause}", hanging=4)
     names = finding.forms if verbosity else finding.forms[:_FORMS]
     more = len(finding.forms) - len(names)
     text = "; ".join(names) + (f"; and {more} more" if more else "")
@@ -126,25 +123,25 @@ def _finding(number: int, finding: "Finding", verbosity: int) -> "Iterator[str]"
     yield from _field("seen", counted(finding.cases, "case") + occurs)
 
 
-def _field(name: str, text: str) -> "Iterator[str]":
-    yield from paragraph(f"{name:9}{text}", indent="    ", hanging=" " * 13)
+def _field(name: str, text: str) -> "Iterator[Block]":
+    yield Term(name, text, indent=4, width=9)
 
 
-def _refused(result: "VerifyResult", verbosity: int) -> "Iterator[str]":
+def _refused(result: "VerifyResult", verbosity: int) -> "Iterator[Block]":
     if not result.refused:
         return
     occurring = [form for form in result.refused if form.occurs]
-    yield ""
-    yield from paragraph(
+    yield Gap()
+    yield Paragraph(
         f"{counted(len(result.refused), 'form')} that the handler refuses always"
         + (f", {len(occurring)} of which the kernel has sites of." if result.scanned else ".")
     )
     if result.scanned:
-        yield from paragraph(f"Sites are from a scan of {result.scanned}.")
+        yield Paragraph(f"Sites are from a scan of {result.scanned}.")
     shown = result.refused if verbosity else result.refused[:0]
     rows = [(form.trap, form.form, form.instruction, form.occurs or 0) for form in shown]
     if rows:
-        yield ""
-        yield from table(("class", "form", "example", "sites"), rows)
+        yield Gap()
+        yield Table(("class", "form", "example", "sites"), tuple(rows))
     elif not verbosity:
-        yield from paragraph("-v lists them.")
+        yield Paragraph("-v lists them.")
