@@ -24,6 +24,7 @@ from trapline.machine.loader.initramfs import workload
 from trapline.machine.qemu import catalogue
 from trapline.machine.qemu.board import QemuBoard
 from trapline.machine.vmm.ghci import TdVmCall
+from trapline.tdx.vmm_interface import TrapListener, VeInfo
 
 KERNEL = "deb:linux-image-6.12-cloud-amd64|linux-image-cloud-amd64"
 MIB = 1 << 20
@@ -88,9 +89,17 @@ def boot(files: KernelFiles, image: Path) -> tuple[list[float], list[float]]:
 
         trapped = 0.0
 
-        def on_trap() -> None:
-            nonlocal trapped
-            trapped = time.perf_counter()
+        class Traps(TrapListener):
+            def on_ve(self, rip: int, info: VeInfo, *, double_fault: bool) -> None:
+                del rip, info, double_fault
+                nonlocal trapped
+                trapped = time.perf_counter()
+
+            def on_tdcall(self, rip: int, leaf: int, status: int) -> None:
+                pass
+
+            def on_tdvmcall(self, rip: int, registers: list[int]) -> None:
+                pass
 
         def timed(registers: list[int]) -> None:
             leaf = registers[Reg.R11]
@@ -98,9 +107,9 @@ def boot(files: KernelFiles, image: Path) -> tuple[list[float], list[float]]:
             if leaf == TdVmCall.REQUEST_MMIO:
                 trips.append((time.perf_counter() - trapped) * 1e6)
 
-        run.machine.recorder.on_trap = on_trap
         services.call = timed  # type: ignore[method-assign]
-        run.run()
+        with run.machine.module.listening(Traps()):
+            run.run()
     return watch.seconds(), trips
 
 

@@ -14,7 +14,6 @@ from trapline.explore import scenario
 from trapline.explore.inject import Injector, Run
 from trapline.explore.triggers import Triggers
 from trapline.explore.window import LiveWindow
-from trapline.guest.playalong import take_over
 from trapline.guest.target import Target, TargetSource
 from trapline.linux import noise
 from trapline.machine.devices.power import PORT, SLP_EN, SLP_TYP_S5, SLP_TYP_SHIFT
@@ -642,7 +641,6 @@ class Opened:
     def __init__(self, text, *flags, rules=NOISE, budget=20_000):
         self.target = Target(source(*flags, rules=rules))
         self.machine = self.target.machine("")
-        take_over(self.machine)
         scenarios = [scenario.parse(text.encode(), "test.toml", "test")]
         self.triggers = Triggers(self.machine, self.target, scenarios)
         opening = self.triggers.next()

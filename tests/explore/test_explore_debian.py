@@ -10,7 +10,6 @@ from trapline.explore.stage import StageConfig
 from trapline.explore.store import Store
 from trapline.explore.triggers import Triggers
 from trapline.explore.window import LiveWindow
-from trapline.guest.playalong import take_over
 from trapline.guest.target import Target, TargetSource
 
 pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("debian-explore")]
@@ -87,7 +86,6 @@ def test_beyond_the_rules_a_ve_in_the_syscall_gap_is_found(source, tmp_path):
 def test_the_reference_repeats_and_the_boot_goes_on_as_if_nothing_had_been(source):
     target = Target(source)
     machine = target.machine("")
-    take_over(machine)
     scenarios = [scenario.load("nmi-in-ve"), scenario.load("syscall-gap")]
     triggers = Triggers(machine, target, scenarios)
     while (opening := triggers.next()) is not None:

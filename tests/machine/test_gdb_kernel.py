@@ -13,7 +13,6 @@ from trapline.machine.gdb.debugview import TdTarget
 from trapline.machine.gdb.server import GdbServer
 from trapline.machine.loader import kernelimage
 from trapline.machine.machine import Machine, MachineConfig
-from trapline.machine.observe.recorder import Kind
 from trapline.machine.observe.symbols import GuestSymbols
 
 pytestmark = [
@@ -30,13 +29,7 @@ def debug(path, symbols_of, *commands, slide=None):
     with Binary.open_vmlinux(symbols_of) as vmlinux:
         image = kernelimage.open_image(path)
         machine = Machine(
-            MachineConfig(
-                image=image,
-                command_line=COMMAND_LINE,
-                initrd=b"",
-                seconds=SECONDS,
-                trap_sink=lambda trap: trap.kind is Kind.VE and server.on_ve(),
-            )
+            MachineConfig(image=image, command_line=COMMAND_LINE, initrd=b"", seconds=SECONDS)
         )
         symbols = GuestSymbols(machine.vcpu, vmlinux)
         if slide is not None:
@@ -51,7 +44,8 @@ def debug(path, symbols_of, *commands, slide=None):
 
 def _drive(machine, server, symbols_of, commands):
     def boot():
-        outcome = machine.run(lambda handler: server.run(handler, machine.ended))
+        with machine.module.listening(server):
+            outcome = machine.run(lambda handler: server.run(handler, machine.ended))
         server.finish(clean=outcome.is_clean, text=outcome.detail)
 
     return gdb_session(server, symbols_of, commands, boot)

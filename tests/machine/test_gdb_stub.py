@@ -14,6 +14,7 @@ from trapline.machine.gdb.commands import MAX_BREAKPOINTS, Interpreter, Resume
 from trapline.machine.gdb.monitor import Monitor
 from trapline.machine.gdb.registers import REGISTERS
 from trapline.machine.gdb.server import GdbServer, parse_address
+from trapline.tdx.vmm_interface import ExitReason, VeInfo
 
 CODE = 0x1000
 DATA = 0x5000
@@ -122,7 +123,7 @@ class Session:
             self.vcpu.stop()
         elif reason is Exit.CPUID:
             self.vcpu.regs[Reg.RIP] = 0x2000
-            self.server.on_ve()
+            self.server.on_ve(rip, VeInfo(ExitReason.CPUID), double_fault=False)
         elif reason is not Exit.BOUNDARY:
             self.vcpu.regs[Reg.RIP] = self.extra.get(rip, rip + 4)
 

@@ -281,8 +281,7 @@ def test_a_debuggers_pause_moves_the_timeout():
     """The alarm rings while gdb has the guest; it must be set again for what is left."""
     machine = machine_of("gate 6, over\nload_idt\nover: mov rsp, STACK\nud2", seconds=0.5)
     try:
-        machine.host.paused = lambda: 0.5
-        assert machine.run().kind == OutcomeKind.TIMEOUT
+        assert machine.run(paused=lambda: 0.5).kind == OutcomeKind.TIMEOUT
     finally:
         machine.close()
 

@@ -216,3 +216,41 @@ def test_no_write_breaks_it(writes):
         assert answer is None or 0 <= answer < 1 << 64
         assert 0 <= apic.read(index) < 1 << 32
         assert apic.due is None or apic.due > 0
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2])
+def test_a_held_timer_fires_when_it_is_let_go(apic, clock, mode):
+    apic.write_msr(ApicMsr.DIVIDE, 0xB)
+    apic.write_msr(ApicMsr.LVT_TIMER, mode << 17 | 0xEC)
+    apic.write_msr(ApicMsr.INITIAL_COUNT, 100)
+    apic.write_msr(ApicMsr.TSC_DEADLINE, clock.now + 100 * TICK)
+    due = apic.due
+    assert due == clock.now + 100 * TICK
+    with apic.holding():
+        assert apic.due is None
+        clock.now = due + TICK
+        assert not apic.tick()
+        assert apic.pending() is None
+    assert apic.due == due
+    assert apic.tick()
+    assert apic.pending() == 0xEC
+
+
+def test_the_guest_reads_and_programs_a_held_timer(apic):
+    apic.write_msr(ApicMsr.LVT_TIMER, 2 << 17 | 0xEC)
+    with apic.holding():
+        apic.write_msr(ApicMsr.TSC_DEADLINE, 5000)
+        assert apic.read_msr(ApicMsr.TSC_DEADLINE) == 5000
+        assert apic.due is None
+    assert apic.due == 5000
+    with apic.holding():
+        apic.write_msr(ApicMsr.TSC_DEADLINE, 0)
+    assert apic.due is None
+
+
+def test_a_held_timer_is_let_go_whatever_ends_the_context(apic):
+    apic.write_msr(ApicMsr.LVT_TIMER, 2 << 17 | 0xEC)
+    apic.write_msr(ApicMsr.TSC_DEADLINE, 7000)
+    with pytest.raises(KeyError), apic.holding():
+        raise KeyError
+    assert apic.due == 7000

@@ -25,6 +25,7 @@ class Memory:
     def __init__(self):
         self.ram = memoryview(bytearray(MEMORY))
         self.shared_ram = self.ram
+        self.shared_bit = SHARED
 
     def set_private(self, gpa, size, _state):
         assert 0 <= gpa < gpa + size <= MEMORY
@@ -72,8 +73,7 @@ class Host:
             mmio=self.mmio,
             apic=self.apic,
             sept=self.sept,
-            ram=self.memory.ram,
-            shared_bit=SHARED,
+            memory=self.memory,
             events=self.events,
         )
 
@@ -360,3 +360,51 @@ def test_no_arguments_do_harm(calls):
         assert len(registers) == 16
         assert all(0 <= value <= U64 for value in registers)
         assert registers[Reg.R10] in set(Status)
+
+
+# Who serves calls first.
+
+
+class Answers:
+    """Answers calls of one leaf with a number of its own in R11."""
+
+    def __init__(self, leaf, number):
+        self.leaf, self.number, self.asked = leaf, number, 0
+
+    def answer(self, registers):
+        self.asked += 1
+        if registers[Reg.R11] != self.leaf:
+            return False
+        registers[Reg.R10], registers[Reg.R11] = Status.SUCCESS, self.number
+        return True
+
+
+def test_an_answerer_is_asked_first_while_its_context_lasts(host):
+    outer, inner = Answers(TdVmCall.RDMSR, 1), Answers(TdVmCall.RDMSR, 2)
+    with host.services.answering(outer):
+        with host.services.answering(inner):
+            host.call(TdVmCall.RDMSR, 0x1234)
+            assert host.answer[Reg.R11] == 2
+        host.call(TdVmCall.RDMSR, 0x1234)
+        assert host.answer[Reg.R11] == 1
+        # What none of them answers is served as always.
+        assert host.call(TdVmCall.IO, 1, 0, 0x3F8) == Status.SUCCESS
+    assert (outer.asked, inner.asked) == (2, 1)
+    assert host.call(TdVmCall.RDMSR, 0x1234) == Status.INVALID_OPERAND
+    assert (outer.asked, inner.asked) == (2, 1)
+
+
+def test_an_answerer_goes_with_its_context_whatever_ends_it(host):
+    with pytest.raises(KeyError), host.services.answering(Answers(TdVmCall.RDMSR, 1)):
+        raise KeyError
+    assert host.call(TdVmCall.RDMSR, 0x1234) == Status.INVALID_OPERAND
+
+
+def test_an_expected_call_is_answered_once(host):
+    host.services.expect(Answers(TdVmCall.RDMSR, 7))
+    host.services.expect(Answers(TdVmCall.WRMSR, 8))
+    assert host.call(TdVmCall.WRMSR, 0x1234) == Status.SUCCESS
+    assert host.call(TdVmCall.WRMSR, 0x1234) == Status.INVALID_OPERAND
+    assert host.call(TdVmCall.RDMSR, 0x1234) == Status.SUCCESS
+    assert host.answer[Reg.R11] == 7
+    assert host.call(TdVmCall.RDMSR, 0x1234) == Status.INVALID_OPERAND

@@ -8,6 +8,7 @@ from fake_td import FakeApic, FakeVcpu, FakeVmm, Recorder
 from trapline.cpu.engine import Exit, Reg
 from trapline.rules.tables import load
 from trapline.tdx.module import TdxModule
+from trapline.tdx.sept import Sept
 from trapline.tdx.vmm_interface import TdConfig
 
 MEMORY = 8 << 20
@@ -71,7 +72,10 @@ def make_td():
         if features is not None:
             vcpu.cpuid_features = features
         config.setdefault("memory_size", MEMORY)
-        module = TdxModule(vcpu, vmm, TdConfig(**config), rules, apic=apic, listener=traps)
+        sept = Sept(vcpu.memory, config["memory_size"])
+        module = TdxModule(
+            vcpu, vmm, TdConfig(**config), rules, sept=sept, apic=apic, listeners=[traps]
+        )
         module.sept.add(0, MEMORY)
         return Td(vcpu, vmm, apic, traps, module)
 

@@ -4,7 +4,7 @@ import hashlib
 import struct
 
 import pytest
-from fake_td import CODE_32
+from fake_td import CODE_32, Recorder
 
 from trapline.cpu.engine import Exit, Reg
 from trapline.tdx.sept import LEVEL_2M
@@ -442,3 +442,28 @@ def test_leaves_without_a_subject(td, status):
     assert td.call(26, rcx=0) == status("tdcall-26-ok")
     assert td.call(26, rcx=2) == status("tdcall-26-no-such-vm")
     assert td.call(27, rcx=1, rdx=0) == status("tdcall-27-no-such-vm")
+
+
+def test_a_listener_is_told_while_its_context_lasts(td):
+    other, only = Recorder(), Recorder()
+    with td.module.listening(other):
+        td.call(1)
+        with td.module.listening(only, alone=True):
+            td.call(3)
+            td.take(Exit.HLT)
+        td.call(0)
+    td.call(7)
+    assert [leaf for _, leaf, _ in td.traps.tdcalls] == [1, 7]
+    assert [leaf for _, leaf, _ in other.tdcalls] == [1]
+    assert [leaf for _, leaf, _ in only.tdcalls] == [3]
+    assert (len(td.traps.tdvmcalls), len(other.tdvmcalls), len(only.tdvmcalls)) == (1, 1, 0)
+    assert (len(td.traps.ve), len(other.ve), len(only.ve)) == (0, 0, 1)
+
+
+def test_a_listener_goes_with_its_context_whatever_ends_it(td):
+    gone = Recorder()
+    with pytest.raises(KeyError), td.module.listening(gone, alone=True):
+        raise KeyError
+    td.call(1)
+    assert gone.tdcalls == []
+    assert len(td.traps.tdcalls) == 1

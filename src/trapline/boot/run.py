@@ -118,15 +118,14 @@ class BootRun:
         if gdb is None:
             return self.machine.run()
         self._gdb = gdb
-        self.machine.recorder.on_trap = gdb.on_ve
-        self.machine.host.paused = lambda: gdb.halted
 
         def drive(handler: "ExitHandler") -> None:
             gdb.run(handler, self.machine.ended)
             if gdb.was_killed:
                 self.machine.host.end(OutcomeKind.INTERRUPTED, "The debugger killed the guest.")
 
-        outcome = self.machine.run(drive)
+        with self.machine.module.listening(gdb):
+            outcome = self.machine.run(drive, lambda: gdb.halted)
         gdb.finish(clean=outcome.is_clean, text=outcome.detail)
         return outcome
 

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import iced_x86 as ix
 
 from trapline.cpu.engine import Reg, Vcpu
-from trapline.guest.playalong import ExpectedMmio, ExpectedWrmsr, ExploredServices
+from trapline.guest.playalong import ExpectedMmio, ExpectedWrmsr
 from trapline.isa.operands import memory_operand
 from trapline.machine.devices.lapic import ApicMsr
 from trapline.machine.machine import Machine
@@ -138,7 +138,7 @@ def _synthetic_wrmsr(machine: Machine) -> None:
     Linux hands RCX, RDX and RAX to the host, which ignores them (`host`), and goes on at the
     same instruction.
     """
-    _expect(machine, ExpectedWrmsr(machine.vcpu.regs[Reg.RCX] & _MASK32))
+    machine.host.services.expect(ExpectedWrmsr(machine.vcpu.regs[Reg.RCX] & _MASK32))
     machine.module.inject_ve(VeInfo(ExitReason.WRMSR))
 
 
@@ -158,14 +158,8 @@ def _mmio(machine: Machine) -> None:
             TdExit(0, ExitReason.EPT_VIOLATION, qualification, gpa=shared & -_PAGE)
         )
         return
-    _expect(machine, ExpectedMmio(shared, gpa))
+    machine.host.services.expect(ExpectedMmio(shared, gpa, machine.memory))
     machine.module.inject_ve(VeInfo(ExitReason.EPT_VIOLATION, qualification, gla, shared))
-
-
-def _expect(machine: Machine, call: ExpectedWrmsr | ExpectedMmio) -> None:
-    services = machine.host.services
-    assert isinstance(services, ExploredServices)
-    services.expected = call
 
 
 def mmio_access(vcpu: Vcpu) -> tuple[int, int, bool] | None:

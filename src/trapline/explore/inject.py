@@ -6,7 +6,7 @@ a verdict. Runs do not depend on each other: the same run always gives the same 
 
 from collections import Counter, deque
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Final, NamedTuple, NoReturn
 
 from trapline.base.errors import NotReproducibleError, UsageError
@@ -78,8 +78,8 @@ class Injector:
         self._reproduce = reproduce
         self._budget = budget
         self._watch = Watch(window)
-        self._watch.listener = self._machine.module.listener
-        self._machine.module.listener = self._watch
+        self._watching = ExitStack()
+        self._watching.enter_context(self._machine.module.listening(self._watch))
         self._vcpu.set_breakpoints(self._watch.breakpoints)
         self._vcpu.watch_entries(self._watch.entries)
         try:
@@ -91,7 +91,7 @@ class Injector:
     def close(self) -> None:
         """Take the watch off the machine."""
         self._vcpu.watch_entries(None)
-        self._machine.module.listener = self._watch.listener
+        self._watching.close()
 
     def reference(self) -> ReferenceEnd:
         """Run the window without an event, and return the state at its end.

@@ -23,7 +23,6 @@ from trapline.explore.inject import (
 from trapline.explore.scenario import Inject, Scenario
 from trapline.explore.triggers import Triggers, lacking
 from trapline.explore.window import LiveWindow
-from trapline.guest.playalong import take_over
 from trapline.guest.target import Target, TargetSource
 from trapline.results.explore import Forbidden, NotOpened, Result, Window
 
@@ -121,7 +120,6 @@ class Stage:
             if not group:
                 continue
             self._machine = self._target.machine(append, mmio_uart=mmio_uart)
-            take_over(self._machine)
             triggers = Triggers(self._machine, self._target, group)
             while (opening := triggers.next()) is not None:
                 self._window = LiveWindow(self._machine, self._target, opening)

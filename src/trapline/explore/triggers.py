@@ -50,11 +50,10 @@ class _Waiting:
         return any(address in span for span in self.within)
 
 
-class Triggers:
+class Triggers(TrapListener):
     """Watches one machine; call `next` until it gives None. Nothing is `lacking`.
 
-    It puts itself between engine and module, and leaves the module as it found it between two
-    calls of `next`.
+    It puts itself between engine and module while `next` runs.
     """
 
     def __init__(self, machine: Machine, target: Target, scenarios: Iterable[Scenario]) -> None:
@@ -80,10 +79,8 @@ class Triggers:
             # Begins where the one before began, and the machine is there again.
             return self._ready.pop(0)
         vcpu, module = self._vcpu, self._machine.module
-        listener = module.listener
-        module.listener = _Tee(listener, self)
         self._opening = None
-        try:
+        with module.listening(self):
             while self._waiting and self._machine.host.outcome is None:
                 vcpu.set_breakpoints(self._breakpoints())
                 vcpu.run(self._on_exit)
@@ -91,9 +88,7 @@ class Triggers:
                     if self._opening.scenario.start.trap is not None:
                         vcpu.step(module.on_exit)  # to the handler's first instruction
                     break
-        finally:
-            module.listener = listener
-            vcpu.set_breakpoints(frozenset())
+        vcpu.set_breakpoints(frozenset())
         return self._opening
 
     @property
@@ -101,10 +96,19 @@ class Triggers:
         """The scenarios whose start was not seen."""
         return tuple(waiting.scenario for waiting in self._waiting)
 
-    def on_ve(self, info: VeInfo) -> None:
+    # vmm_interface.TrapListener
+
+    def on_ve(self, rip: int, info: VeInfo, *, double_fault: bool) -> None:
         """Note a #VE; it is not delivered yet."""
+        del rip, double_fault
         self._trap = _TRAPS.get(info.reason, "other")
         self._frame = self._here()
+
+    def on_tdcall(self, rip: int, leaf: int, status: int) -> None:
+        """Do nothing: no window begins here."""
+
+    def on_tdvmcall(self, rip: int, registers: list[int]) -> None:
+        """Do nothing: no window begins here."""
 
     def _here(self) -> tuple[int, int]:
         return int(self._vcpu.regs[Reg.RSP]), self._vcpu.cpl
@@ -209,27 +213,6 @@ class Triggers:
         else:
             self._ready.append(opening)
         self._vcpu.stop()
-
-
-class _Tee(TrapListener):
-    """Tells the triggers of #VEs, and all else to whom it was told before."""
-
-    def __init__(self, listener: TrapListener | None, triggers: Triggers) -> None:
-        self._listener = listener
-        self._triggers = triggers
-
-    def on_ve(self, rip: int, info: VeInfo, *, double_fault: bool) -> None:
-        self._triggers.on_ve(info)
-        if self._listener is not None:
-            self._listener.on_ve(rip, info, double_fault=double_fault)
-
-    def on_tdcall(self, rip: int, leaf: int, status: int) -> None:
-        if self._listener is not None:
-            self._listener.on_tdcall(rip, leaf, status)
-
-    def on_tdvmcall(self, rip: int, registers: list[int]) -> None:
-        if self._listener is not None:
-            self._listener.on_tdvmcall(rip, registers)
 
 
 def names_of(start: Start, target: Target) -> tuple[str, ...]:

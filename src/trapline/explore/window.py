@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Final, NamedTuple
 
 import iced_x86 as ix
@@ -44,28 +45,6 @@ class ReferenceEnd(NamedTuple):
 _NEVER: Final = ReferenceEnd(0, -1, 0, {})
 
 
-class TimerHold:
-    """Keeps timers from firing inside a window: the host may delay them as long as it likes.
-
-    Otherwise an injected event, which takes time, would be followed by a tick that the
-    reference did not have.
-    """
-
-    def __init__(self, machine: Machine) -> None:
-        self._apic = machine.apic
-        self._due = self._apic.due
-        self._apic.due = None
-
-    def again(self) -> None:
-        """Hold what the guest has just programmed."""
-        if self._apic.due is not None:
-            self._apic.due = None
-
-    def release(self) -> None:
-        """Let time pass again, from the window's start."""
-        self._apic.due = self._due
-
-
 class LiveWindow:
     """The window that an opening began, on the machine that is there.
 
@@ -82,7 +61,10 @@ class LiveWindow:
         self.vcpu: Vcpu = machine.vcpu
         self.counts = False
         self.trouble: BadInputFileError | None = None
-        self._hold = TimerHold(machine)
+        # An injected event takes time, after which a tick would come that the reference run
+        # did not have.
+        self._holding = ExitStack()
+        self._holding.enter_context(machine.apic.holding())
         self._frozen = FrozenMachine(machine)
         self._at: tuple[int, Checkpoint] | None = None
         self._has_exited = False
@@ -137,7 +119,7 @@ class LiveWindow:
     def leave(self) -> None:
         """Go back, and on from there as if there had been no window."""
         self._frozen.restore()
-        self._hold.release()
+        self._holding.close()
         self.vcpu.set_instruction_budget(None)
         self.vcpu.set_breakpoints(frozenset())
         self.count(wanted=False)
@@ -160,7 +142,6 @@ class LiveWindow:
         if exit_ is Exit.ENTRY:
             return  # for whoever watches
         self.machine.module.on_exit(exit_)
-        self._hold.again()
 
     def pages_written(self) -> list[int]:
         """Return the GPAs of pages written since the start."""

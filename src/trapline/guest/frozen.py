@@ -21,7 +21,6 @@ _STATEFUL: Final = (
     "trapline.machine.devices.",
     "trapline.machine.vmm.",
     "trapline.machine.observe.recorder",
-    "trapline.guest.playalong",
 )
 _PLAIN: Final = (int, str, bytes, float, bool, type(None), tuple, frozenset)
 

@@ -1,17 +1,15 @@
-"""The host of an explored TD: it plays along with #VEs that stand for nothing.
+"""What the host of an explored TD plays along with: #VEs that stand for nothing.
 
 A synthetic #VE must change nothing, or its effect could not be told from a fault. So the host
 accepts the WRMSR that the guest makes of a synthetic WRMSR #VE, and answers a synthetic MMIO
-#VE with what is in memory, as if the page had been a device that behaves like memory.
+#VE with what is in memory, as if the page had been a device that behaves like memory. Both are
+for `Services.expect`.
 """
 
-from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from trapline.cpu.engine import Reg
-from trapline.machine.machine import Machine
+from trapline.cpu.engine import Memory, Reg
 from trapline.machine.vmm.ghci import Status, TdVmCall
-from trapline.machine.vmm.services import Services
 
 _WRITE: Final = 1
 _MASK32: Final = (1 << 32) - 1
@@ -26,59 +24,34 @@ class ExpectedWrmsr(NamedTuple):
 
     msr: int
 
+    def answer(self, registers: list[int]) -> bool:
+        """Accept it."""
+        is_it = registers[Reg.R11] == TdVmCall.WRMSR and registers[Reg.R12] & _MASK32 == self.msr
+        if is_it:
+            registers[Reg.R10] = Status.SUCCESS
+        return is_it
+
 
 class ExpectedMmio(NamedTuple):
-    """The call that Linux makes of a #VE for a shared GPA; `memory` is where the bytes are."""
+    """The call that Linux makes of a #VE for a shared GPA; the bytes are at `at` in memory."""
 
     gpa: int
-    memory: int
+    at: int
+    memory: Memory
 
-
-class ExploredServices(Services):
-    """GHCI services that answer the next expected call themselves."""
-
-    expected: ExpectedWrmsr | ExpectedMmio | None = None
-    announce: Callable[[int, int], None]
-
-    def call(self, registers: list[int]) -> None:
-        """Serve one TDVMCALL."""
-        expected = self.expected
-        if expected is not None and self._answers(expected, registers):
-            self.expected = None
-            registers[Reg.R10] = Status.SUCCESS
-            return
-        super().call(registers)
-
-    def _answers(self, expected: ExpectedWrmsr | ExpectedMmio, registers: list[int]) -> bool:
-        leaf, first, second = registers[Reg.R11], registers[Reg.R12], registers[Reg.R13]
-        if isinstance(expected, ExpectedWrmsr):
-            return leaf == TdVmCall.WRMSR and first & _MASK32 == expected.msr
-        if leaf != TdVmCall.REQUEST_MMIO or registers[Reg.R14] != expected.gpa:
+    def answer(self, registers: list[int]) -> bool:
+        """Do to memory what the guest asks of the device."""
+        if registers[Reg.R11] != TdVmCall.REQUEST_MMIO or registers[Reg.R14] != self.gpa:
             return False
-        size = first & 15
-        at = expected.memory
-        if at + size > len(self._ram):
+        size = registers[Reg.R12] & 15
+        ram, at = self.memory.shared_ram, self.at
+        if at + size > len(ram):
             return False
-        if second == _WRITE:
+        if registers[Reg.R13] == _WRITE:
             data = (registers[Reg.R15] & (1 << 8 * size) - 1).to_bytes(size, "little")
-            self._ram[at : at + size] = data
-            self.announce(at, size)
+            ram[at : at + size] = data
+            self.memory.code_changed(at, size)
         else:
-            registers[Reg.R11] = int.from_bytes(self._ram[at : at + size], "little")
+            registers[Reg.R11] = int.from_bytes(ram[at : at + size], "little")
+        registers[Reg.R10] = Status.SUCCESS
         return True
-
-
-def take_over(machine: Machine) -> ExploredServices:
-    """Replace the services of a machine that has not started."""
-    services = ExploredServices(
-        ports=machine.ports,
-        mmio=machine.mmio,
-        apic=machine.apic,
-        sept=machine.module.sept,
-        ram=machine.memory.shared_ram,
-        shared_bit=machine.memory.shared_bit,
-        events=machine.host,
-    )
-    services.announce = machine.memory.code_changed
-    machine.host.services = services
-    return services

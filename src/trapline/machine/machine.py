@@ -30,6 +30,7 @@ from trapline.machine.qemu.catalogue import Request
 from trapline.machine.qemu.qtest import QemuDiedError
 from trapline.machine.vmm.host import VECTOR_DOUBLE_FAULT, Host, Limits
 from trapline.tdx.module import TdxModule
+from trapline.tdx.sept import Sept
 from trapline.tdx.vmm_interface import TdConfig
 
 PORT_SPACE: Final = 1 << 16
@@ -140,25 +141,31 @@ class Machine:
             self.vcpu, config.trap_sink, config.on_place, self.double_fault
         )
         limits = Limits(config.virtual_seconds * self.frequency, config.seconds)
-        self.host = Host(self.vcpu, self.apic, self.ports, self.mmio, limits, self)
+        sept = Sept(self.memory, config.memory)
+        self.host = Host(self.vcpu, sept, self.apic, self.ports, self.mmio, limits, self)
         self.module = TdxModule(
             self.vcpu,
             self.host,
             td,
             apic=_ApicPage(self.apic, self.host.settle),
-            listener=self.recorder,
+            sept=sept,
+            listeners=(self.recorder,),
         )
-        self.host.attach(self.module.sept)
         self.devices = self._start_devices() if config.devices else None
         self.vcpu.intercept_exceptions(frozenset({VECTOR_DOUBLE_FAULT}))
         self.placement = self._load()
 
-    def run(self, drive: Callable[[ExitHandler], None] | None = None) -> Outcome:
+    def run(
+        self,
+        drive: Callable[[ExitHandler], None] | None = None,
+        paused: Callable[[], float] = float,
+    ) -> Outcome:
         """Run until the guest ends, one way or the other.
 
         `drive` replaces `Vcpu.run`, as a debugger does; it must return once `ended` is true.
+        `paused` says for how many seconds the debugger has held the guest.
         """
-        self.host.start()
+        self.host.start(paused)
         try:
             (drive or self.vcpu.run)(self.module.on_exit)
         except QemuDiedError as error:

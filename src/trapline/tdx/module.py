@@ -5,6 +5,7 @@ is one dictionary look-up; what each handler does was resolved from the rule tab
 module was built.
 """
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from trapline.cpu.engine import Exit
@@ -17,7 +18,7 @@ from trapline.tdx.measurement import Measurements, MeasurementSnapshot
 from trapline.tdx.msr import Msrs
 from trapline.tdx.page_access import PageAccess
 from trapline.tdx.page_calls import PageCalls
-from trapline.tdx.sept import Sept, SeptSnapshot
+from trapline.tdx.sept import SeptSnapshot
 from trapline.tdx.tdcalls import Tdcalls
 from trapline.tdx.ve_info import VECTOR_MC, VeSnapshot, VeState
 from trapline.tdx.vmm_interface import (
@@ -31,10 +32,11 @@ from trapline.tdx.vmm_interface import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from trapline.cpu.engine import Vcpu
     from trapline.rules.tables import RuleSet
+    from trapline.tdx.sept import Sept
 
 # Exceptions that push an error code (SDM 3A, table 6-1).
 WITH_ERROR_CODE: Final = frozenset((8, 10, 11, 12, 13, 14, 17, 21))
@@ -55,10 +57,11 @@ class ModuleState(NamedTuple):
 
 
 class TdxModule:
-    """One TD on one engine, with its host.
+    """One TD on one VCPU, with its host.
 
-    `rules` defaults to the tables of `config.module_version`. The listener may be changed at
-    any time through `listener`.
+    `sept` are the TD's page states, which the host has too. `rules` defaults to the tables of
+    `config.module_version`. `listeners` are told of traps, in this order; others, for a while,
+    through `listening`.
     """
 
     def __init__(
@@ -68,17 +71,19 @@ class TdxModule:
         config: TdConfig,
         rules: "RuleSet | None" = None,
         *,
+        sept: "Sept",
         apic: VirtualApic,
-        listener: TrapListener | None = None,
+        listeners: "Iterable[TrapListener]" = (),
     ) -> None:
         rules = load(config.module_version) if rules is None else rules
         self.vcpu = vcpu
         self.config = config
         self.rules = rules
         self._vmm = vmm
-        self._ve = VeState(vcpu, rules, listener)
+        self._listeners = list(listeners)
+        self._ve = VeState(vcpu, rules, self._listeners)
         self._controls = Controls(config, vcpu.memory.shared_bit.bit_length())
-        self.sept = Sept(vcpu.memory, config.memory_size)
+        self.sept = sept
         self.measurements = Measurements(config)
         self._access = PageAccess(vcpu, self._ve, vmm, self.sept, self._controls)
         self._cpuid = Cpuid(vcpu, self._ve, rules, config)
@@ -127,14 +132,19 @@ class TdxModule:
         """Whether an NMI waits for VEINFO.GET, or for NMIs to be unblocked."""
         return self._ve.nmi_pending
 
-    @property
-    def listener(self) -> TrapListener | None:
-        """Who is told of traps."""
-        return self._ve.listener
-
-    @listener.setter
-    def listener(self, listener: TrapListener | None) -> None:
-        self._ve.listener = listener
+    @contextmanager
+    def listening(self, listener: TrapListener, *, alone: bool = False) -> "Iterator[None]":
+        """Tell `listener` of traps, too, while the context lasts; `alone`: nobody else."""
+        listeners = self._listeners
+        others = listeners[:] if alone else []
+        if alone:
+            listeners.clear()
+        listeners.append(listener)
+        try:
+            yield
+        finally:
+            listeners.remove(listener)
+            listeners[:0] = others
 
     def divert(self, call: "Callable[[VeInfo], bool] | None") -> None:
         """Have `call` asked before each #VE; True means that it carried the instruction out."""

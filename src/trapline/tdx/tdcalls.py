@@ -121,8 +121,8 @@ class Tdcalls:
             return
         regs[Reg.RAX] = status
         vcpu.advance(vcpu.length)
-        if self._ve.listener is not None:
-            self._ve.listener.on_tdcall(rip, rax & LEAF_MASK, status)
+        for listener in self._ve.listeners:
+            listener.on_tdcall(rip, rax & LEAF_MASK, status)
 
     def _in_64bit_mode(self) -> bool:
         vcpu = self._vcpu
@@ -145,8 +145,8 @@ class Tdcalls:
         for number in selected:
             registers[number] = regs[number]
         vcpu.advance(vcpu.length)
-        if self._ve.listener is not None:
-            self._ve.listener.on_tdvmcall(rip, registers)
+        for listener in self._ve.listeners:
+            listener.on_tdvmcall(rip, registers)
         self._vmm.tdvmcall(registers)
         for number in selected:
             regs[number] = registers[number] & M64

@@ -48,15 +48,15 @@ class VeSnapshot(NamedTuple):
 class VeState:
     """VE_INFO and PEND_NMI of the one VCPU, and the delivery of the module's exceptions.
 
-    `divert` is asked before each #VE, at the instruction; True means that it carried the
-    instruction out.
+    `listeners` are told of traps; the list is the module's, which changes it. `divert` is asked
+    before each #VE, at the instruction; True means that it carried the instruction out.
     """
 
-    def __init__(self, vcpu: "Vcpu", rules: "RuleSet", listener: "TrapListener | None") -> None:
+    def __init__(self, vcpu: "Vcpu", rules: "RuleSet", listeners: "list[TrapListener]") -> None:
         self.info: VeInfo | None = None  # None: VALID is 0
         self.nmi_pending = False
         self._nmi_window = False  # NMI-window exiting is on
-        self.listener = listener
+        self.listeners = listeners
         self.divert: Callable[[VeInfo], bool] | None = None
         self._vcpu = vcpu
         self._second_vector, self._second_error = _second_ve(rules)
@@ -72,8 +72,8 @@ class VeState:
     def _raise(self, info: "VeInfo") -> None:
         vcpu = self._vcpu
         second = self.info is not None
-        if self.listener is not None:
-            self.listener.on_ve(vcpu.regs[Reg.RIP], info, double_fault=second)
+        for listener in self.listeners:
+            listener.on_ve(vcpu.regs[Reg.RIP], info, double_fault=second)
         vcpu.rflags |= RFLAGS_RF
         if second:
             vcpu.deliver(self._second_vector, self._second_error)

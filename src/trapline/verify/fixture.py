@@ -1,5 +1,6 @@
 """One booted guest, on which every case starts from the same state."""
 
+from contextlib import ExitStack
 from typing import Final, Literal, NamedTuple
 
 from trapline.base.errors import BadMachineError
@@ -8,6 +9,7 @@ from trapline.guest.frozen import FrozenMachine
 from trapline.guest.target import Target
 from trapline.linux.names import REFUSALS
 from trapline.machine.machine import Machine
+from trapline.machine.vmm.host import VECTOR_DOUBLE_FAULT
 from trapline.tdx.vmm_interface import ExitReason, TrapListener, VeInfo
 from trapline.verify import reference
 from trapline.verify.testpages import (
@@ -23,7 +25,7 @@ from trapline.verify.testpages import (
     USER_END,
     Window,
 )
-from trapline.verify.world import Access, TestServices, World
+from trapline.verify.world import Access, World, WorldHost
 
 # Handlers take some thousand cycles.
 _BUDGET: Final = 4_000_000
@@ -112,27 +114,26 @@ class Stage:
         if not self._refusals:
             raise BadMachineError("the kernel has none of the functions that end an oops.")
         self._watch = _Watch()
-        self._services = TestServices(machine, MMIO_GPA, OPERAND_SIZE)
-        self._due = machine.apic.due
-        machine.apic.due = None  # no timer: the host may delay it as long as it likes
-        self._before = (machine.module.listener, machine.host.services)
-        machine.module.listener = self._watch
-        machine.host.services = self._services
-        vcpu.set_breakpoints(frozenset((self.end, *self._refusals)))
-        vcpu.set_time_budget(_BUDGET)
-        vcpu.intercept_exceptions(_ALL_EXCEPTIONS)
-        self._frozen = FrozenMachine(machine)
+        self._host = WorldHost(MMIO_GPA | vcpu.memory.shared_bit, OPERAND_SIZE)
+        with ExitStack() as held:
+            held.enter_context(machine.apic.holding())
+            held.enter_context(machine.module.listening(self._watch, alone=True))
+            held.enter_context(machine.host.services.answering(self._host))
+            vcpu.set_breakpoints(frozenset((self.end, *self._refusals)))
+            vcpu.set_time_budget(_BUDGET)
+            vcpu.intercept_exceptions(_ALL_EXCEPTIONS)
+            self._frozen = FrozenMachine(machine)
+            self._held = held.pop_all()
         self._start = 0
         self._ending: tuple[Ending, str] | None = None
 
     def leave(self) -> None:
         """Let the guest go on from where the stage found it."""
-        machine, vcpu = self.machine, self.vcpu
+        vcpu = self.vcpu
         self._frozen.restore()
-        machine.module.listener, machine.host.services = self._before
-        machine.apic.due = self._due
+        self._held.close()
         vcpu.set_breakpoints(frozenset())
-        vcpu.intercept_exceptions(frozenset())
+        vcpu.intercept_exceptions(frozenset({VECTOR_DOUBLE_FAULT}))
         vcpu.set_time_budget(1)
 
     def native(self, setup: Setup) -> Outcome:
@@ -178,7 +179,7 @@ class Stage:
         self._watch.doubled = False
         self._ending = None
         self._rewritten = b""
-        self._services.begin(setup.world, spoil=setup.spoil)
+        self._host.begin(setup.world, spoil=setup.spoil)
         setup.world.accesses.clear()
 
     def _write(self, gpa: int, data: bytes) -> None:
@@ -197,7 +198,7 @@ class Stage:
             memory,
             bytes(self._ram[end - used : end]),
             tuple(setup.world.accesses),
-            tuple(self._services.calls),
+            tuple(self._host.calls),
             len(self._watch.infos),
             tuple(self._watch.infos[:2]),
         )

@@ -8,9 +8,7 @@ guest exposed and that carries nothing, and each bit beyond the width of an answ
 from typing import Final, NamedTuple
 
 from trapline.cpu.engine import Reg
-from trapline.machine.machine import Machine
 from trapline.machine.vmm.ghci import Status, TdVmCall
-from trapline.machine.vmm.services import Services
 
 M64: Final = (1 << 64) - 1
 _WRITE: Final = 1
@@ -78,25 +76,14 @@ def documented_inputs(registers: tuple[int, ...]) -> frozenset[int]:
     return frozenset((Reg.R10, Reg.R11, *numbers))
 
 
-class TestServices(Services):
-    """GHCI services that answer for the world, and note the registers of each call."""
+class WorldHost:
+    """Answers TDVMCALLs for the world, and notes the registers of each (`services.Answerer`).
 
-    __test__ = False  # not one of pytest's
+    `mmio` is the GPA of the operand pages, with its shared bit, and `size` their size in bytes.
+    """
 
-    def __init__(self, machine: Machine, mmio: int, size: int) -> None:
-        super().__init__(
-            ports=machine.ports,
-            mmio=machine.mmio,
-            apic=machine.apic,
-            sept=machine.module.sept,
-            ram=machine.memory.ram,
-            shared_bit=machine.memory.shared_bit,
-            events=machine.host,
-        )
-        self._window = range(
-            mmio | machine.memory.shared_bit, (mmio | machine.memory.shared_bit) + size
-        )
-        self._regs = machine.vcpu.regs
+    def __init__(self, mmio: int, size: int) -> None:
+        self._window = range(mmio, mmio + size)
         self.world: World | None = None
         self.spoil = False
         self.calls: list[tuple[int, ...]] = []
@@ -107,24 +94,23 @@ class TestServices(Services):
         self.spoil = spoil
         self.calls = []
 
-    def call(self, registers: list[int]) -> None:
-        """Serve one TDVMCALL."""
+    def answer(self, registers: list[int]) -> bool:
+        """Serve one TDVMCALL, if it is about the world."""
         world = self.world
         if world is None:
-            super().call(registers)
-            return
+            return False
         if len(self.calls) < _MAX_CALLS:
             self.calls.append(tuple(registers))
         outputs = self._answer(world, registers)
         if outputs is None:
-            super().call(registers)
-            return
+            return False
         for number in range(16):
             if number in outputs:
                 registers[number] = outputs[number]
             elif self.spoil and number not in (Reg.RAX, Reg.RCX, Reg.RSP, Reg.R10):
                 registers[number] = _GARBAGE * (number + 1) & M64
         registers[Reg.R10] = Status.SUCCESS
+        return True
 
     def _answer(self, world: World, registers: list[int]) -> dict[int, int] | None:
         """Return the output registers; None for a call that is none of the world's."""

@@ -8,7 +8,8 @@ the VMM as RDMSR and WRMSR calls (`read_msr` and `write_msr`).
 One processor, APIC id 0. Level-triggered interrupts are not modelled: a TD has no EOI exit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 from trapline.machine.devices.interface import Clock
@@ -114,7 +115,9 @@ class LocalApic:
         self._divide = 0
         self._initial_count = 0
         self._lvt = dict.fromkeys((ApicMsr.LVT_TIMER, *PLAIN_LVT, ApicMsr.CMCI), LVT_MASKED)
-        # When the timer fires next, in cycles of the clock; None while it is stopped.
+        self._deadline: int | None = None  # what the guest has programmed
+        self._is_held = False
+        # When the timer fires next, in cycles of the clock; None while it is stopped or held.
         self.due: int | None = None
 
     # Interrupts.
@@ -147,6 +150,22 @@ class LocalApic:
 
     # Timer.
 
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Keep the timer from firing while the context lasts: a host may delay it at will.
+
+        The guest reads what it has programmed; what has become due fires afterwards.
+        """
+        self._is_held, self.due = True, None
+        try:
+            yield
+        finally:
+            self._is_held, self.due = False, self._deadline
+
+    def _program(self, deadline: int | None) -> None:
+        self._deadline = deadline
+        self.due = None if self._is_held else deadline
+
     def tick(self) -> bool:
         """Fire the timer if it is due; True when it was."""
         now = self._clock()
@@ -156,9 +175,9 @@ class LocalApic:
         lvt = self._lvt[ApicMsr.LVT_TIMER]
         if self._timer_mode() == TimerMode.PERIODIC:
             period = self._period()
-            self.due = due + ((now - due) // period + 1) * period  # missed ticks coalesce
+            self._program(due + ((now - due) // period + 1) * period)  # missed ticks coalesce
         else:
-            self.due = None
+            self._program(None)
         if not lvt & LVT_MASKED:
             self.raise_vector(lvt & 0xFF)
         return True
@@ -172,13 +191,13 @@ class LocalApic:
     def _start_count(self) -> None:
         if self._timer_mode() in (TimerMode.TSC_DEADLINE, TimerMode.RESERVED):
             return  # writes to the count are ignored (SDM 3A, 11.5.4.1)
-        self.due = self._clock() + self._period() if self._initial_count else None
+        self._program(self._clock() + self._period() if self._initial_count else None)
 
     def _current_count(self) -> int:
-        if self.due is None or self._timer_mode() == TimerMode.TSC_DEADLINE:
+        if self._deadline is None or self._timer_mode() == TimerMode.TSC_DEADLINE:
             return 0
         ticks = DIVISORS[self._divide] * self._cycles_per_tick
-        return max(0, self.due - self._clock()) // ticks & MASK32
+        return max(0, self._deadline - self._clock()) // ticks & MASK32
 
     # The virtual APIC page: no exit.
 
@@ -220,7 +239,7 @@ class LocalApic:
         """Answer a RDMSR call; None when there is no such register."""
         if index == ApicMsr.TSC_DEADLINE:
             armed = self._timer_mode() == TimerMode.TSC_DEADLINE
-            return self.due or 0 if armed else 0
+            return self._deadline or 0 if armed else 0
         if index in self._lvt:
             return self._lvt[ApicMsr(index)]
         if index == ApicMsr.CURRENT_COUNT:
@@ -241,7 +260,7 @@ class LocalApic:
         """Carry out a WRMSR call; False when the register does not exist or refuses it."""
         if index == ApicMsr.TSC_DEADLINE:
             if self._timer_mode() == TimerMode.TSC_DEADLINE:
-                self.due = value or None
+                self._program(value or None)
             return True
         if index == ApicMsr.ICR:
             return self._write_icr(value)
@@ -279,7 +298,7 @@ class LocalApic:
         if entry == ApicMsr.LVT_TIMER:
             after = self._timer_mode()
             if TimerMode.TSC_DEADLINE in (before, after) and before != after:
-                self.due = None  # changing to or from deadline mode disarms (SDM 3A, 11.5.4.1)
+                self._program(None)  # changing to or from deadline mode disarms (SDM 3A, 11.5.4.1)
 
     def _write_icr(self, value: int) -> bool:
         self._icr = value

@@ -16,6 +16,7 @@ from trapline.cpu.engine import Exit, Reg
 from trapline.machine.gdb.codec import Decoder, Signal, encode
 from trapline.machine.gdb.commands import Interpreter, Resume
 from trapline.machine.gdb.monitor import DebugTarget, Monitor
+from trapline.tdx.vmm_interface import TrapListener, VeInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,10 +47,10 @@ class _ClientGoneError(Exception):
     """The connection ended without a detach."""
 
 
-class GdbServer:
+class GdbServer(TrapListener):
     """Debugs one machine for one client.
 
-    `run` replaces `Vcpu.run` in the machine; `on_ve` is told of each #VE; `finish` says how
+    `run` replaces `Vcpu.run` in the machine; it listens to the module's traps; `finish` says how
     it all ended. `say` gets lines for the user's terminal. `halted` is how many seconds of
     wall time the guest stood still, which no timeout should count.
     """
@@ -115,11 +116,20 @@ class GdbServer:
             return
         self._vcpu.run(handler)
 
-    def on_ve(self) -> None:
-        """Note that a #VE was just delivered; stop at its handler if the client asked to."""
-        if self._client is not None and "ve" in self._monitor.stop_on:
+    # vmm_interface.TrapListener
+
+    def on_ve(self, rip: int, info: VeInfo, *, double_fault: bool) -> None:
+        """Stop at the handler of a #VE if the client asked to."""
+        del rip, info
+        if not double_fault and self._client is not None and "ve" in self._monitor.stop_on:
             self._stops_at_boundary = True
             self._vcpu.request_boundary()
+
+    def on_tdcall(self, rip: int, leaf: int, status: int) -> None:
+        """Do nothing: the client is stopped before it."""
+
+    def on_tdvmcall(self, rip: int, registers: list[int]) -> None:
+        """Do nothing: the client is stopped before it."""
 
     def finish(self, *, clean: bool, text: str) -> None:
         """Tell the client that the guest is gone; after a failure, let it look around first."""

@@ -66,7 +66,7 @@ class TrapRecorder:
     """Counts, hashes and remembers traps.
 
     `sink` is called with each trap, `on_place` with each place at its first trap,
-    `on_double_fault` when the module turns a #VE into #DF, and `on_trap` after each #VE.
+    and `on_double_fault` when the module turns a #VE into #DF.
     """
 
     def __init__(
@@ -80,7 +80,6 @@ class TrapRecorder:
         self._sink = sink
         self._on_place = on_place
         self._on_double_fault = on_double_fault
-        self.on_trap: Callable[[], None] | None = None
         self._hash = blake2b(digest_size=16)
         self._unhashed = bytearray()
         self._pack = struct.Struct("<BQQQ4Q").pack
@@ -143,8 +142,6 @@ class TrapRecorder:
         self._note(_VE, rip, reason, reason, info[1:5])
         if double_fault and self._on_double_fault is not None:
             self._on_double_fault()
-        elif self.on_trap is not None:
-            self.on_trap()
 
     def on_tdcall(self, rip: int, leaf: int, status: int) -> None:
         """Note a TDCALL other than a TDVMCALL that the VMM serves."""

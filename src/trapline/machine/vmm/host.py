@@ -73,14 +73,14 @@ class Outside(Protocol):
 class Host:
     """The VMM that the TDX module calls (`vmm_interface.Vmm`), and the events of its services.
 
-    `attach` completes it when the module exists. `outcome` is set when the run is over.
-    `paused` says for how many seconds of the wall clock a debugger held the guest. `outside`
-    are devices that make time real: HLT waits for them.
+    `outcome` is set when the run is over. `outside` are devices that make time real: HLT waits
+    for them.
     """
 
     def __init__(
         self,
         vcpu: Vcpu,
+        sept: Sept,
         apic: LocalApic,
         ports: Bus,
         mmio: Bus,
@@ -88,37 +88,28 @@ class Host:
         witness: Witness,
     ) -> None:
         self.outcome: Outcome | None = None
-        self.paused: Callable[[], float] = float  # 0.0
-        self.services: Services
         self.outside: Outside | None = None
         self._vcpu = vcpu
         self._apic = apic
-        self._ports = ports
-        self._mmio = mmio
         self._limits = limits
         self._witness = witness
-        self._sept: Sept
+        self._sept = sept
+        self._paused: Callable[[], float] = float
         self._wall_end: float | None = None
         self._alarm: Timer | None = None
         self._countdown = CLOCK_INTERVAL
         self._window_wanted = False
         self._armed: int | None = None
-
-    def attach(self, sept: Sept) -> None:
-        """Give it the page states of the module it serves."""
-        self._sept = sept
         self.services = Services(
-            ports=self._ports,
-            mmio=self._mmio,
-            apic=self._apic,
-            sept=sept,
-            ram=self._vcpu.memory.shared_ram,
-            shared_bit=self._vcpu.memory.shared_bit,
-            events=self,
+            ports=ports, mmio=mmio, apic=apic, sept=sept, memory=vcpu.memory, events=self
         )
 
-    def start(self) -> None:
-        """Begin the run: from here on the wall clock counts."""
+    def start(self, paused: "Callable[[], float]" = float) -> None:
+        """Begin the run: from here on the wall clock counts.
+
+        `paused` says for how many seconds of it a debugger has held the guest.
+        """
+        self._paused = paused
         seconds = self._limits.seconds
         if seconds is not None:
             self._wall_end = time.monotonic() + seconds
@@ -299,7 +290,7 @@ class Host:
         """Return what is left of the wall clock, not counting a debugger's pauses."""
         if self._wall_end is None:
             return None
-        return self._wall_end + self.paused() - time.monotonic()
+        return self._wall_end + self._paused() - time.monotonic()
 
     def _check_limits(self) -> None:
         left = self._seconds_left()

@@ -5,9 +5,11 @@ them: the status to R10, the first output to R11.
 """
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Protocol
 
-from trapline.cpu.engine import Reg
+from trapline.cpu.engine import Memory, Reg
 from trapline.machine.devices.bus import Bus
 from trapline.machine.devices.lapic import LocalApic
 from trapline.machine.vmm.fatal import FatalError, decode
@@ -56,10 +58,17 @@ class Events(Protocol):
         """End the run: the guest has given up."""
 
 
+class Answerer(Protocol):
+    """Who may serve calls before the services do."""
+
+    def answer(self, registers: list[int]) -> bool:
+        """Serve one TDVMCALL; False leaves it, with its registers, to who comes next."""
+
+
 class Services:
     """The GHCI services of one TD.
 
-    `shared_bit` is 1 << (GPAW - 1). `ram` is the shared half of guest memory from GPA 0.
+    `expect` and `answering` let others serve calls first.
     """
 
     def __init__(
@@ -69,8 +78,7 @@ class Services:
         mmio: Bus,
         apic: LocalApic,
         sept: Sept,
-        ram: memoryview,
-        shared_bit: int,
+        memory: Memory,
         events: Events,
     ) -> None:
         self.msrs = HostMsrs(apic)
@@ -79,9 +87,11 @@ class Services:
         self._mmio = mmio
         self._apic = apic
         self._sept = sept
-        self._ram = ram
-        self._shared_bit = shared_bit
+        self._ram = memory.shared_ram
+        self._shared_bit = memory.shared_bit
         self._events = events
+        # Who is asked first, and whether for one call only.
+        self._answerers: list[tuple[Answerer, bool]] = []
         self._calls: dict[int, Callable[[list[int]], Status]] = {
             TdVmCall.CPUID: self._cpuid,
             TdVmCall.HLT: self._hlt,
@@ -98,8 +108,33 @@ class Services:
 
     def call(self, registers: list[int]) -> None:
         """Serve one TDVMCALL; R10 other than 0 is a vendor's own call, of which there are none."""
+        if self._answerers and self._is_answered(registers):
+            return
         serve = self._calls.get(registers[Reg.R11]) if registers[Reg.R10] == 0 else None
         registers[Reg.R10] = Status.SUBFUNC_UNSUPPORTED if serve is None else serve(registers)
+
+    @contextmanager
+    def answering(self, answerer: Answerer) -> Iterator[None]:
+        """Have `answerer` asked before all others while the context lasts."""
+        entry = (answerer, False)
+        self._answerers.insert(0, entry)
+        try:
+            yield
+        finally:
+            self._answerers.remove(entry)
+
+    def expect(self, answerer: Answerer) -> None:
+        """Have `answerer` asked until it has served one call."""
+        self._answerers.append((answerer, True))
+
+    def _is_answered(self, registers: list[int]) -> bool:
+        for entry in self._answerers:
+            answerer, once = entry
+            if answerer.answer(registers):
+                if once:
+                    self._answerers.remove(entry)
+                return True
+        return False
 
     # Instructions.
 
