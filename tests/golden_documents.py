@@ -41,7 +41,7 @@ from trapline.results.rules import (
     RulesShown,
     RuleTable,
 )
-from trapline.results.scan import Coverage, Frame
+from trapline.results.scan import Coverage, Frame, Outside
 from trapline.results.splat import Code, Place, Registers, Splat
 from trapline.results.tradeoff import Design, TradeoffResult, WorkStep
 from trapline.results.verify import SEVERITY, Finding, Refused, VerifiedKernel, VerifyResult
@@ -136,6 +136,7 @@ def scan_incomplete():
             complete=False,
             missing=tuple(f"module m{n}: no debug information" for n in range(11)),
             advice=("install the debug package", "and the other one"),
+            outside=(Outside(section=".rodata.odd", writable=False, size=4096, patterns=2),),
         ),
     )
 
