@@ -30,11 +30,29 @@ def flat(part: "Document") -> Row:
     return dict(_cells(part, ""))
 
 
+def columns_of(kind: "type[Document]", prefix: str = "") -> tuple[str, ...]:
+    """Return the keys of the rows that parts of this type give."""
+    columns: list[str] = []
+    for field in msgspec.structs.fields(kind):
+        name = prefix + field.encode_name
+        if _has_cells_of_its_own(field.type):
+            columns += columns_of(field.type, f"{name}.")
+        else:
+            columns.append(name)
+    return tuple(columns)
+
+
+def _has_cells_of_its_own(kind: object) -> bool:
+    return (
+        isinstance(kind, type) and issubclass(kind, msgspec.Struct) and not hasattr(kind, "summary")
+    )
+
+
 def _cells(part: "Document", prefix: str) -> "Iterator[tuple[str, Cell]]":
     for field, written in zip(part.__struct_fields__, part.__struct_encode_fields__, strict=True):
         name, value = prefix + written, getattr(part, field)
-        if isinstance(value, msgspec.Struct) and not hasattr(value, "summary"):
-            yield from _cells(value, f"{name}.")  # type: ignore[arg-type] # all are Documents
+        if _has_cells_of_its_own(type(value)):
+            yield from _cells(value, f"{name}.")
         elif value is None or isinstance(value, str | int | float):
             yield name, value
         elif isinstance(value, tuple):

@@ -2,11 +2,14 @@
 
 A spreadsheet takes a cell that begins with one of = + - @, a tab or a carriage return for a
 formula, and the names in a kernel image may be hostile: such texts get an apostrophe in front.
+What does not print, line ends above all, is escaped: a row is a line.
 """
 
 import csv
 import io
 from typing import TYPE_CHECKING, Final
+
+from trapline.base.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -18,11 +21,9 @@ _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
 def render(document: "ResultDocument") -> "Iterator[bytes]":
-    """Yield the header, then a line for each row, UTF-8; nothing where there is no row."""
-    rows = document.rows()
-    if rows:
-        yield line(rows[0])
-    for row in rows:
+    """Yield the header, then a line for each row, UTF-8."""
+    yield line(document.columns())
+    for row in document.rows():
         yield line(map(_cell, row.values()))
 
 
@@ -30,8 +31,7 @@ def line(cells: "Iterable[object]") -> bytes:
     """Write one line."""
     buffer = io.StringIO(newline="")
     csv.writer(buffer, lineterminator="\n").writerow(cells)
-    # Names of files may hold bytes that are not UTF-8, which Python keeps as lone surrogates.
-    return buffer.getvalue().encode("utf-8", "backslashreplace")
+    return buffer.getvalue().encode()
 
 
 def _cell(value: "Cell") -> "Cell":
@@ -39,4 +39,4 @@ def _cell(value: "Cell") -> "Cell":
         return "true" if value else "false"
     if not isinstance(value, str):
         return value
-    return f"'{value}" if value.startswith(_FORMULA) else value
+    return printable(f"'{value}" if value.startswith(_FORMULA) else value)

@@ -5,12 +5,12 @@ of what list it is. Sorted as the document is, so that two results compare with 
 """
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, get_args
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from trapline.base import encode
-from trapline.results.document import Document
+from trapline.results.document import Document, element
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -49,8 +49,9 @@ class Lines:
     @cached_property
     def parts(self) -> "dict[str, type[msgspec.Struct]]":
         """The types of all other lines, by field."""
-        types = {field.name: field.type for field in msgspec.structs.fields(self._document)}
-        return {name: _line(get_args(types[name])[0], tag) for name, tag in self._lists.items()}
+        return {
+            name: _line(element(self._document, name), tag) for name, tag in self._lists.items()
+        }
 
     def render(self, document: object) -> "Iterator[bytes]":
         """Yield one JSON object and a newline per line, UTF-8."""

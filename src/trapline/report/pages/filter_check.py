@@ -4,12 +4,14 @@ from typing import TYPE_CHECKING, Final
 
 from trapline.report.blocks import Gap, Heading, Paragraph, Table
 from trapline.report.words import counted
+from trapline.results.filter import FilterDriver
+from trapline.results.findings import findings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from trapline.report.blocks import Block
-    from trapline.results.filter import FilterDriver, FilterResult, Reach
+    from trapline.results.filter import FilterResult, Reach
 
 _COUNTS: Final = ("MMIO", "calls", "port I/O", "other", "maps")
 _GROUPS: Final = (
@@ -105,12 +107,15 @@ def _early(result: "FilterResult") -> "Iterator[Block]":
 
 def _verdict(result: "FilterResult") -> "Iterator[Block]":
     yield Gap()
-    if not result.findings:
-        yield Paragraph("Policy: nothing found against it.")
+    subjects = (found.subject for found in findings(result))
+    names = [driver.name for driver in subjects if isinstance(driver, FilterDriver)]
+    if not names:
+        seen = "" if result.coverage.complete else " in what was seen"
+        yield Paragraph(f"Policy: nothing found against it{seen}.")
         return
     yield Paragraph(
-        f"Policy: {counted(len(result.findings), 'built-in driver')} outside the list that touch "
-        f"the host: {', '.join(result.findings)}."
+        f"Policy: {counted(len(names), 'built-in driver')} outside the list that touch "
+        f"the host: {', '.join(names)}."
     )
 
 

@@ -12,12 +12,14 @@ from trapline.report.blocks import Gap, Item, Paragraph, Quote, Table
 from trapline.report.classes import CLASSES
 from trapline.report.pages.tally import VMLINUX, Tally, group, is_mmio, tally
 from trapline.report.words import counted
+from trapline.results.findings import findings
+from trapline.results.scan import Site
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from trapline.report.blocks import Block
-    from trapline.results.scan import Driver, Outside, ScanResult, Site
+    from trapline.results.scan import Driver, Outside, ScanResult
 
 # The devices the e-mail names, as QEMU presents them: hw/net/e1000.c, hw/net/rtl8139.c.
 _EMULATED: Final = (
@@ -239,7 +241,8 @@ def _refused(result: "ScanResult") -> "Iterator[Block]":
         "It's with posting a series that masquerades as a full solution while *NOT* covering or "
         "even enumerating the corner cases."
     )
-    refused = [site for site in result.sites if not site.emulable]
+    subjects = (found.subject for found in findings(result))
+    refused = [subject for subject in subjects if isinstance(subject, Site)]
     if not refused:
         yield Paragraph("The #VE handler can emulate every form that was found.")
     else:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Final
 
 from trapline.report.blocks import Gap, Paragraph, Table, Term
 from trapline.report.words import counted
+from trapline.results.findings import findings
 from trapline.results.verify import SEVERITY
 
 if TYPE_CHECKING:
@@ -54,9 +55,10 @@ def page(result: "VerifyResult", verbosity: int = 0) -> "Iterator[Block]":
     yield from _findings(result, verbosity)
     yield from _refused(result, verbosity)
     yield Gap()
-    if result.findings:
+    found = findings(result)
+    if found:
         yield Paragraph(
-            f"{counted(len(result.findings), 'cause')} for which the #VE handler and the "
+            f"{counted(len(found), 'cause')} for which the #VE handler and the "
             "processor do not agree."
         )
     else:
