@@ -72,7 +72,6 @@ def check_whole(files, root):
     assert files.config == OPTIONS
     assert files.builtin_list.name == "modules.builtin"
     assert files.builtin_modinfo.name == "modules.builtin.modinfo"
-    assert files.alias_list is None
     assert files.missing == ()
 
 

@@ -130,4 +130,3 @@ def test_standard_output(capfdbinary):
     destination = Destination(None)
     destination.write([b"a", b"b"])
     assert capfdbinary.readouterr().out == b"ab"
-    assert not destination.is_terminal

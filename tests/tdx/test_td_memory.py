@@ -23,7 +23,7 @@ def test_a_pending_page_is_a_td_exit_by_default(td):
     assert violation.gpa == 0x5000
     assert violation.extended_type is ExtendedQualification.PENDING_EPT_VIOLATION
     assert violation.qualification == 2
-    assert not violation.is_fatal
+    assert not violation.status >> 62 & 1  # NON_RECOVERABLE
 
 
 def test_a_pending_page_is_a_ve_without_sept_ve_disable(make_td):

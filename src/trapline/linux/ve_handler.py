@@ -33,13 +33,12 @@ class Emulation(NamedTuple):
     """The handler's answer to one instruction.
 
     `emulable`: the handler accepts the form and execution goes on behind it (also true of what
-    the TDX module answers without a #VE). `faithful`: the registers then are what the processor
-    itself would have left. `reason` is one sentence without a full stop.
+    the TDX module answers without a #VE). `reason` is one sentence without a full stop; it says
+    so where the registers then are not what the processor itself would have left.
     """
 
     emulable: bool
     reason: str
-    faithful: bool
 
 
 class MmioForm(NamedTuple):
@@ -96,16 +95,13 @@ class VeHandler(NamedTuple):
     """What the #VE handler of one kernel can do.
 
     `present`: the kernel was built with CONFIG_INTEL_TDX_GUEST. `mmio_kinds`: the kinds its
-    `insn_decode_mmio()` tells apart, empty when the function is missing. `direct_halt`: idle
-    calls TDVMCALL by itself (`tdx_halt()`, commit 9f98a4f4e721, v6.15 and stable), so that few
-    HLTs are left to trap. `exact_input`: IN leaves in RAX what the processor would (commits
-    0f63e656b1c6 and 941370fc93cc, v7.3 and stable); None where that is not known.
+    `insn_decode_mmio()` tells apart, empty when the function is missing. `exact_input`: IN leaves
+    in RAX what the processor would (commits 0f63e656b1c6 and 941370fc93cc, v7.3 and stable); None
+    where that is not known.
     """
 
     present: bool
     mmio_kinds: frozenset[str]
-    early_port_io: bool
-    direct_halt: bool
     exact_input: bool | None
 
     @classmethod
@@ -131,27 +127,23 @@ class VeHandler(NamedTuple):
         return cls(
             present=has_symbol("tdx_handle_virt_exception"),
             mmio_kinds=kinds if has_symbol("insn_decode_mmio") else frozenset(),
-            early_port_io=has_symbol("tdx_early_handle_ve"),
-            direct_halt=has_symbol("tdx_halt"),
             exact_input=None if has_inlined is None else has_inlined("insn_assign_reg"),
         )
 
 
-UPSTREAM: Final = VeHandler(
-    present=True, mmio_kinds=UPSTREAM_KINDS, early_port_io=True, direct_halt=True, exact_input=True
-)
+UPSTREAM: Final = VeHandler(present=True, mmio_kinds=UPSTREAM_KINDS, exact_input=True)
 
 _ABSENT: Final = Emulation(
-    False, "this kernel has no #VE handler: it was built without CONFIG_INTEL_TDX_GUEST", False
+    False, "this kernel has no #VE handler: it was built without CONFIG_INTEL_TDX_GUEST"
 )
 
 
 def _accepted(reason: str) -> Emulation:
-    return Emulation(True, reason, True)
+    return Emulation(True, reason)
 
 
 def _refused(reason: str) -> Emulation:
-    return Emulation(False, reason, False)
+    return Emulation(False, reason)
 
 
 _STRING_IO: Final = _refused("handle_io() refuses string I/O")
@@ -161,13 +153,11 @@ _IN: "Final[Mapping[bool | None, Emulation]]" = {
         True,
         "handle_io() asks the VMM; this kernel lacks commits 0f63e656b1c6 and 941370fc93cc: the bit"
         " above the result is cleared too, and INL keeps bits 63:33 of RAX",
-        False,
     ),
     None: Emulation(
         True,
         "handle_io() asks the VMM; before commits 0f63e656b1c6 and 941370fc93cc the bit above the"
         " result is cleared too, and INL keeps bits 63:33 of RAX",
-        False,
     ),
 }
 _OUT: Final = _accepted("handle_io() asks the VMM")
@@ -251,13 +241,12 @@ def _flaw(instruction: "Instruction", form: MmioForm) -> Emulation | None:
     if register in _HIGH_BYTES:
         meant, taken = _HIGH_BYTES[register]
         return Emulation(
-            True, f"handle_mmio() emulates {form.name} with {taken} in place of {meant}", False
+            True, f"handle_mmio() emulates {form.name} with {taken} in place of {meant}"
         )
     if form.kind in {"READ_ZERO_EXTEND", "READ_SIGN_EXTEND"} and register in _GPR32:
         return Emulation(
             True,
             f"handle_mmio() emulates {form.name}, but keeps bits 63:32 of a 32-bit destination",
-            False,
         )
     return None
 
@@ -273,7 +262,6 @@ def _undecoded(info: "OpCodeInfo") -> Emulation:
         return Emulation(
             True,
             f"handle_mmio() takes {info.op_code_string} for {form.name} and emulates that",
-            False,
         )
     return _refused(f"insn_decode_mmio() has no case for {info.op_code_string}")
 

@@ -35,11 +35,6 @@ class Destination:
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {why(error)}.") from error
 
-    @property
-    def is_terminal(self) -> bool:
-        """Whether a person sees the report as it is written."""
-        return self._path is None and sys.stdout.isatty()
-
     def write(self, chunks: "Iterable[bytes]") -> None:
         """Write all chunks, or nothing. Raises OutputError.
 

@@ -15,7 +15,7 @@ from enum import Enum
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trapline.base import decode, files
 from trapline.base.errors import BadInputFileError, UsageError
@@ -54,8 +54,6 @@ TABLES: dict[str, type[Rule]] = {
     "attributes": AttributeRule,
     "fields": FieldRule,
 }
-
-RuleT = TypeVar("RuleT", bound=Rule)
 
 
 class Problem(NamedTuple):

@@ -32,7 +32,6 @@ CPUID_VE_VALID: Final = 0xFF
 TDX_FEATURES: Final = 1 << 3 | 1 << 5 | 1 << 9 | 1 << 16 | 1 << 18
 VENDOR_INTEL: Final = 0x8086
 TSC_UNIT: Final = 25_000_000
-HASH_ELEMENTS: Final = 6  # u64 in a SHA-384
 
 
 class Element(NamedTuple):

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from trapline.tdx.vmm_interface import Vmm
 
 QUALIFICATION_READ, QUALIFICATION_WRITE, QUALIFICATION_FETCH = 1 << 0, 1 << 1, 1 << 2
-QUALIFICATION_RWX: Final = 7 << 3  # what the page allows
 QUALIFICATION_GLA_VALID, QUALIFICATION_NOT_WALK = 1 << 7, 1 << 8
 CLEARED_FOR_VMM: Final = 0x3F << 7  # bits 12:7
 PAGE_MASK: Final = ~0xFFF

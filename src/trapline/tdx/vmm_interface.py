@@ -64,11 +64,6 @@ class TdExit(NamedTuple):
     gpa: int = 0
     interruption_info: int = 0
 
-    @property
-    def is_fatal(self) -> bool:
-        """The TD or the VCPU cannot be entered again (NON_RECOVERABLE, bit 62)."""
-        return bool(self.status >> 62 & 1)
-
 
 class Vmm(Protocol):
     """The host side of a TD exit."""

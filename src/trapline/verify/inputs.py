@@ -47,9 +47,6 @@ _FLAGS: Final = {
 _READS: Final = frozenset(
     (ix.OpAccess.READ, ix.OpAccess.COND_READ, ix.OpAccess.READ_WRITE, ix.OpAccess.READ_COND_WRITE)
 )
-_WRITES: Final = frozenset(
-    (ix.OpAccess.WRITE, ix.OpAccess.COND_WRITE, ix.OpAccess.READ_WRITE, ix.OpAccess.READ_COND_WRITE)
-)
 _FIRST: Final = OPERAND - KERNEL_BASE - OPERAND_AT
 _SPREAD: Final = 16  # how far it may move to be reached
 _HIGH_BYTES: Final = frozenset((ix.Register.AH, ix.Register.CH, ix.Register.DH, ix.Register.BH))
@@ -128,21 +125,9 @@ def memory_kinds(instruction: ix.Instruction) -> "list[KindValue]":
 
 def read_fields(instruction: ix.Instruction) -> list[Field]:
     """Return what the instruction reads of the general registers, addresses included."""
-    return _fields(instruction, _READS)
-
-
-def written_fields(instruction: ix.Instruction) -> list[Field]:
-    """Return what it writes of them; a 32-bit destination counts as the whole register."""
-    return [
-        Field(number, M64 if mask == _M32 else mask)
-        for number, mask in _fields(instruction, _WRITES)
-    ]
-
-
-def _fields(instruction: ix.Instruction, kinds: frozenset[int]) -> list[Field]:
     found = []
     for used in _info.info(instruction).used_registers():
-        field = field_of(used.register) if used.access in kinds else None
+        field = field_of(used.register) if used.access in _READS else None
         if field is not None:
             found.append(field)
     return found

@@ -41,7 +41,6 @@ class Launch:
         self._target = target
         self.machine: Machine = target.machine("")
         self.machine.host.start()
-        self._started = False
 
     def ring3(self) -> Stage:
         """Run to the first instruction of init."""

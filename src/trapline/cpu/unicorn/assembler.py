@@ -142,11 +142,6 @@ class Assembler:
         self.set(Register.RAX, address)
         self.emit(Instruction.create_reg(Code.CALL_RM64, Register.RAX))
 
-    def tail_call(self, address: int) -> None:
-        """Jump to a host address; uses RAX."""
-        self.set(Register.RAX, address)
-        self.emit(Instruction.create_reg(Code.JMP_RM64, Register.RAX))
-
     def ret(self) -> None:
         """Return to the caller."""
         self.emit(Instruction.create(Code.RETNQ))

@@ -139,7 +139,6 @@ class HFlags:
     ADDSEG: Final = 1 << 6
     LMA: Final = 1 << 14
     CS64: Final = 1 << 15
-    SVME: Final = 1 << 20
     GUEST: Final = 1 << 21
     SMAP: Final = 1 << 23
 
@@ -170,7 +169,6 @@ class Svm:
     EXCEPTION: Final = 0x40
     INTR: Final = 0x60
     VINTR: Final = 0x64
-    TR_WRITE: Final = 0x6D
     RDTSC: Final = 0x6E
     RDPMC: Final = 0x6F
     CPUID: Final = 0x72
@@ -196,7 +194,6 @@ class Svm:
 
 
 EXCP_VMEXIT = 0x100
-EXCP_INTERRUPT = 0x10000  # what cpu_exec returns when it was asked to stop
 
 # Bits of an exit's error code for Svm.NPF (SVM_NPTEXIT_*).
 NPF_WRITE = 2

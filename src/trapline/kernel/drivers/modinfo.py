@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from trapline.base.errors import BadImageError
 from trapline.base.files import read
-from trapline.kernel.elf.file import MAX_MODULE, ElfFile
+from trapline.kernel.elf.file import ElfFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,17 +61,6 @@ def module_info(elf: ElfFile, name: str, location: str | None = None) -> ModuleI
         elif key == "depends":
             depends.extend(part.replace("-", "_") for part in value.split(",") if part)
     return ModuleInfo(name, False, location, tuple(aliases), tuple(depends))
-
-
-def read_modules(files: "KernelFiles") -> "Iterator[ModuleInfo]":
-    """Read all loadable modules, one after the other; raises BadImageError for an unsound one.
-
-    Unpacking takes some seconds per thousand modules: a caller that opens them anyway should
-    use `module_info`.
-    """
-    for module in files.modules:
-        with ElfFile.open(module.path, limit=MAX_MODULE) as elf:
-            yield module_info(elf, module.name, module.location)
 
 
 def read_builtin(files: "KernelFiles") -> "Iterator[ModuleInfo]":

@@ -21,11 +21,6 @@ from trapline.kernel.elf import compression
 from trapline.kernel.elf.file import ElfFile
 
 XLF_KERNEL_64: Final = 1 << 0
-XLF_CAN_BE_LOADED_ABOVE_4G: Final = 1 << 1
-XLF_EFI_HANDOVER_64: Final = 1 << 3
-XLF_5LEVEL: Final = 1 << 5
-XLF_5LEVEL_ENABLED: Final = 1 << 6
-XLF_MEM_ENCRYPTION: Final = 1 << 7
 
 _SECTOR: Final = 512
 _HEADER_AT: Final = 0x1F1

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ET_REL: Final = 1
-ET_EXEC: Final = 2
-ET_DYN: Final = 3
 SHT_NULL: Final = 0
 SHT_PROGBITS: Final = 1
 SHT_SYMTAB: Final = 2
@@ -38,9 +36,7 @@ SHT_STRTAB: Final = 3
 SHT_RELA: Final = 4
 SHT_NOTE: Final = 7
 SHT_NOBITS: Final = 8
-SHT_REL: Final = 9
 SHT_SYMTAB_SHNDX: Final = 18
-SHF_WRITE: Final = 0x1
 SHF_ALLOC: Final = 0x2
 SHF_EXECINSTR: Final = 0x4
 SHF_COMPRESSED: Final = 0x800

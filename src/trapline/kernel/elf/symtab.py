@@ -19,14 +19,10 @@ if TYPE_CHECKING:
 STT_NOTYPE: Final = 0
 STT_OBJECT: Final = 1
 STT_FUNC: Final = 2
-STT_SECTION: Final = 3
 STT_FILE: Final = 4
-STB_LOCAL: Final = 0
 STB_GLOBAL: Final = 1
 STB_WEAK: Final = 2
 SHN_UNDEF: Final = 0
-SHN_ABS: Final = 0xFFF1
-SHN_COMMON: Final = 0xFFF2
 _SHN_XINDEX: Final = 0xFFFF
 
 #: Elf64_Sym. `value` is an address (ET_EXEC) or an offset in its section (ET_REL).

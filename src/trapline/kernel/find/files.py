@@ -71,11 +71,6 @@ class KernelFiles:
         """modules.builtin.modinfo: NUL-separated "name.key=value" of the built-in modules."""
         return self._listing("modules.builtin.modinfo")
 
-    @property
-    def alias_list(self) -> Path | None:
-        """modules.alias, which depmod makes on an installed system; packages do not ship it."""
-        return self._listing("modules.alias")
-
     def _listing(self, name: str) -> Path | None:
         if self.modules_dir is None:
             return None

@@ -27,7 +27,6 @@ DESCRIPTOR_SIZE: Final = 48  # larger than the structure, as firmware has it
 DESCRIPTOR_VERSION: Final = 1
 UNIT: Final = 2 * gpamap.MIB  # EFI_UNACCEPTED_UNIT_SIZE is PMD_SIZE on x86
 UNACCEPTED_VERSION: Final = 1
-CONFIG_TABLE_ENTRY: Final = 24
 
 _VENDOR_AT: Final = 0x000
 _SYSTEM_TABLE_AT: Final = 0x100

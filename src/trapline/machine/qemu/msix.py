@@ -102,8 +102,3 @@ class MsixShadow:
         table, entry = self._owners[slot]
         low, high, data, _ = table.words[entry * 4 : entry * 4 + 4]
         return Message(high << 32 | low, data)
-
-    @property
-    def in_use(self) -> int:
-        """How many slots are taken, from 0."""
-        return len(self._owners)
