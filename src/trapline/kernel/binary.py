@@ -110,6 +110,11 @@ class Binary:
             self._module.debug.close()
         self.elf.close()
 
+    @property
+    def is_module(self) -> bool:
+        """Whether this is a loadable module."""
+        return self._module is not None
+
     @cached_property
     def text(self) -> tuple[TextSection, ...]:
         """All code, in the order of the file."""

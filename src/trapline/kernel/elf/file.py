@@ -37,6 +37,7 @@ SHT_RELA: Final = 4
 SHT_NOTE: Final = 7
 SHT_NOBITS: Final = 8
 SHT_SYMTAB_SHNDX: Final = 18
+SHF_WRITE: Final = 0x1
 SHF_ALLOC: Final = 0x2
 SHF_EXECINSTR: Final = 0x4
 SHF_COMPRESSED: Final = 0x800
