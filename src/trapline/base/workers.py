@@ -12,10 +12,12 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing import connection, resource_tracker
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, Self, TypeVar, cast
 
 from trapline.base.errors import ResourceError, TraplineError, WorkersLostError
@@ -264,13 +266,20 @@ def _start(process: "BaseProcess") -> None:
     Ctrl-C goes to the whole terminal group. A worker ignores it, for its parent decides and ends
     its workers; but one that still loads its libraries would show a traceback of its own. So the
     worker's first act is to ignore SIGINT, and none comes before.
+
+    A worker is not told what the main program is: multiprocessing would have it run that again,
+    and a script that calls trapline would start workers in its workers. None of their jobs is
+    defined there.
     """
     # The tracker, which the first start brings along, unblocks SIGINT here; so it comes first.
     resource_tracker.ensure_running()
+    main = sys.modules["__main__"]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
+        sys.modules["__main__"] = ModuleType("__main__")
         process.start()
     finally:
+        sys.modules["__main__"] = main
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
