@@ -5,19 +5,17 @@ checked on opening. `window` holds one row per scenario with its boundaries, `ru
 finished run under the key (scenario, event, boundary, nested, nested_at), `task` what is
 finished, though it may have led to no run. Rows are written by the campaign's parent process
 alone, in transactions, in WAL mode: a kill -9 loses at most the runs of the last transaction,
-which `--resume` does again.
+which `--resume` does again. A campaign holds the store's lock from its first to its last moment.
 """
 
-import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-import msgspec
-
-from trapline.base import encode
+from trapline.base import decode, encode
+from trapline.base.database import Database
 from trapline.base.errors import BadInputFileError, OutputError
+from trapline.base.printable import printable
 from trapline.results.explore import Result, Window
 
 _FORMAT: Final = 2
@@ -41,6 +39,8 @@ CREATE TABLE run (
     PRIMARY KEY (scenario, event, boundary, nested, nested_at)
 ) WITHOUT ROWID;
 """
+
+_WHAT: Final = "a campaign store"
 
 _T = TypeVar("_T")
 Key = tuple[str, str, int, str, int]
@@ -66,10 +66,13 @@ def row_of(result: Result) -> Row:
 
 
 class Store:
-    """An open campaign store. Use as a context manager."""
+    """An open campaign store. Use as a context manager.
 
-    def __init__(self, connection: sqlite3.Connection, path: str) -> None:
-        self._db = connection
+    All methods raise what `trapline.base.database.Database` raises.
+    """
+
+    def __init__(self, database: Database, path: str) -> None:
+        self._db = database
         self._path = path
 
     @classmethod
@@ -77,66 +80,32 @@ class Store:
         """Open or create a store; None keeps it in memory.
 
         `identity` names what the results depend on. Raises BadInputFileError when the file is
-        no store, belongs to another campaign, or exists although `resume` is false.
+        no store, belongs to another campaign, or exists although `resume` is false, OutputError
+        when another campaign writes to it.
         """
-        name = str(path) if path else ":memory:"
-        if path and path.is_dir():
-            raise BadInputFileError(f"{path}: is a folder; name a file for the campaign.")
-        if path and path.exists() and not path.is_file():
-            raise BadInputFileError(f"{path}: is not a regular file; name one for the campaign.")
-        if path and path.exists() and path.stat().st_size and not resume:
-            raise BadInputFileError(
-                f"{path}: holds an earlier campaign; go on with it by --resume, or name a new file."
-            )
+        if path is not None:
+            _check_name(path, resume=resume)
+        store = cls(Database.open(path, _SCHEMA, _WHAT), str(path))
         try:
-            store = cls(sqlite3.connect(name, isolation_level=None), name)
-        except sqlite3.DatabaseError as error:
-            raise cls._error(name, error) from error
-        try:
-            store._prepare(identity)
-        except BaseException as error:
-            store._db.close()
-            if isinstance(error, sqlite3.DatabaseError):
-                raise cls._error(name, error) from error
+            wanted = {"format": str(_FORMAT), **identity}
+            store._prepare({key: printable(value) for key, value in wanted.items()})
+        except BaseException:
+            store.__exit__()
             raise
         return store
 
-    def _prepare(self, identity: dict[str, str]) -> None:
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")
-        # Another process that holds the file open for writing makes this fail at once.
-        self._db.execute("BEGIN IMMEDIATE")
-        tables = {row[0] for row in self._db.execute("SELECT name FROM sqlite_master")}
-        wanted = {"format": str(_FORMAT), **identity}
-        if not tables:
-            for statement in _SCHEMA.split(";"):
-                self._db.execute(statement)
-            self._db.executemany("INSERT INTO campaign VALUES (?, ?)", wanted.items())
-        elif not {"campaign", "window", "run"} <= tables:
-            raise BadInputFileError(f"{self._path}: is a database, but not a campaign store.")
-        else:
-            self._check(wanted)
-        self._db.execute("COMMIT")
-
-    def _check(self, wanted: dict[str, str]) -> None:
-        found = dict(self._db.execute("SELECT key, value FROM campaign"))
+    def _prepare(self, wanted: dict[str, str]) -> None:
+        if self._db.is_new:
+            with self._db.transaction():
+                self._db.write("INSERT INTO campaign VALUES (?, ?)", wanted.items())
+            return
+        found: dict[str, str] = dict(self._db.rows("SELECT key, value FROM campaign"))
         for key, value in wanted.items():
             if found.get(key) != value:
                 raise BadInputFileError(
                     f"{self._path}: belongs to another campaign, its {key} is "
                     f"{found.get(key, 'missing')!r} and not {value!r}; name another file."
                 )
-
-    @staticmethod
-    def _error(path: str, error: sqlite3.Error) -> BadInputFileError | OutputError:
-        text = str(error)
-        if "full" in text:
-            return OutputError(f"{path}: the disk is full; free some room and use --resume.")
-        if "locked" in text:
-            return OutputError(f"{path}: another campaign is writing to it.")
-        if "not a database" in text or "malformed" in text:
-            return BadInputFileError(f"{path}: is not a campaign store, or it is damaged ({text}).")
-        return OutputError(f"{path}: {text}.")
 
     def __enter__(self) -> Self:
         """Give the store itself."""
@@ -146,29 +115,18 @@ class Store:
         """Close the file."""
         self._db.close()
 
-    @contextmanager
-    def _guard(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise self._error(self._path, error) from error
-
     def add_window(self, window: Window) -> None:
         """Keep a window; one that differs from what is stored means another kernel build."""
         blob = encode.json(window)
-        with self._guard():
-            row = self._db.execute(
-                "SELECT document FROM window WHERE scenario = ?", (window.scenario,)
-            ).fetchone()
-            if row is None:
-                self._db.execute("INSERT INTO window VALUES (?, ?)", (window.scenario, blob))
-            elif row[0] != blob:
-                raise BadInputFileError(
-                    f"{self._path}: its window of {window.scenario} is not the one this kernel "
-                    "has now; name another file."
-                )
+        query = "SELECT document FROM window WHERE scenario = ?"
+        row = next(self._db.rows(query, (window.scenario,)), None)
+        if row is None:
+            self._db.write("INSERT INTO window VALUES (?, ?)", [(window.scenario, blob)])
+        elif row[0] != blob:
+            raise BadInputFileError(
+                f"{self._path}: its window of {window.scenario} is not the one this kernel "
+                "has now; name another file."
+            )
 
     def add(self, results: Iterable[Result]) -> None:
         """Keep results, all or none of them."""
@@ -176,46 +134,50 @@ class Store:
 
     def add_rows(self, rows: Iterable[Row], tasks: Iterable[TaskKey] = ()) -> None:
         """Keep results that `row_of` has made ready and the tasks they are of, all or none."""
-        with self._guard():
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany("INSERT INTO task VALUES (?, ?, ?)", tasks)
-            self._db.executemany("INSERT INTO run VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-            self._db.execute("COMMIT")
+        with self._db.transaction():
+            self._db.write("INSERT INTO task VALUES (?, ?, ?)", tasks)
+            self._db.write("INSERT INTO run VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
 
     def keep(self, result: Result) -> None:
         """Keep a result that each campaign comes to again."""
-        with self._guard():
-            self._db.execute(
-                "INSERT OR REPLACE INTO run VALUES (?, ?, ?, ?, ?, ?, ?)", row_of(result)
-            )
+        self._db.write("INSERT OR REPLACE INTO run VALUES (?, ?, ?, ?, ?, ?, ?)", [row_of(result)])
 
     def finished(self, scenario: str) -> frozenset[tuple[int, int]]:
         """Give the number of the [[inject]] and the boundary of each finished task."""
-        with self._guard():
-            rows = self._db.execute(
+        return frozenset(
+            (inject, boundary)
+            for inject, boundary in self._db.rows(
                 "SELECT inject, boundary FROM task WHERE scenario = ?", (scenario,)
             )
-            return frozenset((inject, boundary) for inject, boundary in rows)
+        )
 
     def windows(self) -> tuple[Window, ...]:
         """Give all windows, by scenario name."""
-        with self._guard():
-            rows = self._db.execute("SELECT document FROM window ORDER BY scenario").fetchall()
-            return tuple(self._decode(row[0], Window) for row in rows)
+        rows = self._db.rows("SELECT document FROM window ORDER BY scenario")
+        return tuple(self._decode(blob, Window) for (blob,) in rows)
 
     def results(self) -> tuple[Result, ...]:
         """Give all results in the order of their keys, whatever order they were found in."""
-        with self._guard():
-            rows = self._db.execute(
-                "SELECT document FROM run ORDER BY scenario, event, nested, boundary, nested_at"
-            ).fetchall()
-            return tuple(self._decode(row[0], Result) for row in rows)
+        rows = self._db.rows(
+            "SELECT document FROM run ORDER BY scenario, event, nested, boundary, nested_at"
+        )
+        return tuple(self._decode(blob, Result) for (blob,) in rows)
 
-    def _decode(self, blob: bytes, kind: type[_T]) -> _T:
-        try:
-            return msgspec.json.decode(blob, type=kind)
-        except msgspec.DecodeError as error:
-            raise BadInputFileError(f"{self._path}: a row is damaged ({error}).") from error
+    def _decode(self, blob: object, kind: type[_T]) -> _T:
+        if not isinstance(blob, bytes):
+            raise self._db.damaged("a document is missing")
+        return decode.json(blob, kind, self._path, f"{_WHAT}, or a row is damaged")
+
+
+def _check_name(path: Path, *, resume: bool) -> None:
+    if path.is_dir():
+        raise BadInputFileError(f"{path}: is a folder; name a file for the campaign.")
+    if path.exists() and not path.is_file():
+        raise BadInputFileError(f"{path}: is not a regular file; name one for the campaign.")
+    if path.exists() and path.stat().st_size and not resume:
+        raise BadInputFileError(
+            f"{path}: holds an earlier campaign; go on with it by --resume, or name a new file."
+        )
 
 
 def read_store(path: Path) -> tuple[tuple[Window, ...], tuple[Result, ...]]:
@@ -224,9 +186,8 @@ def read_store(path: Path) -> tuple[tuple[Window, ...], tuple[Result, ...]]:
     Raises BadInputFileError.
     """
     try:
-        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-        with closing(connection):
-            store = Store(connection, str(path))
+        with Database.read_only(path, _SCHEMA, _WHAT) as database:
+            store = Store(database, str(path))
             return store.windows(), store.results()
-    except (sqlite3.DatabaseError, OutputError) as error:
-        raise BadInputFileError(f"{path}: is not a campaign store ({error}).") from error
+    except OutputError as error:
+        raise BadInputFileError(str(error)) from error
