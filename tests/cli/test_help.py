@@ -136,7 +136,7 @@ def test_a_script_for_each_shell(shell, capsys, tmp_path):
 
 def completed(words, tmp_path):
     """Ask bash what it would offer for the last of the words, as its user does with Tab."""
-    main = "from trapline.cli.main import main; main()"
+    main = "from trapline.cli.start import main; main()"
     (tmp_path / "bin").mkdir(exist_ok=True)
     program = tmp_path / "bin" / "trapline"
     program.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{main}' \"$@\"\n")

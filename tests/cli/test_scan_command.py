@@ -19,7 +19,7 @@ from trapline.base.errors import ExitCode
 from trapline.cli.main import run
 from trapline.report.schemas import render
 
-PROGRAM = [sys.executable, "-c", "from trapline.cli.main import main; main()"]
+PROGRAM = [sys.executable, "-c", "from trapline.cli.start import main; main()"]
 
 
 @pytest.fixture(scope="module")

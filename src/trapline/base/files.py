@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from trapline.base.errors import BadInputFileError, TraplineError
+from trapline.base.scarcity import scarce
 
 _CHUNK: Final = 1 << 20
 _MAX_NAME: Final = 200  # bytes of a name that leave room for what is added to it
@@ -34,7 +35,7 @@ def open_regular(
     except ValueError:
         raise error(f"{name}: cannot be read: the name is not valid.") from None
     except OSError as problem:
-        raise error(f"{name}: cannot be read: {why(problem)}.") from None
+        raise scarce(problem) or error(f"{name}: cannot be read: {why(problem)}.") from None
     state = os.fstat(descriptor)
     if not stat.S_ISREG(state.st_mode):
         os.close(descriptor)

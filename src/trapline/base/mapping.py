@@ -10,6 +10,7 @@ from typing import Final
 
 from trapline.base.errors import KernelNotFoundError
 from trapline.base.files import open_regular, why
+from trapline.base.scarcity import scarce
 
 _DROP_INTERVAL: Final = 0.1  # seconds
 
@@ -26,7 +27,8 @@ def map_file(path: Path, name: str | None = None) -> tuple[mmap.mmap | None, mem
             return None, memoryview(b"")
         mapping = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
     except OSError as error:
-        raise KernelNotFoundError(f"{name}: cannot be read: {why(error)}.") from None
+        message = f"{name}: cannot be read: {why(error)}."
+        raise scarce(error) or KernelNotFoundError(message) from None
     finally:
         os.close(descriptor)
     return mapping, memoryview(mapping)

@@ -20,7 +20,8 @@ from multiprocessing import connection, resource_tracker
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, Self, TypeVar, cast
 
-from trapline.base.errors import ResourceError, TraplineError, WorkersLostError
+from trapline.base.errors import TraplineError, WorkersLostError
+from trapline.base.scarcity import scarce
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -320,9 +321,10 @@ def _serve(channel: "Connection", parent: int) -> None:
             _send(channel, work(_receive(channel)))
     except TraplineError as error:
         _send(channel, _Raised(error))
-    except MemoryError:
-        _send(channel, _Raised(ResourceError("a worker process ran out of memory.")))
     except Exception as error:  # noqa: BLE001 - the parent ends the command with it
+        if (short := scarce(error)) is not None:
+            _send(channel, _Raised(short))
+            return
         if debug:
             traceback.print_exc()
         kind = type(error).__name__

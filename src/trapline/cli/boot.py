@@ -24,7 +24,7 @@ from trapline.cli.progress import ProgressReport
 from trapline.cli.sizes import SECONDS, SIZE
 from trapline.machine.machine import DEFAULT_MEMORY
 from trapline.machine.qemu.catalogue import CATALOGUE
-from trapline.report.output import Destination
+from trapline.report.output import Destination, standard_output
 from trapline.report.records import BOOT
 from trapline.report.terminal import Screen
 from trapline.results.findings import exit_code
@@ -196,7 +196,7 @@ def command(
     """
     destination = Destination(output)
     on_stdout = output is not None or format_name == "text"
-    screen = None if quiet else Screen((sys.stdout if on_stdout else sys.stderr).buffer)
+    screen = None if quiet else Screen(standard_output() if on_stdout else sys.stderr.buffer)
     with ProgressReport() as report:
         result = trapline.boot(
             kernel,

@@ -4,17 +4,20 @@ import importlib
 import os
 import signal
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from trapline.base.errors import ExitCode, TraplineError
 from trapline.base.printable import printable
+from trapline.base.scarcity import scarce
 from trapline.base.version import __version__
 from trapline.cli.command import Group
+from trapline.cli.start import leave
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from click.shell_completion import CompletionItem
 
@@ -37,6 +40,9 @@ COMMANDS = {
 class _Terminated(KeyboardInterrupt):
     """SIGTERM came; whatever cleans up after Ctrl-C must do so then, too."""
 
+    #: Whether it has: what passes through a library's callback comes out as another exception.
+    has_come = False
+
 
 class LazyGroup(Group):
     """A click group that imports a command's module when that command is called.
@@ -54,7 +60,8 @@ class LazyGroup(Group):
         del ctx
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"trapline.cli.{cmd_name}")
+        with _quiet_interrupt():
+            module = importlib.import_module(f"trapline.cli.{cmd_name}")
         command: click.Command = module.command
         command.short_help = COMMANDS[cmd_name]
         return command
@@ -99,8 +106,8 @@ def run(arguments: "Sequence[str] | None" = None) -> int:
             prog_name="trapline",
             standalone_mode=False,
         )
-    except (click.exceptions.Abort, KeyboardInterrupt) as error:
-        if isinstance(error.__cause__ or error, _Terminated):
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        if _Terminated.has_come:
             return _fail("terminated; nothing was written.", ExitCode.TERMINATED)
         return _fail("interrupted; nothing was written.", ExitCode.INTERRUPTED)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -114,6 +121,8 @@ def run(arguments: "Sequence[str] | None" = None) -> int:
         # What click makes of a pipe whose reader went away (`trapline --help | head`).
         return ExitCode.CLEAN
     except Exception as error:  # the last line of defence against a traceback
+        if (short := scarce(error)) is not None:
+            return _fail(str(short), short.exit_code)
         if os.environ.get("TRAPLINE_DEBUG"):
             raise
         kind = type(error).__name__
@@ -131,10 +140,27 @@ def _fail(message: str, code: ExitCode) -> int:
 
 def _terminate(*_: object) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough, and cleaning up takes a moment
+    _Terminated.has_come = True
     raise _Terminated
+
+
+@contextmanager
+def _quiet_interrupt() -> "Iterator[None]":
+    """Let Ctrl-C end the program at once, while libraries are imported: some make it an error."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # somebody else's program, or not the main thread of one
+        return
+    signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def main() -> None:
     """Console entry point."""
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(run())
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    code = run()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done, and cleaned up
+    sys.exit(code)

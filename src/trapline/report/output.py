@@ -10,7 +10,7 @@ import os
 import stat
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from trapline.base.errors import OutputError
 from trapline.base.files import why, write_whole
@@ -29,6 +29,7 @@ class Destination:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         if path is None:
+            standard_output()
             return
         try:
             _check(path)
@@ -77,8 +78,15 @@ def _is_special(path: Path) -> bool:
         return False
 
 
+def standard_output() -> "BinaryIO":
+    """Return standard output for bytes; OutputError where the caller has closed it."""
+    if sys.stdout is None:
+        raise OutputError("standard output is closed; open it, or give -o a file.")
+    return sys.stdout.buffer
+
+
 def _to_stdout(chunks: "Iterable[bytes]") -> None:
-    out = sys.stdout.buffer
+    out = standard_output()
     try:
         for chunk in chunks:
             out.write(chunk)

@@ -1,0 +1,32 @@
+"""Where the `trapline` program starts: what must hold before anything else is imported."""
+
+import os
+import signal
+import sys
+from typing import NoReturn
+
+
+def main() -> None:
+    """Start the program; never returns."""
+    # Until there is something to clean up, Ctrl-C ends it without a word.
+    signal.signal(signal.SIGINT, leave)
+    _open_standard_descriptors()
+    from trapline.cli.main import main as program  # noqa: PLC0415 - what takes long comes now
+
+    program()
+
+
+def leave(*_: object) -> NoReturn:
+    """End at once, as interrupted."""
+    os._exit(128 + signal.SIGINT)
+
+
+def _open_standard_descriptors() -> None:
+    """Open what the caller has closed, lest a file of ours become standard output or error."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - for good
