@@ -13,7 +13,6 @@ from mutations import damaged, only_bad_image
 
 from trapline.base.errors import BadImageError, KernelNotFoundError
 from trapline.kernel.elf.bzimage import (
-    XLF_5LEVEL,
     is_boot_image,
     open_vmlinuz,
     read_setup_header,
@@ -44,7 +43,7 @@ def test_setup_header():
     assert header.pref_address == 0x1000000
     assert header.kernel_alignment == 0x200000
     assert header.relocatable
-    assert header.xloadflags & XLF_5LEVEL
+    assert header.xloadflags & 1 << 5  # XLF_5LEVEL
     assert header.cmdline_size == 2047
     assert header.initrd_addr_max == 0x7FFFFFFF
 
