@@ -115,6 +115,12 @@ def test_a_note_is_no_error():
     assert [found.level for found in findings(result)] == ["error", "note"]
 
 
+def test_runs_that_differ_by_where_the_second_event_came_are_told_apart():
+    runs = [golden.run(1, "privilege", nested="nmi", at=at) for at in (3, 9)]
+    ids = [found.id for found in findings(golden.explore(runs))]
+    assert ids == ["gap/nmi+nmi/entry:mov %rsp,@#0", "gap/nmi+nmi/entry:mov %rsp,@#0/2"]
+
+
 # A baseline.
 
 

@@ -89,6 +89,12 @@ def levels(found: "Iterable[Finding]") -> dict[int, Level]:
     return {id(each.subject): each.level for each in found}
 
 
+def _unlike(name: str, seen: Counter[str]) -> str:
+    """Tell findings of one name apart by their order in the document."""
+    seen[name] += 1
+    return name if seen[name] == 1 else f"{name}/{seen[name]}"
+
+
 # Scan and filter.
 
 
@@ -184,11 +190,9 @@ def _boot(document: BootResult) -> tuple[Finding, ...]:
     for scream in document.screams:
         # Without a site of the scan, the function: an offset would not outlive a rebuild.
         where = scream.scan_id or scream.label.partition("+")[0]
-        name = f"{scream.reason}:{scream.trap}:{where}"
-        seen[name] += 1
-        number = f"#{seen[name]}" if seen[name] > 1 else ""
+        name = _unlike(f"{scream.reason}:{scream.trap}:{where}", seen)
         text = f"{scream.label} accessed {scream.address} ({scream.trap}, {scream.reason})."
-        found.append(Finding("error", "scream", name + number, text, scream))
+        found.append(Finding("error", "scream", name, text, scream))
     return tuple(found)
 
 
@@ -225,6 +229,7 @@ def _explore(document: ExploreResult) -> tuple[Finding, ...]:
     worse = {line.partition(": ")[0]: line for line in document.worse_than_baseline or ()}
     windows = {window.scenario: window for window in document.windows}
     names: dict[str, list[str]] = {}
+    seen: Counter[str] = Counter()
     found, explained = [], set()
     for run in document.results:
         if run.verdict in CLEAN or run.expected:
@@ -233,7 +238,9 @@ def _explore(document: ExploreResult) -> tuple[Finding, ...]:
         if run.scenario not in names:
             names[run.scenario] = list(_names(windows[run.scenario]))
         is_known = document.worse_than_baseline is not None and label not in worse
-        name = f"{run.scenario}/{_events(run, '+')}/{names[run.scenario][run.boundary]}"
+        place = names[run.scenario][run.boundary]
+        # Where the second event came is a number of instructions, which a rebuild changes.
+        name = _unlike(f"{run.scenario}/{_events(run, '+')}/{place}", seen)
         found.append(Finding("note" if is_known else "error", run.verdict, name, run.detail, run))
         explained.add(label)
     # What is left are windows that do not open any more.
