@@ -15,7 +15,6 @@ from trapline.explore.inject import Injector, Run
 from trapline.explore.triggers import Triggers
 from trapline.explore.window import LiveWindow
 from trapline.guest.target import Target, TargetSource
-from trapline.linux import noise
 from trapline.machine.devices.power import PORT, SLP_EN, SLP_TYP_S5, SLP_TYP_SHIFT
 
 MEMORY = 32 << 20
@@ -507,7 +506,10 @@ zeros:  .zero 16
         variable nmi_count
         variable irq_count
         .balign 4096
+        .globl __start_init_stack, __end_init_stack
+__start_init_stack:
         variable kstack, 4096
+__end_init_stack:
 kstack_top:
         variable nmi_stack, 4096
 nmi_stack_top:
@@ -538,42 +540,6 @@ SECTIONS {
   . = 0x400000;
   .user : AT(0x600000) { *(.user) } :user
 }
-"""
-
-NOISE = """
-[[noise]]
-symbol = "kstack"
-stack = true
-why = "frames of handlers that have returned"
-[[noise]]
-symbol = "nmi_stack"
-stack = true
-why = "the NMI's stack"
-[[noise]]
-symbol = "ve_stack"
-stack = true
-why = "the #VE's stack"
-[[noise]]
-symbol = "irq_count"
-events = ["irq"]
-effect = "handled"
-by = 1
-why = "the handler counts interrupts"
-[[noise]]
-region = "page-tables"
-why = "accessed and dirty bits"
-[[noise]]
-symbol = "nmi_count"
-events = ["nmi"]
-by = 1
-why = "the handler counts NMIs; one that is not counted was lost."
-"""
-COUNTED_TWICE = f"""{NOISE}
-[[noise]]
-symbol = "counter"
-events = ["nmi"]
-by = 1
-why = "the handler counts here, too"
 """
 
 SYSCALL = """
@@ -623,7 +589,7 @@ def build(flags):
     return folder / "vmlinux"
 
 
-def source(*flags, rules=NOISE):
+def source(*flags):
     """Describe a guest, as a campaign is given it."""
     return TargetSource(
         kernel="guest",
@@ -631,15 +597,14 @@ def source(*flags, rules=NOISE):
         initrd=b"",
         memory=MEMORY,
         command_line="",
-        noise=noise.parse(rules.encode(), "noise"),
     )
 
 
 class Opened:
     """A guest at the start of a window, with an injector."""
 
-    def __init__(self, text, *flags, rules=NOISE, budget=20_000):
-        self.target = Target(source(*flags, rules=rules))
+    def __init__(self, text, *flags, budget=20_000):
+        self.target = Target(source(*flags))
         self.machine = self.target.machine("")
         scenarios = [scenario.parse(text.encode(), "test.toml", "test")]
         self.triggers = Triggers(self.machine, self.target, scenarios)

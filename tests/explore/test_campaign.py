@@ -11,12 +11,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from guests import NOISE, SYSCALL, build, source
+from guests import SYSCALL, build, source
 from reports import text
 from trapline.base.errors import BadInputFileError, WorkersLostError
 from trapline.explore import baseline, campaign, scenario
 from trapline.explore.campaign import Ledger, LocalWorkers
-from trapline.explore.stage import Exactly, Stage, StageConfig
+from trapline.explore.stage import Exactly, StageConfig
 from trapline.explore.store import Store
 from trapline.results.explore import CLEAN
 
@@ -51,7 +51,12 @@ def test_a_campaign_injects_at_every_boundary():
     result = explore(config())
     (window,) = result.windows
     assert result.injected == len(result.results) == 2 * window.instructions
-    assert result.counts["one"] == {"privilege": 5, "same": 2 * window.instructions - 5}
+    count = window.instructions
+    assert result.counts["one"] == {"handled": count, "privilege": 5, "same": count - 5}
+    (footprint,) = result.footprints
+    assert (footprint.event, footprint.basis, footprint.runs) == ("nmi", "ordinary", count)
+    assert footprint.boundaries == ((0, count - 1),)
+    assert [(w.name, w.was, w.now) for w in footprint.words] == [("nmi_count", 0, 1)]
     assert {r.boundary for r in result.results} == set(range(window.instructions))
     assert not window.forbidden
 
@@ -260,7 +265,8 @@ def test_resume_after_kill_9(tmp_path):
     """)
     script = tmp_path / "killed.py"
     script.write_text(program)
-    environment = {**os.environ, "PYTHONPATH": str(Path(build(())).parent)}
+    paths = (str(Path(build(())).parent), os.environ.get("PYTHONPATH", ""))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run([sys.executable, script], check=False, env=environment)
     assert done.returncode == -signal.SIGKILL
     steps = []
@@ -354,10 +360,3 @@ def test_what_is_no_baseline(tmp_path):
             baseline.load(path)
     with pytest.raises(BadInputFileError, match="cannot be read"):
         baseline.load(tmp_path / "gone")
-
-
-def test_a_stage_needs_the_rules_for_its_own_stacks():
-    assert 'symbol = "kstack"' in NOISE
-    with Stage(config()) as stage:
-        plan = next(stage.plans())
-    assert plan.window.boundaries[0].function == "entry_SYSCALL_64"

@@ -91,14 +91,14 @@ def test_the_reference_repeats_and_the_boot_goes_on_as_if_nothing_had_been(sourc
     while (opening := triggers.next()) is not None:
         window = LiveWindow(machine, target, opening)
         injector = Injector(window, "trapline explore debian")
-        end, kept = window.end, window.memory.take([])
+        end, kept = window.end, window.ends.take([])
         for count in range(1000):
             if count % 10 == 0:
                 injector.run(Run("nmi", count * 7 % len(window.steps)))
             assert injector.reference() == end
-            again = window.memory.take(window.pages_written())
-            assert not window.memory.unknown(again)
-            assert (window.memory.take([]).words == kept.words).all()
+            again = window.ends.take(window.pages_written())
+            assert not window.ends.unknown(again)
+            assert (window.ends.take([]).words == kept.words).all()
         injector.close()
         window.leave()
     assert triggers.missing == ()

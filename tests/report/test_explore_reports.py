@@ -78,7 +78,7 @@ def test_the_matrix_counts_verdicts(found):
 
 def test_what_the_scenario_wants_is_no_finding(found):
     report = text(found)
-    assert "gap: panic is what int80 is meant to lead to (1 run)." in report
+    assert "gap: panic is what int80 is meant to lead to. 1 of 1: " in report
     assert "1 run went wrong." in report
     assert "PANIC" not in report
 

@@ -12,6 +12,7 @@ from typing import Final
 from trapline.base.errors import NotReproducibleError
 from trapline.base.version import GENERATOR, __version__
 from trapline.base.workers import Death, Pool
+from trapline.explore.footprints import count
 from trapline.explore.stage import Plan, StageConfig, Task
 from trapline.explore.store import Row, Store
 from trapline.explore.worker import (
@@ -81,9 +82,14 @@ class Ledger:
         self._progress(self._finished, self._total)
         return [tuple(tasks[i : i + self._chunk]) for i in range(0, len(tasks), self._chunk)]
 
-    def done(self, tasks: Collection[Task], rows: Iterable[Row]) -> None:
-        """Keep the results of a chunk."""
-        self._store.add_rows(rows, tasks)
+    def done(
+        self,
+        tasks: Collection[Task],
+        rows: Iterable[Row],
+        footprints: Iterable[tuple[str, bytes]] = (),
+    ) -> None:
+        """Keep the results of a chunk, and the footprints that they refer to."""
+        self._store.add_rows(rows, tasks, footprints)
         self._finished += len(tasks)
         self._progress(self._finished, self._total)
 
@@ -148,7 +154,7 @@ class LocalWorkers:
             chunks = self._recorder.opened(answer.plan)
             self._queues.setdefault(name, deque()).extend(chunks)
         elif job != NEXT_WINDOW:
-            self._recorder.done(job, answer.rows)
+            self._recorder.done(job, answer.rows, answer.footprints)
 
     def lost(self, worker: int, jobs: Sequence[Job], death: Death) -> str:
         """Give the tasks to whoever comes first: whoever replaces the worker, at last."""
@@ -194,6 +200,7 @@ def result_of(
         not_opened=not_opened,
         windows=store.windows(),
         results=results,
-        counts={name: dict(sorted(count.items())) for name, count in sorted(counts.items())},
+        footprints=count(store.footprints(), results),
+        counts={name: dict(sorted(many.items())) for name, many in sorted(counts.items())},
         worse_than_baseline=None,
     )

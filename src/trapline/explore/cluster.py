@@ -16,8 +16,7 @@ from trapline.base.errors import (
 )
 from trapline.explore.campaign import Ledger
 from trapline.explore.stage import Plan, Stage, StageConfig, Task
-from trapline.explore.store import Row
-from trapline.explore.worker import run_tasks
+from trapline.explore.worker import Done, run_tasks
 from trapline.results.explore import NotOpened
 
 _CONNECT_SECONDS: Final = 20
@@ -39,9 +38,7 @@ def explore_plans(config: StageConfig) -> tuple[tuple[Plan, ...], tuple[NotOpene
         return tuple(stage.plans()), tuple(stage.not_opened)
 
 
-def explore_chunk(
-    config: StageConfig, tasks: tuple[Task, ...]
-) -> tuple[tuple[Task, ...], tuple[Row, ...]]:
+def explore_chunk(config: StageConfig, tasks: tuple[Task, ...]) -> tuple[tuple[Task, ...], Done]:
     """Run a chunk of tasks of one scenario in this process."""
     stage = _stage_at(config, tasks[0].scenario)
     return tasks, run_tasks(stage, tasks)
@@ -109,6 +106,6 @@ class ClusterWorkers:
             explore_chunk, [self._config] * len(chunks), chunks, pure=False, retries=2
         )
         for future in self._distributed.as_completed(futures):
-            tasks, rows = future.result()
-            self._ledger.done(tasks, rows)
+            tasks, done = future.result()
+            self._ledger.done(tasks, done.rows, done.footprints)
         return tuple(sorted(not_opened, key=lambda one: one.scenario))

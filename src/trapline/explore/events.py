@@ -104,6 +104,15 @@ def decide(event: str, here: Conditions) -> Decision:
     return Decision(False, _NO_VE)
 
 
+def is_open(event: str, here: Conditions) -> bool:
+    """Whether an event that waits is delivered here."""
+    if event == NMI:
+        return not (here.ve_valid or here.nmi_blocked or here.shadow)
+    if event.startswith("irq:") or event == "int80":
+        return here.interrupt_flag and not here.shadow
+    return True
+
+
 def vector_of(machine: Machine, event: str) -> int:
     """Return the vector that an event has in this guest."""
     if event.startswith("irq:"):

@@ -6,18 +6,24 @@ a verdict. Runs do not depend on each other: the same run always gives the same 
 
 from collections import Counter, deque
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Final, NamedTuple, NoReturn
 
 from trapline.base.errors import NotReproducibleError, UsageError
 from trapline.boot.trace import describe
 from trapline.cpu.engine import Reg
 from trapline.explore import events
+from trapline.explore.course import NO_CONTEXT, Context, Course, Run, Words
+from trapline.explore.ends import Excused, Taken
 from trapline.explore.events import Decision
-from trapline.explore.oracle import differing_registers, registers
+from trapline.explore.footprints import Footprints
+from trapline.explore.oracle import Oracle
+from trapline.explore.places import Places, Step
+from trapline.explore.registers import differing_registers, registers
 from trapline.explore.scenario import Inject
+from trapline.explore.stacks import Stacks, size_of_stacks
 from trapline.explore.watch import Ending, Watch
-from trapline.explore.window import LiveWindow, ReferenceEnd, Step
+from trapline.explore.window import LiveWindow, ReferenceEnd
 from trapline.machine.observe.lastwords import take_splat
 from trapline.machine.observe.recorder import Trap
 from trapline.machine.outcome import OutcomeKind
@@ -34,21 +40,14 @@ _MAX_DIFFERS: Final = 12
 _OF_THE_SCENARIO: Final = (None, "hang")
 _SWITCHED_OFF: Final = (OutcomeKind.POWERED_OFF, OutcomeKind.RESET)
 _UNDECIDED: Final = Decision(False, "")
-
-
-class Run(NamedTuple):
-    """What one run injects: `nested` comes `nested_at` instructions after `event`."""
-
-    event: str
-    boundary: int
-    nested: str | None = None
-    nested_at: int | None = None
+_MAX_STEPPED: Final = 200_000  # of a run that is stepped through
 
 
 class _Judged(NamedTuple):
     verdict: Verdict
     detail: str
     differs: tuple[str, ...] = ()
+    footprint: str = ""
 
 
 class ReferenceFailsError(Exception):
@@ -184,6 +183,15 @@ class Injector:
         self._usual = self._watch.counts.copy()
         self._vectors: dict[str, int] = {}
         self._before: tuple[int, Counter[int]] = 0, Counter()
+        self._held_until: dict[int, int] = {}
+        steps = (*self._window.steps, self._window.last_step)
+        self._places = Places(self._window.target, steps)
+        stacks = Stacks(self._vcpu, size_of_stacks(self._window.target), end.rsp, end.cpl)
+        stacks.add(step.rsp for step in steps)
+        self._oracle = Oracle(
+            self._window.ends, self._places, len(self._window.steps), self, stacks
+        )
+        self.footprints = Footprints(self._window)
 
     def results(self, inject: Inject, boundary: int, *, by_rules: bool = False) -> Iterator[Result]:
         """Run all that one [[inject]] asks for at one boundary, or what the rules leave of it."""
@@ -215,22 +223,20 @@ class Injector:
 
     def run(self, run: Run, inject: Inject | None = None) -> Result:
         """Do one run and judge it."""
-        window, watch = self._window, self._watch
-        window.count(wanted=run.nested is not None or (inject is not None and bool(inject.then)))
+        window = self._window
+        counts = run.nested is not None or (inject is not None and bool(inject.then))
         decision = decide_at(run.event, window.steps[run.boundary])
-        start = self._begin(run)
-        if run.nested is not None and watch.ending is None:
-            decision = self._nest(run, start, decision)
-        if watch.ending is None:
-            self._go_on(start + self._budget)
-        if watch.ending is None:
-            watch.finish("hang", f"The budget of {self._budget:,} instructions is used up.")
-        executed = self._vcpu.instructions - start
-        judged = self._judge(run, start)
+        with self._detour():
+            excused = self._oracle.prepare(run)
+        course = None if counts else self._oracle.known(run)
+        if course is None:
+            course, decision = self._do(run, excused, decision, counts=counts)
+        judged = self._judge(course)
         splat: Splat | None = None
         last: tuple[str, ...] = ()
         if judged.verdict not in CLEAN:
-            splat, last = self._look_again(run, judged, executed)
+            window.count(wanted=counts)
+            splat, last = self._look_again(run, judged, course.executed)
         return Result(
             scenario=window.scenario.name,
             event=run.event,
@@ -243,17 +249,166 @@ class Injector:
             expected=inject is not None and judged.verdict in inject.expect,
             detail=judged.detail,
             differs=judged.differs[:_MAX_DIFFERS],
-            instructions=executed,
+            footprint=judged.footprint,
+            instructions=course.executed,
             splat=splat,
             last=last,
             reproduce=self._command(run),
         )
 
+    # What the oracle asks for; see `oracle.Runner`.
+
+    def course(self, run: Run, excused: Excused) -> Course | None:
+        """Do a run; None where the event makes no sense."""
+        counts = run.nested is not None
+        try:
+            with self._detour():
+                return self._do(run, excused, _UNDECIDED, counts=counts)[0]
+        except NotApplicableError:
+            return None
+
+    def length(self, run: Run) -> int | None:
+        """Count the instructions that handling a run's event takes."""
+        try:
+            with self._detour():
+                start = self._finish(run, counts=True)[0]
+                ending = self._watch.ending
+                executed = self._vcpu.instructions - start
+        except NotApplicableError:
+            return None
+        if ending is None or ending.verdict is not None:
+            return None
+        return max(executed - (len(self._window.steps) - run.boundary), 0)
+
+    def end(self, run: Run, later: int) -> Taken | None:
+        """Return the memory at the compare point, with the clock set forward at the event."""
+        try:
+            with self._detour():
+                self._finish(run, counts=run.nested is not None, later=later)
+                ending = self._watch.ending
+                if ending is None or ending.verdict is not None:
+                    return None
+                return self._take()
+        except NotApplicableError:
+            return None
+
+    def pointers(self, run: Run) -> set[int]:
+        """Step through a run; return a stack pointer for each page that they were in."""
+        window, watch, vcpu = self._window, self._watch, self._vcpu
+        found: dict[int, int] = {}
+        with self._detour():
+            window.count(wanted=run.nested is not None)
+            start = self._begin(run)
+            if run.nested is not None and watch.ending is None:
+                self._nest(run, start, _UNDECIDED)
+            watch.stop_at(start + self._budget)
+            for _ in range(_MAX_STEPPED):
+                if watch.ending is not None or self._has_closed(run):
+                    break
+                rsp = int(vcpu.regs[Reg.RSP])
+                found.setdefault(rsp - 8 >> 12, rsp)
+                vcpu.step(watch.on_exit)
+        return set(found.values())
+
+    def _has_closed(self, run: Run) -> bool:
+        """Whether the window has closed behind what was injected."""
+        return (
+            self._window.is_end()
+            and self._extra(run.event) > 0
+            and not self._watch.is_deliverable()
+        )
+
+    @contextmanager
+    def _detour(self) -> Iterator[None]:
+        """Do other runs, and go on as if there had been none."""
+        before = self._before
+        with self._window.detour():
+            yield
+        self._before = before
+
+    def _do(
+        self, run: Run, excused: Excused, decision: Decision, *, counts: bool
+    ) -> tuple[Course, Decision]:
+        """Do a run, and take what came of it."""
+        start, decision = self._finish(run, decision, counts=counts)
+        watch, window = self._watch, self._window
+        executed = self._vcpu.instructions - start
+        ending = watch.ending
+        assert ending is not None
+        named = [event for event in (run.event, run.nested) if event is not None]
+        vectors = {self._vector(event) for event in named}
+        deliveries = watch.after(vectors, start)
+        first = next((d for d in deliveries if d.vector == self._vector(run.event)), None)
+        words: Words = ()
+        context = NO_CONTEXT
+        wrong: tuple[str, ...] = ()
+        if ending.verdict is None:
+            wrong = differing_registers(window.end.registers, registers(self._machine), named)
+            taken = self._take()
+            context = Context(
+                frozenset(d.rip for d in deliveries), frozenset(d.rsp for d in deliveries)
+            )
+            words = window.ends.differing(taken, excused, context)
+        more = self._extra(run.event)
+        nested = 0 if run.nested is None else self._extra(run.nested) - (run.nested == run.event)
+        course = Course(
+            run=run,
+            verdict=ending.verdict,
+            detail=ending.detail,
+            executed=executed,
+            first=None if first is None else (first.instructions - start, first.rip),
+            place=None if first is None else self._place(run, first.rip),
+            delivered=(more > 0, nested > 0),
+            words=words,
+            context=context,
+            wrong=wrong,
+        )
+        return course, decision
+
+    def _place(self, run: Run, rip: int) -> int | None:
+        """Find the boundary at which an event was delivered."""
+        steps = self._window.steps
+        if run.boundary < len(steps) and steps[run.boundary].rip == rip:
+            return run.boundary
+        if run.boundary not in self._held_until:
+            self._held_until = {run.boundary: self._until(run)}
+        place = self._held_until[run.boundary]
+        found = self._window.last_step.rip if place == len(steps) else steps[place].rip
+        return place if found == rip else None
+
+    def _until(self, run: Run) -> int:
+        """Say where an event that is held back can be delivered first, by the reference run."""
+        steps = self._window.steps
+        for place in range(run.boundary, len(steps)):
+            if events.is_open(run.event, steps[place].conditions):
+                return place
+        return len(steps)
+
     # The course of a run.
 
-    def _begin(self, run: Run) -> int:
-        """Go to the boundary and inject; return how many instructions had retired there."""
+    def _finish(
+        self, run: Run, decision: Decision = _UNDECIDED, *, counts: bool, later: int = 0
+    ) -> tuple[int, Decision]:
+        """Do a run; return the instructions that had retired at its event, and what decided."""
+        watch = self._watch
+        self._window.count(wanted=counts)
+        start = self._begin(run, later)
+        if run.nested is not None and watch.ending is None:
+            decision = self._nest(run, start, decision)
+        if watch.ending is None:
+            self._go_on(start + self._budget)
+        if watch.ending is None:
+            watch.finish("hang", f"The budget of {self._budget:,} instructions is used up.")
+        return start, decision
+
+    def _begin(self, run: Run, later: int = 0) -> int:
+        """Go to the boundary and inject; return how many instructions had retired there.
+
+        The virtual clock is set forward so many cycles before.
+        """
         self._go_to(run.boundary)
+        if later:
+            self._vcpu.cycles += later
         start = self._vcpu.instructions
         self._inject(run.event)
         return start
@@ -265,7 +420,8 @@ class Injector:
         watch.reset(counts if number <= boundary else None)
         window.go_to(boundary, watch.on_exit)
         self._before = boundary, watch.counts.copy()
-        expected = window.steps[boundary].rip
+        last = boundary == len(window.steps)
+        expected = window.last_step.rip if last else window.steps[boundary].rip
         if vcpu.regs[Reg.RIP] != expected:
             raise NotReproducibleError(
                 f"scenario {window.scenario.name}: boundary {boundary} is at "
@@ -303,24 +459,34 @@ class Injector:
 
     # Judgement.
 
-    def _judge(self, run: Run, start: int) -> _Judged:
-        ending = self._watch.ending
-        assert ending is not None
-        if ending.verdict is not None:
-            return _Judged(ending.verdict, ending.detail)
+    def _judge(self, course: Course) -> _Judged:
+        if course.verdict is not None:
+            return _Judged(course.verdict, course.detail)
+        with self._detour():
+            judgement = self._oracle.judge(course)
+        wrong = (*course.wrong, *judgement.odd)
+        if wrong:
+            return _Judged("corrupt", f"{wrong[0].removesuffix('.')}.", wrong)
+        footprint = self.footprints.note(course, judgement)
+        if course.first is None:
+            return _Judged("held", "It is still held at the compare point.", (), footprint)
+        at, rip = course.first
+        if at > 0 or rip != self._window.steps[course.run.boundary].rip:
+            return _Judged("held", f"It was delivered at {self._label(rip)}.", (), footprint)
+        if footprint:
+            detail = f"It changed {self.footprints.summary(footprint)}."
+            return _Judged("handled", detail, (), footprint)
+        return _Judged("same", "")
+
+    def _take(self) -> Taken:
+        """Copy what the run wrote; the machine may be elsewhere after that."""
         window = self._window
-        named = {event for event in (run.event, run.nested) if event is not None}
-        wrong = differing_registers(window.end.registers, registers(self._vcpu), named)
-        found = window.memory.take(window.pages_written())
-        unknown = window.memory.unknown(found)
+        taken = window.ends.take(window.pages_written())
+        unknown = window.ends.unknown(taken)
         if unknown:
             window.rewind()
-            window.memory.learn(unknown)
-        difference = window.memory.compare(found, {event: self._extra(event) for event in named})
-        if wrong or difference.corrupt or difference.missing:
-            detail = (*wrong, *difference.missing, *difference.corrupt)
-            return _Judged("corrupt", f"{detail[0].removesuffix('.')}.", detail)
-        return self._clean(run, start, difference.handled)
+            window.ends.learn(unknown)
+        return taken
 
     def _vector(self, event: str) -> int:
         if event not in self._vectors:
@@ -331,17 +497,6 @@ class Injector:
         """How much oftener than in the reference the event was delivered."""
         vector = self._vector(event)
         return self._watch.counts[vector] - self._usual[vector]
-
-    def _clean(self, run: Run, start: int, handled: tuple[str, ...]) -> _Judged:
-        first = self._watch.first_after(self._vector(run.event), start)
-        if first is None:
-            return _Judged("held", "It is still held at the compare point.", handled)
-        at, rip = first
-        if at > start or rip != self._window.steps[run.boundary].rip:
-            return _Judged("held", f"It was delivered at {self._label(rip)}.", handled)
-        if handled:
-            return _Judged("handled", f"As it should, it changed {', '.join(handled)}.", handled)
-        return _Judged("same", "")
 
     # Evidence.
 

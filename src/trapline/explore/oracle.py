@@ -1,273 +1,401 @@
-"""Is a run's end the reference's end? Registers, memory, and what the rules say of a difference.
+"""Is what a run left behind what its event does? Learnt from the event itself, without names.
 
-Memory is compared page by page, only where one of the two runs wrote; differences are looked
-at in words of 8 bytes, and each word is judged once per window.
+What an event changes by its own nature is the same wherever any kernel must take it. So each
+run is asked what one asks of an operation on a linearizable object: is its outcome that of the
+same event just before, or just after, at an ordinary place (`places`)? An outcome is the set of
+words that differ from the reference's end, but for what is excused (`ends`): times, which a twin
+of a run tells at another virtual time, and dead stack, which stack pointers tell.
+
+Where an event is held back, the place is that of its delivery. Long windows go through phases,
+each with an outcome of its own; one that a few instructions have to themselves, between places
+that agree, is none. Windows without an ordinary place are judged by what most of them does. And
+whatever all runs do, some memory no event may change (`DataMap.guarded`).
+
+All that is asked for depends on the window and the run alone, so that any process comes to the
+same judgement.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple, Protocol
 
-import numpy as np
-import numpy.typing as npt
+from trapline.explore.course import FPU_WORD, Context, Course, Run, Word, Words
+from trapline.explore.ends import Ends, Excused, Taken
+from trapline.explore.places import Places
+from trapline.explore.stacks import Stacks
+from trapline.results.explore import Basis
 
-from trapline.cpu.engine import Reg, Vcpu
-from trapline.explore.datamap import DataMap
-from trapline.linux.noise import NoiseRule
+_APART: Final = 128  # ordinary places from one anchor to the next, if there are so many
+_ANCHORS: Final = 4
+_NEAR: Final = 8  # ordinary places looked at on each side where anchors do not tell
+_PHASE: Final = 4  # of them must agree for a phase of its own
+_TRIES: Final = 4  # places at which an event may fail to come back before nothing is learnt
+_SAMPLE: Final = 12  # boundaries that stand for a window without ordinary places
+_LATER: Final = (7_919, 104_729)  # cycles that the twins' clocks are set forward
+_LONG: Final = 2_000  # instructions of a window from which on the first run is stepped through
 
-PAGE: Final = 4096
-WORD: Final = 8
-_COLUMNS: Final = PAGE // WORD
-_ALL_BITS: Final = (1 << 64) - 1
-_PAGE_TABLE_NOISE: Final = 0x60  # accessed and dirty
-_Words = npt.NDArray[np.uint64]
-_MAX_NAMED: Final = 12
-# Status flags and IF, DF, NT, AC; RF is for the processor, the others are fixed.
-_RFLAGS: Final = 0x3F7FD7 & ~(1 << 16)
-_SEGMENTS: Final = ("cs", "ss", "ds", "es", "fs", "gs")
-_MSRS: Final = {"FS.base": 0xC0000100, "GS.base": 0xC0000101, "KERNEL_GS_BASE": 0xC0000102}
-
-
-class Difference(NamedTuple):
-    """What the memory of two ends differs in.
-
-    `corrupt` are words that nothing declares, `handled` the names of declared effects,
-    `missing` sentences about demanded effects that are not there.
-    """
-
-    corrupt: tuple[str, ...]
-    handled: tuple[str, ...]
-    missing: tuple[str, ...]
+Key = tuple[str, str | None]
 
 
-class Taken(NamedTuple):
-    """A copy of pages: their GPAs, sorted, and their words, one row each."""
+class Runner(Protocol):
+    """Does runs. None of what it returns depends on what it did before."""
 
-    pages: list[int]
-    words: "_Words"
+    def course(self, run: Run, excused: Excused) -> Course | None:
+        """Do a run; None where the event makes no sense."""
 
+    def length(self, run: Run) -> int | None:
+        """Count the instructions that handling a run's event takes."""
 
-class _Demand(NamedTuple):
-    """A number that grows by `rule.by` for each event."""
+    def end(self, run: Run, later: int) -> Taken | None:
+        """Return the memory at the compare point, with the clock set forward at the event."""
 
-    rule: NoiseRule
-    gpa: int
-    size: int
-    before: int
-
-
-def registers(vcpu: Vcpu) -> dict[str, int]:
-    """Take all registers that code can tell apart."""
-    values = {reg.name: int(vcpu.regs[reg]) for reg in Reg}
-    values["RFLAGS"] = vcpu.rflags & _RFLAGS
-    values["CPL"] = vcpu.cpl
-    values |= {name: vcpu.segment(name).selector & 0xFFFF for name in _SEGMENTS}
-    values |= {name: vcpu.msr(index) for name, index in _MSRS.items()}
-    # An NMI between a page fault and its handler must leave CR2 alone.
-    values |= {f"CR{number}": vcpu.cr(number) for number in (0, 2, 3, 4)}
-    values["NMI blocked"] = int(vcpu.nmi_blocked)
-    return values
+    def pointers(self, run: Run) -> Iterable[int]:
+        """Step through a run; return its stack pointers."""
 
 
-def differing_registers(
-    reference: dict[str, int], found: dict[str, int], events: Collection[str]
-) -> tuple[str, ...]:
-    """Describe registers that differ, but for those that one of the events may change.
+class Judgement(NamedTuple):
+    """`odd` says what differs from what the event does; `usual` are the words that it changes."""
 
-    An interrupt handler may fault: interrupts are off until a page fault's own has read CR2.
-    """
-    ignored = {"CR2"} if any(event.startswith(("irq:", "int80")) for event in events) else set()
-    return tuple(
-        f"{name} is {found[name]:#x}, {value:#x} expected"
-        for name, value in reference.items()
-        if found[name] != value and name not in ignored
+    odd: tuple[str, ...]
+    usual: Words
+    basis: Basis
+
+
+class Habit:
+    """What one event does in a window, or one event in the handling of another."""
+
+    def __init__(
+        self, key: Key, ends: Ends, places: Places, count: int, runner: Runner, bare: Stacks
+    ) -> None:
+        self._key = key
+        self._ends = ends
+        self._runner = runner
+        self._places = places
+        self._courses: dict[int, Course | None] = {}
+        self.basis: Basis = "ordinary" if places.all else "most"
+        # Boundaries to learn from, in order.
+        self.samples = places.all or tuple(
+            sorted({i * count // _SAMPLE for i in range(min(_SAMPLE, count))})
+        )
+        self._apart = max(1, min(_APART, len(self.samples) // _ANCHORS))
+        self.excused = Excused(bare)
+        self._learn(steps=count >= _LONG or key[0].startswith("irq:"))
+        self.most: Course | None = None
+        if self.basis == "most":
+            self.most = _mode(self._at(place) for place in self.samples)
+
+    def at(self, place: int) -> Course | None:
+        """Return what a run at a place came to; None if it did not come to the end."""
+        return self._at(place)
+
+    def keep(self, course: Course) -> None:
+        """Note a run that was asked for, and that may be asked for again here."""
+        if self._key[1] is None and course.run.boundary in self._places.modes:
+            self._courses.setdefault(course.run.boundary, _come(course))
+
+    def known(self, run: Run) -> Course | None:
+        """Return what a run came to that has been done here."""
+        return self._courses.get(run.boundary) if self._key[1] is None else None
+
+    def anchor(self, place: int) -> int:
+        """Return the last anchor that is not behind a place, or the first."""
+        index = bisect_left(self.samples, place + 1) - 1
+        return self.samples[max(index, 0) // self._apart * self._apart]
+
+    def anchors(self, place: int) -> Iterator[Course]:
+        """Yield what the anchors around a place came to."""
+        apart = self._apart
+        index = max(bisect_left(self.samples, place + 1) - 1, 0) // apart * apart
+        for at in (index, index + apart, index - apart):
+            if 0 <= at < len(self.samples) and self.samples[at] != place:
+                course = self._at(self.samples[at])
+                if course is not None:
+                    yield course
+
+    def near(self, place: int, run: Run) -> tuple[list[Course], list[Course]]:
+        """Return what ordinary places just before and just after one came to, nearest first.
+
+        For an ordinary place they are of its mode, if there are any others.
+        """
+        places: Sequence[int] = self._places.all
+        if place in self._places.modes:
+            alike = self._places.of_mode(place)
+            places = alike if len(alike) > 1 else places
+        at = bisect_left(places, place)
+        sides = places[max(at - _NEAR, 0) : at], places[at : at + _NEAR + 1]
+        before, after = (
+            [c for p in side if p != run.boundary and (c := self._at(p)) is not None]
+            for side in sides
+        )
+        return before[::-1], after[:_NEAR]
+
+    def is_ordinary(self, place: int) -> bool:
+        """Whether a place is an ordinary one."""
+        return place in self._places.modes
+
+    def is_anchor(self, place: int) -> bool:
+        """Whether a place is an anchor."""
+        return place in self.samples and self.anchor(place) == place
+
+    def run_at(self, place: int) -> Run | None:
+        """Return the run of this event at a place; a nested one comes when the first is over."""
+        event, nested = self._key
+        if nested is None:
+            return Run(event, place)
+        length = self._runner.length(Run(event, place))
+        return None if length is None else Run(event, place, nested, length)
+
+    def _at(self, place: int) -> Course | None:
+        if place not in self._courses:
+            run = self.run_at(place)
+            course = None if run is None else self._runner.course(run, self.excused)
+            self._courses[place] = None if course is None else _come(course)
+        return self._courses[place]
+
+    def _learn(self, *, steps: bool) -> None:
+        """Find what is excused, from the first place at which a run comes to its end."""
+        for place in self.samples[:: -(-len(self.samples) // _TRIES)]:
+            run = self.run_at(place)
+            taken = None if run is None else self._runner.end(run, 0)
+            if run is None or taken is None:
+                continue
+            times = twins(self._ends, self._runner, run, taken)
+            stacks = self.excused.stacks.copy()
+            if steps:
+                stacks.add(self._runner.pointers(run))
+            self.excused = Excused(stacks, times)
+            return
+
+
+class Oracle:
+    """Judges the runs of one window. `bare` are the stacks that are known without any run."""
+
+    def __init__(
+        self, ends: Ends, places: Places, count: int, runner: Runner, bare: Stacks
+    ) -> None:
+        self._ends = ends
+        self._places = places
+        self._count = count
+        self._runner = runner
+        self._bare = bare
+        self._habits: dict[Key, Habit] = {}
+        self._guarded: dict[Words, dict[int, str]] = {}
+
+    def prepare(self, run: Run) -> Excused:
+        """Learn what is to be known before a run, while the guest is on its way there."""
+        habit = self._habit((run.event, run.nested))
+        if habit.basis == "ordinary" and run.nested is None:
+            habit.at(habit.anchor(run.boundary))
+        return habit.excused
+
+    def known(self, run: Run) -> Course | None:
+        """Return what a run came to, if it has been done to learn from."""
+        return self._habit((run.event, run.nested)).known(run)
+
+    def judge(self, course: Course) -> Judgement:
+        """Judge a run that came to the compare point."""
+        self._habit((course.run.event, course.run.nested)).keep(course)
+        wrong = tuple(self._forbidden(course))
+        judgement = self._judge(course)
+        return judgement._replace(odd=(*wrong, *judgement.odd)) if wrong else judgement
+
+    def _judge(self, course: Course) -> Judgement:
+        run = course.run
+        key = _delivered(course)
+        if key is None:
+            odd = tuple(
+                f"{self._name(word.gpa)} is {self._shown(word)}, {self._ends.was(word.gpa):#x} "
+                "expected: nothing was delivered"
+                for word in course.words
+            )
+            return Judgement(odd, course.words, "ordinary")
+        habit = self._habit(key)
+        if habit.basis == "most":
+            if habit.most is None or habit.most.words == course.words:
+                return Judgement((), course.words, "most")
+            return self._compare(habit, course, [habit.most], [])
+        place = run.boundary if course.place is None else course.place
+        if self._is_as_anchors(habit, course, place):
+            return Judgement((), course.words, "ordinary")
+        return self._look_around(habit, course, place)
+
+    def _forbidden(self, course: Course) -> Iterator[str]:
+        """Describe what is changed that no event may change."""
+        if course.words not in self._guarded:
+            found = ((word.gpa, self._guard(word.gpa)) for word in course.words)
+            self._guarded[course.words] = {gpa: what for gpa, what in found if what is not None}
+        guarded = self._guarded[course.words]
+        if not guarded:
+            return
+        states = _states(course.words)
+        for gpa in sorted(self._excuse(frozenset(guarded), [course.run])):
+            yield (
+                f"{guarded[gpa]} is changed: {self._name(gpa)} is {self._shown(states[gpa])}, "
+                f"{self._ends.was(gpa):#x} expected"
+            )
+
+    def _guard(self, gpa: int) -> str | None:
+        if gpa == FPU_WORD:
+            return None
+        return "the stack in use" if self._bare.is_in_use(gpa) else self._ends.data.guarded(gpa)
+
+    def _habit(self, key: Key) -> Habit:
+        if key not in self._habits:
+            self._habits[key] = Habit(
+                key, self._ends, self._places, self._count, self._runner, self._bare
+            )
+        return self._habits[key]
+
+    @staticmethod
+    def _is_as_anchors(habit: Habit, course: Course, place: int) -> bool:
+        """Whether two places far apart agree, one of them next to this run's, and so does it.
+
+        A run whose event was held back is like one that came where it was delivered, too.
+        """
+        if place != course.run.boundary and habit.is_ordinary(place):
+            there = habit.at(place)
+            if there is not None and there.words == course.words:
+                return True
+        found = [one.words for one in habit.anchors(place)]
+        itself = habit.is_anchor(place) and course.run.boundary == place
+        return course.words in found[:2] and found.count(course.words) + itself > 1
+
+    def _look_around(self, habit: Habit, course: Course, place: int) -> Judgement:
+        before, after = habit.near(place, course.run)
+        near = [one.words for one in (*before, *after)]
+        if not near:
+            return Judgement((), course.words, "ordinary")
+        if near.count(course.words) >= min(_PHASE, len(near)):
+            return Judgement((), course.words, "ordinary")
+        sides = [most for side in (before, after) if (most := _mode(side)) is not None]
+        nearest = [side[0].run for side in (before, after) if side]
+        return self._compare(habit, course, sides, nearest)
+
+    def _compare(
+        self, habit: Habit, course: Course, usual: list[Course], others: list[Run]
+    ) -> Judgement:
+        """Compare word by word with what is usual before and after; one of them is enough."""
+        odd = _odd(course, usual)
+        if odd:
+            odd = self._excuse(odd, [course.run, *others])
+        if not odd:
+            best = min(usual, key=lambda one: len(_odd(course, [one])))
+            return Judgement((), best.words, habit.basis)
+        texts = tuple(self._text(gpa, course.words, usual) for gpa in sorted(odd))
+        return Judgement(texts, course.words, habit.basis)
+
+    def _excuse(self, odd: frozenset[int], runs: list[Run]) -> frozenset[int]:
+        """Look closer: leave out words that are times, or dead stack, in one of these runs."""
+        for run in runs:
+            taken = self._runner.end(run, 0)
+            if taken is not None:
+                odd -= twins(self._ends, self._runner, run, taken)
+            if not odd:
+                return odd
+        # A stack is no variable.
+        if all(gpa == FPU_WORD or self._ends.data.name(gpa) or self._guard(gpa) for gpa in odd):
+            return odd
+        stacks = self._bare.copy()
+        for run in runs:
+            stacks.add(self._runner.pointers(run))
+        return frozenset(
+            gpa for gpa in odd if gpa == FPU_WORD or self._guard(gpa) or not stacks.is_dead(gpa)
+        )
+
+    def _text(self, gpa: int, words: Words, usual: list[Course]) -> str:
+        """Say how a word differs from what is usual."""
+        name = self._name(gpa)
+        here = _states(words).get(gpa)
+        states = (_states(one.words).get(gpa) for one in usual)
+        there = next((state for state in states if state is not None), None)
+        was = self._ends.was(gpa)
+        if here is None:
+            assert there is not None
+            return f"lost: {name} is {was:#x} still, {self._shown(there)} expected"
+        if there is None:
+            return f"gained: {name} is {self._shown(here)}, {was:#x} expected"
+        return f"{name} is {self._shown(here)}, {self._shown(there)} expected"
+
+    def _name(self, gpa: int) -> str:
+        if gpa == FPU_WORD:
+            return "the digest of the x87 and SSE registers"
+        return self._ends.data.describe(gpa)
+
+    @staticmethod
+    def _shown(word: Word) -> str:
+        if word.kind == "rip":
+            return "the interrupted RIP"
+        if word.kind == "rsp":
+            return f"the interrupted RSP - {word.value:#x}"
+        return f"{word.value:#x}"
+
+
+def twins(ends: Ends, runner: Runner, run: Run, taken: Taken) -> frozenset[int]:
+    """Find the words that follow the virtual clock: each twin's clock is set forward a little."""
+    found: frozenset[int] = frozenset()
+    for later in _LATER:
+        twin = runner.end(run, later)
+        if twin is not None:
+            found |= ends.changed(taken, twin)
+    return found
+
+
+def _come(course: Course) -> Course | None:
+    """Return a course that others may be compared with."""
+    return course if course.verdict is None and any(course.delivered) else None
+
+
+def _delivered(course: Course) -> Key | None:
+    """Name the events that were delivered, as habits are."""
+    event, nested = course.run.event, course.run.nested
+    first, second = course.delivered
+    if first:
+        return event, nested if second else None
+    return (nested, None) if nested is not None and second else None
+
+
+def _mode(courses: Iterable[Course | None]) -> Course | None:
+    """Return the first of those with the commonest outcome."""
+    came = [course for course in courses if course is not None]
+    if not came:
+        return None
+    words = Counter(course.words for course in came).most_common(1)[0][0]
+    return next(course for course in came if course.words == words)
+
+
+def _states(words: Words) -> dict[int, Word]:
+    return {word.gpa: word for word in words}
+
+
+def _odd(course: Course, usual: list[Course]) -> frozenset[int]:
+    """Return the words that are in none of the usual states."""
+    here, there = _states(course.words), [(_states(one.words), one.context) for one in usual]
+    gpas = {gpa for states in (here, *(states for states, _ in there)) for gpa in states}
+    return frozenset(
+        gpa
+        for gpa in gpas
+        if not any(
+            _are_alike(here.get(gpa), course.context, states.get(gpa), context)
+            for states, context in there
+        )
     )
 
 
-class _Sheet:
-    """What is expected of each page that came up so far, for runs with the same events.
-
-    Rows are pages, columns words. `ignored` are the bits that may differ, `handled` those of
-    them whose difference is an effect; both are filled in as differences come up.
-    """
-
-    def __init__(self) -> None:
-        self.rows: dict[int, int] = {}
-        self.labels: dict[tuple[int, int], str] = {}  # of handled words, by page and column
-        self.expected: _Words = np.zeros((0, _COLUMNS), np.uint64)
-        self.ignored: _Words = np.zeros((0, _COLUMNS), np.uint64)
-        self.handled: _Words = np.zeros((0, _COLUMNS), np.uint64)
-        self._chosen: tuple[list[int], _Words, _Words, _Words] | None = None
-
-    def choose(self, pages: list[int]) -> tuple[_Words, _Words, _Words]:
-        """Return expected content, compared bits and effects, one row for each page.
-
-        Most runs of a window touch the same pages: what was chosen last is kept.
-        """
-        if self._chosen is None or self._chosen[0] != pages:
-            rows = np.array([self.rows[page] for page in pages], np.intp)
-            self._chosen = pages, self.expected[rows], ~self.ignored[rows], self.handled[rows]
-        return self._chosen[1:]
-
-    def allow(self, page: int, column: int, bits: int, label: str | None) -> None:
-        """Let bits of a word differ from now on; a label makes that an effect."""
-        at = self.rows[page], column
-        self.ignored[at] |= np.uint64(bits)
-        if label is not None:
-            self.handled[at] |= np.uint64(bits)
-            self.labels[page, column] = label
-        self._chosen = None
-
-    def add(self, pages: list[int], expected: dict[int, bytes], ignored: list[int]) -> None:
-        """Add pages, with the bits that are ignored in each word of them."""
-        for page in pages:
-            self.rows[page] = len(self.rows)
-        content = np.frombuffer(b"".join(expected[page] for page in pages), np.uint64)
-        bits = np.repeat(np.array(ignored, np.uint64)[:, None], _COLUMNS, axis=1)
-        self.expected = np.concatenate((self.expected, content.reshape(-1, _COLUMNS)))
-        self.ignored = np.concatenate((self.ignored, bits))
-        self.handled = np.concatenate((self.handled, np.zeros_like(bits)))
-        self._chosen = None
+def _are_alike(one: Word | None, its: Context, other: Word | None, others: Context) -> bool:
+    """Whether two words are in one state; a number may be an address by accident."""
+    if one == other:
+        return True
+    return (
+        one is not None
+        and other is not None
+        and not _values(one, its).isdisjoint(_values(other, others))
+    )
 
 
-class MemoryOracle:
-    """The reference's end state in memory, and the judgement of others.
-
-    Make it at the reference's end. `pages` are those that the reference wrote.
-    """
-
-    def __init__(
-        self, vcpu: Vcpu, data: DataMap, rules: Sequence[NoiseRule], pages: Iterable[int]
-    ) -> None:
-        self._vcpu = vcpu
-        self._data = data
-        self._expected = {page: self._page(page) for page in pages}
-        self._written = frozenset(self._expected)
-        self._dynamic = [rule for rule in rules if rule.region == "dynamic"]
-        self._words: dict[int, list[NoiseRule]] = {}
-        self._masks: dict[int, int] = {}
-        self._demands: list[_Demand] = []
-        self._sheets: dict[tuple[str, ...], _Sheet] = {}
-        for rule in rules:
-            self._resolve(rule)
-
-    @property
-    def written(self) -> frozenset[int]:
-        """GPAs of the pages that the reference wrote."""
-        return self._written
-
-    def take(self, pages: Iterable[int]) -> Taken:
-        """Copy what a comparison needs: pages of this run, and those of the reference."""
-        chosen = sorted(self._written.union(pages))
-        # Not kept: memory that is looked at cannot be freed.
-        ram = np.frombuffer(self._vcpu.memory.ram, np.uint64).reshape(-1, _COLUMNS)
-        return Taken(chosen, ram[np.array(chosen, np.intp) // PAGE])
-
-    def unknown(self, taken: Taken) -> list[int]:
-        """Return those of the pages whose expected content is not known yet."""
-        return [page for page in taken.pages if page not in self._expected]
-
-    def learn(self, pages: Iterable[int]) -> None:
-        """Note the content of pages at the window's start; call with the machine restored.
-
-        What the reference did not write is at its end as it was at its start.
-        """
-        for page in pages:
-            if page not in self._expected:
-                self._expected[page] = self._page(page)
-
-    def compare(self, taken: Taken, delivered: dict[str, int]) -> Difference:
-        """Judge the copy of a run's memory.
-
-        `delivered` says how much oftener than in the reference each event was delivered.
-        """
-        names = tuple(sorted(delivered))
-        sheet = self._sheets.setdefault(names, _Sheet())
-        new = [page for page in taken.pages if page not in sheet.rows]
-        if new:
-            tables = self._data.table_pages
-            ignored = [_PAGE_TABLE_NOISE if page in tables else 0 for page in new]
-            sheet.add(new, self._expected, ignored)
-        expected, compared, effects = sheet.choose(taken.pages)
-        changed = taken.words ^ expected
-        corrupt = []
-        unexplained = changed & compared
-        if unexplained.any():
-            for row, column in np.argwhere(unexplained).tolist():
-                text = self._judge(sheet, taken, names, row, column)
-                if text is not None:
-                    corrupt.append(text)
-            effects = sheet.choose(taken.pages)[2]
-        changed &= effects
-        handled: dict[str, None] = {}
-        for row, column in zip(*(part.tolist() for part in changed.nonzero()), strict=True):
-            handled[sheet.labels[taken.pages[row], column]] = None
-        missing = [text for d in self._demands for text in self._unmet(d, taken, delivered)]
-        return Difference(tuple(corrupt[:_MAX_NAMED]), tuple(handled), tuple(missing))
-
-    def _judge(
-        self, sheet: _Sheet, taken: Taken, names: tuple[str, ...], row: int, column: int
-    ) -> str | None:
-        """Judge a word that differs: note that it may, or describe it."""
-        page = taken.pages[row]
-        gpa = page + column * WORD
-        at = sheet.rows[page], column
-        found, expected = int(taken.words[row, column]), int(sheet.expected[at])
-        rule = self._rule(gpa, names)
-        mask = 0 if rule is None else self._masks.get(gpa, _ALL_BITS)
-        if (found ^ expected) & ~mask & ~int(sheet.ignored[at]):
-            return f"{self._data.describe(gpa)} is {found:#x}, {expected:#x} expected"
-        assert rule is not None
-        sheet.allow(page, column, mask, rule.label if rule.effect == "handled" else None)
-        return None
-
-    def _rule(self, gpa: int, names: tuple[str, ...]) -> NoiseRule | None:
-        for rule in self._words.get(gpa, ()):
-            if any(rule.applies_to(name) for name in names):
-                return rule
-        if self._data.is_dynamic(gpa):
-            for rule in self._dynamic:
-                if any(rule.applies_to(name) for name in names):
-                    return rule
-        return None
-
-    def _unmet(self, demand: _Demand, taken: Taken, delivered: dict[str, int]) -> Iterator[str]:
-        rule, gpa, size, before = demand
-        assert rule.by is not None
-        times = sum(count for event, count in delivered.items() if rule.applies_to(event))
-        mask = (1 << 8 * size) - 1
-        now = before
-        if gpa & -PAGE in taken.pages:
-            row = taken.words[taken.pages.index(gpa & -PAGE)]
-            now = int(row[gpa % PAGE // WORD]) >> 8 * (gpa % WORD) & mask
-        wanted = before + rule.by * times & mask
-        if now != wanted:
-            yield f"{rule.label} is {now}, {wanted} expected: {rule.why}"
-
-    def _resolve(self, rule: NoiseRule) -> None:
-        for piece in self._data.pieces(rule):
-            for gpa, size in self._data.gpas(piece):
-                if rule.bits is not None:
-                    word = gpa & -WORD
-                    self._cover(word, rule, rule.bits << 8 * (gpa - word))
-                    break
-                if rule.by is not None:
-                    # Numbers are aligned to their size.
-                    number = min(piece.size, WORD)
-                    self._demands.append(_Demand(rule, gpa, number, self._number(gpa, number)))
-                    size = number  # noqa: PLW2901 - no more than the number is covered
-                for word in range(gpa & -WORD, gpa + size, WORD):
-                    low = max(gpa - word, 0) * 8
-                    high = min(gpa + size - word, WORD) * 8
-                    self._cover(word, rule, (1 << high) - (1 << low))
-                if rule.by is not None:
-                    break
-
-    def _cover(self, word: int, rule: NoiseRule, bits: int) -> None:
-        self._words.setdefault(word, []).append(rule)
-        self._masks[word] = self._masks.get(word, 0) | bits
-
-    def _number(self, gpa: int, size: int) -> int:
-        return int.from_bytes(self._vcpu.memory.ram[gpa : gpa + size], "little")
-
-    def _page(self, page: int) -> bytes:
-        return bytes(self._vcpu.memory.ram[page : page + PAGE])
+def _values(word: Word, context: Context) -> frozenset[int]:
+    if word.kind == "rip":
+        return context.rips
+    if word.kind == "rsp":
+        return frozenset(rsp - word.value for rsp in context.rsps)
+    return frozenset((word.value,))

@@ -13,13 +13,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 import msgspec
 
 from trapline.base.errors import BadInputFileError
-from trapline.explore.inject import (
-    DEFAULT_BUDGET,
-    Injector,
-    ReferenceFailsError,
-    Run,
-    decide_at,
-)
+from trapline.explore.course import Run
+from trapline.explore.inject import DEFAULT_BUDGET, Injector, ReferenceFailsError, decide_at
 from trapline.explore.scenario import Inject, Scenario
 from trapline.explore.triggers import Triggers, lacking
 from trapline.explore.window import LiveWindow
@@ -65,7 +60,6 @@ class StageConfig(NamedTuple):
             self.source.memory,
             self.source.command_line,
             hashlib.blake2b(self.source.initrd, digest_size=_DIGEST_SIZE).hexdigest(),
-            self.source.noise,
         )
         data = msgspec.msgpack.encode(parts)
         return hashlib.blake2b(data, digest_size=_DIGEST_SIZE).hexdigest()
@@ -160,6 +154,11 @@ class Stage:
             return [result]
         by_rules = not self._config.beyond_rules
         return list(self._injector.results(inject, task.boundary, by_rules=by_rules))
+
+    def footprints(self) -> tuple[tuple[str, bytes], ...]:
+        """Return id and document of the footprints that came up since the last time."""
+        assert self._injector is not None
+        return self._injector.footprints.take()
 
     def _is_possible(self, scenario: Scenario) -> bool:
         """Whether the kernel has all symbols that a scenario names."""

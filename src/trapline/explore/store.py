@@ -3,9 +3,10 @@
 A store belongs to one kernel, one module version and one set of options, kept in `campaign` and
 checked on opening. `window` holds one row per scenario with its boundaries, `run` one row per
 finished run under the key (scenario, event, boundary, nested, nested_at), `task` what is
-finished, though it may have led to no run. Rows are written by the campaign's parent process
-alone, in transactions, in WAL mode: a kill -9 loses at most the runs of the last transaction,
-which `--resume` does again. A campaign holds the store's lock from its first to its last moment.
+finished, though it may have led to no run, `footprint` what events change by their nature. Rows
+are written by the campaign's parent process alone, in transactions, in WAL mode: a kill -9 loses
+at most the runs of the last transaction, which `--resume` does again. A campaign holds the store's
+lock from its first to its last moment.
 """
 
 from collections.abc import Iterable
@@ -16,9 +17,9 @@ from trapline.base import decode, encode
 from trapline.base.database import Database
 from trapline.base.errors import BadInputFileError, OutputError
 from trapline.base.printable import printable
-from trapline.results.explore import Result, Window
+from trapline.results.explore import Footprint, Result, Window
 
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 _SCHEMA: Final = """
 CREATE TABLE campaign (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE task (
@@ -27,6 +28,7 @@ CREATE TABLE task (
     boundary INTEGER NOT NULL,
     PRIMARY KEY (scenario, inject, boundary)
 ) WITHOUT ROWID;
+CREATE TABLE footprint (id TEXT PRIMARY KEY, document BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE window (scenario TEXT PRIMARY KEY, document BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE run (
     scenario TEXT NOT NULL,
@@ -132,11 +134,20 @@ class Store:
         """Keep results, all or none of them."""
         self.add_rows(map(row_of, results))
 
-    def add_rows(self, rows: Iterable[Row], tasks: Iterable[TaskKey] = ()) -> None:
-        """Keep results that `row_of` has made ready and the tasks they are of, all or none."""
+    def add_rows(
+        self,
+        rows: Iterable[Row],
+        tasks: Iterable[TaskKey] = (),
+        footprints: Iterable[tuple[str, bytes]] = (),
+    ) -> None:
+        """Keep results that `row_of` has made ready and the tasks they are of, all or none.
+
+        `footprints` are those that the results refer to and that may be new: id and document.
+        """
         with self._db.transaction():
             self._db.write("INSERT INTO task VALUES (?, ?, ?)", tasks)
             self._db.write("INSERT INTO run VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            self._db.write("INSERT OR IGNORE INTO footprint VALUES (?, ?)", footprints)
 
     def keep(self, result: Result) -> None:
         """Keep a result that each campaign comes to again."""
@@ -162,6 +173,12 @@ class Store:
             "SELECT document FROM run ORDER BY scenario, event, nested, boundary, nested_at"
         )
         return tuple(self._decode(blob, Result) for (blob,) in rows)
+
+    def footprints(self) -> tuple[Footprint, ...]:
+        """Give all footprints by scenario and event, without their runs."""
+        rows = self._db.rows("SELECT document FROM footprint ORDER BY id")
+        found = [self._decode(blob, Footprint) for (blob,) in rows]
+        return tuple(sorted(found, key=lambda one: (one.scenario, one.event, one.nested or "")))
 
     def _decode(self, blob: object, kind: type[_T]) -> _T:
         if not isinstance(blob, bytes):

@@ -7,6 +7,7 @@ of these stands, but for an oops: a kernel that survives it may still panic.
 
 import struct
 from collections import Counter
+from collections.abc import Collection
 from typing import Final, NamedTuple
 
 from trapline.cpu.engine import Exit, Reg
@@ -50,6 +51,15 @@ class Ending(NamedTuple):
     detail: str
 
 
+class Delivery(NamedTuple):
+    """An event that was delivered: when, in instructions, and what it interrupted."""
+
+    vector: int
+    instructions: int
+    rip: int
+    rsp: int
+
+
 class Watch(TrapListener):
     """The exit handler of a run. `ending` is set when the run is over."""
 
@@ -74,7 +84,7 @@ class Watch(TrapListener):
         self.ends_at_oops = False  # rather than to see whether a panic follows
         self._oopsed: str | None = None
         self.counts: Counter[int] = Counter() if counts is None else counts.copy()
-        self._deliveries: list[tuple[int, int, int]] = []
+        self._deliveries: list[Delivery] = []
         self._ends_at: int | None = None
 
     def stop_at(self, instructions: int) -> None:
@@ -146,8 +156,8 @@ class Watch(TrapListener):
         """Note that an event is about to be delivered; False when that ends the run."""
         vcpu = self._vcpu
         self.counts[vector] += 1
-        self._deliveries.append((vector, vcpu.instructions, int(vcpu.regs[Reg.RIP])))
         rsp = int(vcpu.regs[Reg.RSP])
+        self._deliveries.append(Delivery(vector, vcpu.instructions, int(vcpu.regs[Reg.RIP]), rsp))
         if vcpu.cpl == 0 and rsp < KERNEL_HALF and not self._has_stack(vector):
             self.finish(
                 "privilege",
@@ -157,12 +167,13 @@ class Watch(TrapListener):
             return False
         return True
 
-    def first_after(self, vector: int, instructions: int) -> tuple[int, int] | None:
-        """Return when and where (RIP) a vector was first delivered from a count on."""
-        for delivered, at, rip in self._deliveries:
-            if delivered == vector and at >= instructions:
-                return at, rip
-        return None
+    def after(self, vectors: Collection[int], instructions: int) -> list[Delivery]:
+        """Return what was delivered of these vectors from a count of instructions on."""
+        return [
+            one
+            for one in self._deliveries
+            if one.vector in vectors and one.instructions >= instructions
+        ]
 
     def _has_stack(self, vector: int) -> bool:
         """Whether the gate of a vector switches stacks (IST)."""
@@ -176,7 +187,7 @@ class Watch(TrapListener):
 
     def _on_breakpoint(self, rip: int) -> None:
         if rip == self._end_rip and self._window.is_end():
-            if not self._is_deliverable():
+            if not self.is_deliverable():
                 self.finish(None)
             return
         if rip in self._panic:
@@ -195,7 +206,7 @@ class Watch(TrapListener):
         location = self._window.target.symbols.locate(address, is_call=True)
         return f"{location.function}()" if location.function else "The kernel"
 
-    def _is_deliverable(self) -> bool:
+    def is_deliverable(self) -> bool:
         """Whether an event waits that comes before the instruction at hand."""
         vcpu = self._vcpu
         if self._nmi_is_due() and not vcpu.nmi_blocked:

@@ -1,8 +1,8 @@
 """A window of one guest: its instructions, one by one, and the state at its end."""
 
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Final, NamedTuple
 
 import iced_x86 as ix
@@ -10,26 +10,21 @@ import iced_x86 as ix
 from trapline.base.errors import BadInputFileError
 from trapline.cpu.engine import Exit, ExitHandler, Reg, Vcpu
 from trapline.explore.datamap import DataMap
-from trapline.explore.events import Conditions, conditions, inject
-from trapline.explore.oracle import MemoryOracle, registers
+from trapline.explore.ends import Ends
+from trapline.explore.events import conditions, inject
+from trapline.explore.places import Step
+from trapline.explore.registers import registers
 from trapline.explore.scenario import EndSymbol
 from trapline.explore.triggers import Opening
 from trapline.guest.frozen import Checkpoint, FrozenMachine
-from trapline.guest.target import Target
+from trapline.guest.target import KERNEL_HALF, Target
 from trapline.isa.operands import normalise
 from trapline.machine.machine import Machine
 from trapline.results.explore import Boundary
 
 _MAX_STEPS: Final = 200_000
 _MAX_INSTRUCTION: Final = 15
-
-
-class Step(NamedTuple):
-    """The state before one instruction of the reference run."""
-
-    rip: int
-    cpl: int
-    conditions: Conditions
+_GS_BASE: Final = 0xC0000101
 
 
 class ReferenceEnd(NamedTuple):
@@ -73,7 +68,7 @@ class LiveWindow:
         self.rewind()
         self.boundaries = tuple(self._describe())
         self.end = self._end
-        self.memory: MemoryOracle
+        self.ends: Ends
 
     def rewind(self) -> None:
         """Go back to the start."""
@@ -110,6 +105,15 @@ class LiveWindow:
             self.vcpu.step(step_exit)
         before = None if self._has_exited else checkpoint
         self._at = boundary, self._frozen.checkpoint(self.pages_written(), before)
+
+    @contextmanager
+    def detour(self) -> Iterator[None]:
+        """Go elsewhere, and have what `go_to` starts from be what it was."""
+        at = self._at
+        try:
+            yield
+        finally:
+            self._at = at
 
     def cut(self, steps: int) -> None:
         """Forget what came after that many instructions."""
@@ -151,7 +155,18 @@ class LiveWindow:
         """Take the state that the machine is in as the reference's end."""
         self.end = end
         data = DataMap(self.target, self.vcpu)
-        self.memory = MemoryOracle(self.vcpu, data, self.target.noise, self.pages_written())
+        self.ends = Ends(self.vcpu, data, self.pages_written(), end.cpl)
+
+    def step(self) -> Step:
+        """Describe the instruction that the machine is at."""
+        regs, vcpu = self.vcpu.regs, self.vcpu
+        return Step(
+            rip=int(regs[Reg.RIP]),
+            rsp=int(regs[Reg.RSP]),
+            cpl=vcpu.cpl,
+            is_kernel_gs=vcpu.msr(_GS_BASE) >= KERNEL_HALF,
+            conditions=conditions(self.machine),
+        )
 
     def is_end(self) -> bool:
         """Whether the machine is at the compare point."""
@@ -165,7 +180,7 @@ class LiveWindow:
         """Describe where the machine is."""
         regs = self.vcpu.regs
         return ReferenceEnd(
-            int(regs[Reg.RIP]), int(regs[Reg.RSP]), self.vcpu.cpl, registers(self.vcpu)
+            int(regs[Reg.RIP]), int(regs[Reg.RSP]), self.vcpu.cpl, registers(self.machine)
         )
 
     # The trace.
@@ -179,7 +194,7 @@ class LiveWindow:
             rip = int(vcpu.regs[Reg.RIP])
             if rip not in texts:
                 texts[rip] = self.text(rip)
-            steps.append(Step(rip, vcpu.cpl, conditions(self.machine)))
+            steps.append(self.step())
             if len(steps) > _MAX_STEPS or self.machine.host.outcome is not None:
                 self.trouble = self._endless(len(steps))
                 break
@@ -190,6 +205,7 @@ class LiveWindow:
             )
         self._texts = texts
         self._end = self.here() if self.trouble is None else _NEVER
+        self.last_step = self.step()
         return tuple(steps)
 
     def _closing(self) -> Callable[[], bool]:

@@ -23,6 +23,7 @@ class Done(NamedTuple):
     """Tasks are finished."""
 
     rows: tuple[Row, ...]
+    footprints: tuple[tuple[str, bytes], ...]
 
 
 class Finished(NamedTuple):
@@ -44,7 +45,7 @@ class WindowWorker:
     def __call__(self, job: Job) -> Answer:
         """Do a job."""
         if job != NEXT_WINDOW:
-            return Done(run_tasks(self._stage, job))
+            return run_tasks(self._stage, job)
         plan = next(self._plans, None)
         if plan is not None:
             return Opened(plan)
@@ -52,6 +53,7 @@ class WindowWorker:
         return Finished(tuple(self._stage.not_opened))
 
 
-def run_tasks(stage: Stage, tasks: Iterable[Task]) -> tuple[Row, ...]:
+def run_tasks(stage: Stage, tasks: Iterable[Task]) -> Done:
     """Run tasks of the window that is open, and make the results ready for the store."""
-    return tuple(row_of(result) for task in tasks for result in stage.run(task))
+    rows = tuple(row_of(result) for task in tasks for result in stage.run(task))
+    return Done(rows, stage.footprints())

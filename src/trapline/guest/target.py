@@ -17,7 +17,6 @@ from trapline.kernel.elf.functions import Symbol
 from trapline.kernel.live.orc import OrcTable
 from trapline.kernel.live.runtime import KERNEL_MAP, RuntimeSymbols
 from trapline.linux.names import KernelNames
-from trapline.linux.noise import NoiseRule, shipped_rules
 from trapline.machine.loader import kernelimage
 from trapline.machine.loader.acpi import Board
 from trapline.machine.machine import Machine, MachineConfig
@@ -47,7 +46,6 @@ class TargetSource:
     memory: int = DEFAULT_MEMORY
     command_line: str = COMMAND_LINE
     module_version: str = "1.5.01"
-    noise: tuple[NoiseRule, ...] | None = None  # None: the shipped ones
     options: tuple[str, ...] = ()
 
     def open(self) -> "Target":
@@ -85,7 +83,6 @@ class Target:
                 f"{source.vmlinux}: has no symbols; windows and verdicts need those of the "
                 "unstripped vmlinux."
             )
-        self.noise = shipped_rules() if source.noise is None else source.noise
         self._addresses: dict[str, int | None] = {}
 
     def __enter__(self) -> Self:

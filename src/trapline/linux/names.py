@@ -20,6 +20,22 @@ MILESTONES: Final = {
     "start_kernel": "start_kernel",
     "do_one_initcall": "first initcall",
 }
+# First and last symbol of the code that must not be instrumented (vmlinux.lds.S): an event there
+# meets a kernel that is half entered.
+ENTRY_TEXT: Final = (
+    ("__entry_text_start", "__entry_text_end"),
+    ("__noinstr_text_start", "__noinstr_text_end"),
+)
+# What is not written once the kernel runs.
+FIXED: Final = {
+    "kernel text": ("_stext", "_etext"),
+    "read-only data": ("__start_rodata", "__end_rodata"),
+}
+# The first task's stack is as large as any task's (INIT_TASK_DATA, before and since v6.10).
+INIT_STACK: Final = (
+    ("__start_init_stack", "__end_init_stack"),
+    ("__start_init_task", "__end_init_task"),
+)
 
 
 @dataclass(frozen=True, slots=True)

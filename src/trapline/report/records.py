@@ -95,7 +95,7 @@ EXPLORE: Final = Record(
     ExploreResult,
     "explore",
     explore.page,
-    Lines(ExploreResult, {"windows": "window", "results": "run"}),
+    Lines(ExploreResult, {"windows": "window", "results": "run", "footprints": "footprint"}),
     {"ktap": ktap.render, "csv": csv_rows.render},
 )
 VERIFY: Final = Record(

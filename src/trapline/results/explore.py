@@ -22,6 +22,9 @@ Verdict = Literal[
     "corrupt",
     "privilege",
 ]
+#: What a run's end was compared with: what the event does at ordinary places, or, where a window
+#: has none, in most of the window.
+Basis = Literal["ordinary", "most"]
 # From harmless to worst; a strip and a baseline comparison show the worse of two.
 SEVERITY: Final[tuple[Verdict, ...]] = (
     "same",
@@ -63,7 +66,8 @@ class Result(Document, frozen=True, kw_only=True):
     event at all. `rule` is the row of the rules that allowed, held or turned the event; `allowed`
     is false for what only `--beyond-rules` tries. `expected` says that the scenario wants this
     verdict. `detail` is one sentence, empty for "same". `differs` are the registers and
-    variables that are not as in the reference, `last` the last instructions, oldest first.
+    variables that are not as they should be, `footprint` the id of what the event changed as it
+    does elsewhere (empty for nothing), `last` the last instructions, oldest first.
     `instructions` were executed from the event to the end: counted where an event is nested,
     estimated from the bytes of code that ran where none is.
     """
@@ -79,6 +83,7 @@ class Result(Document, frozen=True, kw_only=True):
     expected: bool
     detail: str
     differs: tuple[str, ...]
+    footprint: str = ""
     instructions: int
     splat: Splat | None
     last: tuple[str, ...]
@@ -101,6 +106,40 @@ class Window(Document, frozen=True, kw_only=True):
     instructions: int
     boundaries: tuple[Boundary, ...]
     forbidden: tuple[Forbidden, ...]
+
+
+class FootprintWord(Document, frozen=True, kw_only=True):
+    """8 bytes that an event changes by its own nature, by the variable's name where it has one.
+
+    `was` is without the event. `now` is with it: a number ("value"), one that varies with the
+    virtual time ("time"), the address of the interrupted instruction ("rip"), or `now` bytes
+    below the interrupted stack pointer ("rsp").
+    """
+
+    name: str
+    gpa: int
+    kind: Literal["value", "time", "rip", "rsp"]
+    was: int
+    now: int | None
+
+
+class Footprint(Document, frozen=True, kw_only=True):
+    """What one event changes, in all runs of a window or in one phase of it.
+
+    `event` and `nested` were delivered; `basis` is what that was learnt from. `words` are the
+    first 512 of `count`. `boundaries` are the first and last of each stretch of boundaries whose
+    runs left these words.
+    """
+
+    id: str
+    scenario: str
+    event: str
+    nested: str | None
+    basis: Basis
+    count: int
+    words: tuple[FootprintWord, ...]
+    runs: int
+    boundaries: tuple[tuple[int, int], ...]
 
 
 class NotOpened(Document, frozen=True, kw_only=True):
@@ -126,6 +165,7 @@ class ExploreResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_"
     not_opened: tuple[NotOpened, ...] = ()
     windows: tuple[Window, ...]
     results: tuple[Result, ...]
+    footprints: tuple[Footprint, ...] = ()
     counts: dict[str, dict[str, int]]
     worse_than_baseline: tuple[str, ...] | None
 

@@ -136,6 +136,11 @@ class LocalApic:
         vector = self._irr.bit_length() - 1
         return vector if vector >> 4 > self._ppr() >> 4 else None
 
+    @property
+    def in_service(self) -> int:
+        """The vectors whose end is still to come, a bit each."""
+        return self._isr
+
     def accept(self) -> int | None:
         """Move the pending vector from IRR to ISR, as the processor's acknowledge does."""
         vector = self.pending()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from trapline.report.blocks import Block
-    from trapline.results.explore import ExploreResult, Verdict, Window
+    from trapline.results.explore import ExploreResult, FootprintWord, Verdict, Window
 
 #: What a strip shows for each verdict; a boundary that was not tried is a space.
 MARKS: "Final[dict[Verdict, str]]" = {
@@ -54,6 +54,11 @@ _SHORT: "Final[dict[Verdict, str]]" = {verdict: verdict for verdict in SEVERITY}
 _RANK: Final = {verdict: rank for rank, verdict in enumerate(SEVERITY)}
 _GROUPS: Final = 8
 _EXAMPLES: Final = 3
+_RANGES: Final = 6
+_BASES: Final = {
+    "ordinary": "at ordinary places",
+    "most": "in most of this window, which has no ordinary place",
+}
 _LAST: Final = 4
 
 
@@ -64,6 +69,9 @@ def page(result: "ExploreResult", verbosity: int = 0) -> "Iterator[Block]":
     yield from _matrix(result)
     for window in result.windows:
         yield from _strips(window, result.results, whole=verbosity > 0)
+    if verbosity > 0:
+        yield from _footprints(result)
+        yield from _meant(result)
     yield from _findings(result, everything=verbosity > 0)
     yield from _verdict(result)
 
@@ -99,11 +107,15 @@ def _matrix(result: "ExploreResult") -> "Iterator[Block]":
         },
     )
     expected = Counter(
-        (one.scenario, _event(one), one.verdict) for one in result.results if one.expected
+        (one.scenario, _event(one), one.verdict, one.detail)
+        for one in result.results
+        if one.expected
     )
-    for (scenario, event, verdict), runs in expected.items():
+    for (scenario, event, verdict, detail), runs in expected.items():
+        all_runs = counts[scenario][event].total()
         yield Paragraph(
-            f"{scenario}: {verdict} is what {event} is meant to lead to ({counted(runs, 'run')}).",
+            f"{scenario}: {verdict} is what {event} is meant to lead to. {runs:,} of "
+            f"{all_runs:,}: {detail}",
             hanging=2,
         )
     forbidden = tuple(
@@ -146,6 +158,51 @@ def _strips(window: "Window", results: "Sequence[Result]", *, whole: bool) -> "I
             quiet=_QUIET,
             whole=whole,
         )
+
+
+def _footprints(result: "ExploreResult") -> "Iterator[Block]":
+    """Show what each event changes by its own nature, phase by phase."""
+    shown = None
+    for one in result.footprints:
+        event = one.event if one.nested is None else f"{one.event},{one.nested}"
+        if shown != (one.scenario, event):
+            shown = one.scenario, event
+            yield Gap()
+            yield Paragraph(f"{one.scenario}: what {event} changes {_BASES[one.basis]}:")
+        ranges = [f"{a}" if a == b else f"{a}-{b}" for a, b in one.boundaries[:_RANGES]]
+        if len(one.boundaries) > _RANGES:
+            ranges.append(f"{len(one.boundaries) - _RANGES:,} more")
+        yield Paragraph(
+            f"{counted(one.count, 'word')} in {counted(one.runs, 'run')}, before instructions "
+            f"{', '.join(ranges)}",
+            indent=2,
+            hanging=2,
+        )
+        yield Table(
+            ("what", "without", "with"),
+            tuple((word.name, f"{word.was:#x}", _now(word)) for word in one.words),
+        )
+
+
+def _now(word: "FootprintWord") -> str:
+    if word.kind == "rip":
+        return "RIP"
+    if word.kind == "time":
+        return "a time"
+    assert word.now is not None
+    return f"RSP - {word.now:#x}" if word.kind == "rsp" else f"{word.now:#x}"
+
+
+def _meant(result: "ExploreResult") -> "Iterator[Block]":
+    """Show one splat of each kind of end that a scenario wants."""
+    seen = set()
+    for one in result.results:
+        key = one.scenario, _event(one), one.verdict, one.detail
+        if one.expected and one.splat is not None and key not in seen:
+            seen.add(key)
+            yield Gap()
+            yield Paragraph(f"As {one.scenario} means it, {_event(one)} leads to {one.verdict}:")
+            yield from _evidence(one, everything=True)
 
 
 def _findings(result: "ExploreResult", *, everything: bool) -> "Iterator[Block]":

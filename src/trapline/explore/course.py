@@ -1,0 +1,68 @@
+"""What one run is asked to do, and what came of it, before anybody judges it."""
+
+from typing import Literal, NamedTuple
+
+from trapline.results.explore import Verdict
+
+
+class Run(NamedTuple):
+    """What one run injects: `nested` comes `nested_at` instructions after `event`.
+
+    A boundary as large as the window's number of instructions is its compare point.
+    """
+
+    event: str
+    boundary: int
+    nested: str | None = None
+    nested_at: int | None = None
+
+
+class Word(NamedTuple):
+    """8 bytes of memory that differ from the reference's end.
+
+    `value` is what they hold; for "rip" the word holds the address of the interrupted
+    instruction, whatever that is, and for "rsp" it points so many bytes below the interrupted
+    stack pointer.
+    """
+
+    gpa: int
+    kind: Literal["value", "rip", "rsp"]
+    value: int
+
+
+#: Not a word of memory: a digest of the x87 and SSE registers, where kernel code runs.
+FPU_WORD = -1
+
+Words = tuple[Word, ...]
+
+
+class Context(NamedTuple):
+    """What the events interrupted: RIPs and RSPs."""
+
+    rips: frozenset[int]
+    rsps: frozenset[int]
+
+
+NO_CONTEXT = Context(frozenset(), frozenset())
+
+
+class Course(NamedTuple):
+    """One run, from its event to its end.
+
+    `verdict` is None at the compare point; there `words` are those that differ (sorted), `wrong`
+    sentences on registers. `place` is the boundary at which the event was delivered, None where the
+    window's own code was not at hand. `delivered` says of the event, and of the nested one, whether
+    it was delivered oftener than in the reference. `first` is when (instructions since the event)
+    and where (RIP) the event was delivered.
+    """
+
+    run: Run
+    verdict: Verdict | None
+    detail: str
+    executed: int
+    first: tuple[int, int] | None
+    place: int | None
+    delivered: tuple[bool, bool]
+    words: Words
+    context: Context
+    wrong: tuple[str, ...]
