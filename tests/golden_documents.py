@@ -22,6 +22,8 @@ from trapline.results.boot import (
 from trapline.results.explore import (
     Boundary,
     ExploreResult,
+    Footprint,
+    FootprintWord,
     Forbidden,
     NotOpened,
     Result,
@@ -307,6 +309,26 @@ def run(boundary, verdict, event="nmi", nested=None, at=None, *, expected=False)
 _CODE = (("entry", "swapgs"), ("entry", "mov %rsp,@"), ("work", "nop"), ("work", "ret"))
 
 
+def _footprint(basis, boundaries):
+    words = (
+        FootprintWord(name="nmi_count", gpa=0x1000, kind="value", was=1, now=2),
+        FootprintWord(name="tick", gpa=0x1008, kind="time", was=7, now=None),
+        FootprintWord(name="stack", gpa=0x1010, kind="rsp", was=0, now=0x28),
+        FootprintWord(name="stack", gpa=0x1018, kind="rip", was=0, now=None),
+    )
+    return Footprint(
+        id=f"footprint-{basis}",
+        scenario="gap",
+        event="nmi",
+        nested=None if basis == "ordinary" else "nmi",
+        basis=basis,
+        count=4,
+        words=words,
+        runs=12,
+        boundaries=boundaries,
+    )
+
+
 def explore(results=None, worse=None, **changes):
     """A campaign over one window of 256 instructions."""
     boundaries = tuple(
@@ -339,6 +361,7 @@ def explore(results=None, worse=None, **changes):
         not_opened=(NotOpened(scenario="iret", why="no IRET came within a second " * 4),),
         windows=(window,),
         results=tuple(results),
+        footprints=(_footprint("ordinary", ((0, 3), (9, 9))), _footprint("most", ((5, 8),) * 9)),
         counts={"gap": {}},
         worse_than_baseline=worse,
     )

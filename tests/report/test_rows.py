@@ -37,6 +37,11 @@ def test_every_list_of_every_document_gives_flat_rows(name):
             assert all(v is None or type(v) in {str, int, float, bool} for v in row.values())
 
 
+@pytest.mark.parametrize("record", [each for each in RECORDS if each.lines])
+def test_what_has_lines_has_rows(record):
+    assert set(record.lines.parts) <= set(record.document.lists)
+
+
 def test_an_unknown_list_is_named():
     with pytest.raises(ValueError, match="no list 'nothing'; there are sites, mappings, drivers"):
         document().rows("nothing")

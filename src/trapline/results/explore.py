@@ -152,7 +152,7 @@ class NotOpened(Document, frozen=True, kw_only=True):
 class ExploreResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_": "schema"}):
     """One campaign. `injected` is how many events were injected in all; a report says so first."""
 
-    lists: ClassVar = ("results", "windows", "not_opened")
+    lists: ClassVar = ("results", "windows", "footprints", "not_opened")
 
     schema_: Literal["trapline/explore"] = SCHEMA
     version: Literal[1] = VERSION
