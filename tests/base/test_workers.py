@@ -102,7 +102,7 @@ def test_a_crash_is_charged_to_its_job_by_who_wants_it_so():
     ("job", "error", "says"),
     [
         ("refuse", BadMachineError, r"^no such machine\.$"),
-        ("exhaust", ResourceError, "ran out of memory"),
+        ("exhaust", ResourceError, "there is not enough memory"),
         ("mistake", TraplineError, r"internal error in a worker \(ZeroDivisionError: a mistake\)"),
     ],
 )

@@ -57,17 +57,17 @@ def test_an_older_trace_stays_until_the_new_one_is_whole(tmp_path):
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(OutputError, match="cannot be written: No such file"):
-        TraceWriter(tmp_path / "none" / "trace.jsonl", HEADER)
+    with pytest.raises(OutputError, match="cannot be written: no such file"):
+        TraceWriter(tmp_path / "none" / "trace.jsonl", HEADER).__enter__()
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no /dev/full")
 def test_a_full_disk_is_an_error_and_a_device_is_not_replaced():
-    with pytest.raises(OutputError, match="No space left"):
+    with pytest.raises(OutputError, match="no space left"):
         write(Path("/dev/full"), *[VE] * 10_000)
     assert stat.S_ISCHR(Path("/dev/full").stat().st_mode)
 
 
 def test_a_folder_is_no_file(tmp_path):
     with pytest.raises(OutputError, match="cannot be written"):
-        TraceWriter(tmp_path, HEADER)
+        TraceWriter(tmp_path, HEADER).__enter__()

@@ -225,6 +225,27 @@ def test_a_reader_that_goes_away_is_no_error(vmlinux):
     assert done.stderr == b"trapline: scanned: 1 of 1\n"
 
 
+@pytest.mark.parametrize("form", ["text", "json", "jsonl", "sarif", "csv"])
+def test_a_module_whose_name_is_not_utf8_and_breaks_lines(tmp_path, form):
+    built = tiny_kernel.build_module(tmp_path, "demo", ["drivers/demo/demo.c"])
+    module = built.with_name(os.fsdecode(b"caf\xe9\n\x1b[31m.ko"))
+    built.rename(module)
+    done = subprocess.run(
+        [*PROGRAM, "scan", module, "-v", "--format", form], capture_output=True, check=False
+    )
+    assert done.returncode == ExitCode.INCOMPLETE  # for there is no vmlinux
+    assert b"caf\\" in done.stdout
+    done.stdout.decode()
+    for line in (done.stdout + done.stderr).splitlines():
+        assert line.decode().isprintable()
+    done = subprocess.run(
+        [*PROGRAM, "scan", f"{module}.gone"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == ExitCode.KERNEL_NOT_FOUND
+    (line,) = done.stderr.splitlines()
+    assert line.isprintable()
+
+
 def interrupted(arguments, mark, interrupt=lambda process: os.killpg(process.pid, signal.SIGINT)):
     """Run until a line with `mark` is said, press Ctrl-C, and give exit code and last line."""
     process = subprocess.Popen(

@@ -317,6 +317,16 @@ def test_too_little_room_is_seen_before_the_download(tmp_path, fake, monkeypatch
     assert runner.count("download") == 0
 
 
+def test_a_full_disk_is_seen_before_anything_is_fetched(tmp_path, fake, monkeypatch):
+    """apt would try again for minutes."""
+    runner = fake()
+    monkeypatch.setattr(_Usage, "free", 10**6)
+    monkeypatch.setattr(deb.shutil, "disk_usage", lambda _: _Usage())
+    with pytest.raises(OutputError, match="150 MB are needed and 1 MB are free"):
+        fetch_kernel(NAME, cache=tmp_path)
+    assert runner.count("update") == runner.count("download") == 0
+
+
 class _Usage:
     free = 10**9
 

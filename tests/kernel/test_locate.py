@@ -1,5 +1,6 @@
 """Finding kernels in made-up systems, package trees and build trees."""
 
+import errno
 import gzip
 import lzma
 import os
@@ -281,6 +282,29 @@ def test_several_kernels_are_named(tmp_path):
     debian(outer / "b", "6.1.0-old")
     with pytest.raises(KernelNotFoundError, match=rf"several kernels \({RELEASE}, 6.1.0-old\)"):
         locate(str(outer))
+
+
+def test_only_some_of_many_kernels_are_named(tmp_path):
+    for number in range(9):
+        debian(tmp_path / str(number), f"6.1.{number}-test")
+    with pytest.raises(KernelNotFoundError, match=r"\(.*6\.1\.4-test and 4 more\); name the"):
+        locate(str(tmp_path))
+
+
+def test_a_folder_that_goes_away_while_it_is_searched(tmp_path, monkeypatch):
+    debian(tmp_path / "kernel")
+
+    def gone(*_):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(tmp_path / "kernel"))
+
+    monkeypatch.setattr(layouts, "split", gone)
+    with pytest.raises(KernelNotFoundError, match="cannot be searched: no such file"):
+        locate(str(tmp_path))
+
+
+def test_of_a_whole_system_what_the_kernel_makes_up_is_not_searched():
+    below = layouts.walk(Path("/"))
+    assert not any(str(next(below)).startswith(("/proc/", "/sys/", "/dev/")) for _ in range(5000))
 
 
 @pytest.mark.parametrize(

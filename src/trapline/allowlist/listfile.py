@@ -13,7 +13,6 @@ The forms of `id` are described in `trapline.allowlist.entries`.
 """
 
 from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
@@ -95,8 +94,8 @@ def load(path: "Path | None" = None) -> AllowList:
 
 @cache
 def _built_in(name: str) -> AllowList:
-    source = resources.files(__package__) / "lists" / f"{name}.toml"
-    return parse(source.read_bytes(), f"built-in list {name}")
+    data = files.shipped("trapline.allowlist", f"lists/{name}.toml")
+    return parse(data, f"built-in list {name}")
 
 
 def parse(data: bytes, source: str) -> AllowList:

@@ -5,11 +5,14 @@ that is mapped (`trapline.base.mapping`). A FIFO is never waited for, a device n
 end. `trapline.base.decode` makes something of the bytes.
 """
 
+import errno
+import io
 import os
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from importlib import resources
 from pathlib import Path
 from typing import IO, Final
 
@@ -86,6 +89,50 @@ def read_start(path: Path, size: int, *, error: type[TraplineError] = BadInputFi
         raise error(f"{path}: cannot be read: {why(problem)}.") from None
     finally:
         os.close(descriptor)
+
+
+def shipped(package: str, name: str) -> bytes:
+    """Read a file that comes with a package of trapline's own; `name` may have slashes."""
+    return resources.files(package).joinpath(*name.split("/")).read_bytes()
+
+
+def is_special(path: Path) -> bool:
+    """Whether something is there to write to that is no regular file: a pipe, a device."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def real(path: Path) -> Path:
+    """Follow symbolic links, so that a link keeps pointing at the file it points at.
+
+    Raises OSError for links in circles.
+    """
+    try:
+        target = path.resolve()
+    except RuntimeError as error:  # what Python before 3.13 makes of ELOOP
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
+    if target.is_symlink():  # what 3.13 makes of it
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return target
+
+
+@contextmanager
+def written(path: Path) -> Iterator[IO[bytes]]:
+    """Open what the user named for output: a file as by `written_beside`, a pipe or device as is.
+
+    Raises OSError.
+    """
+    if not is_special(path):
+        with written_beside(real(path)) as out:
+            yield out
+        return
+    with path.open("wb", buffering=0) as raw:
+        out = io.BufferedWriter(raw)
+        yield out
+        # Only here: after Ctrl-C, nobody waits for a pipe that nobody reads.
+        out.flush()
 
 
 @contextmanager

@@ -7,13 +7,16 @@ The header holds all that determines the run, so that it can be replayed and com
 line. A line never depends on the wall clock.
 """
 
+import sys
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import IO, Final, Self
 
 from trapline.base import encode
 from trapline.base.errors import OutputError
+from trapline.base.files import why, written
 from trapline.machine.observe.recorder import Kind, Trap
 from trapline.machine.vmm.ghci import call_name
 from trapline.tdx.vmm_interface import ExitReason
@@ -57,35 +60,33 @@ class TraceWriter:
 
     def __init__(self, path: Path, header: Mapping[str, object]) -> None:
         self._path = path
-        self._is_special = path.exists() and not path.is_file()
-        self._beside = path if self._is_special else path.with_name(f".{path.name}.partial")
+        self._header = header
         self._number = 0
-        try:
-            self._file: IO[bytes] = self._beside.open("wb")
-        except OSError as error:
-            raise self._failed(error) from None
-        self._write({"schema": SCHEMA, "version": VERSION, **header})
+        self._stack = ExitStack()
+        self._file: IO[bytes]
 
     def __enter__(self) -> Self:
+        try:
+            self._file = self._stack.enter_context(written(self._path))
+        except OSError as error:
+            raise self._failed(error) from None
+        try:
+            self._write({"schema": SCHEMA, "version": VERSION, **self._header})
+        except BaseException:
+            self._stack.__exit__(*sys.exc_info())
+            raise
         return self
 
-    def __exit__(self, kind: object, *rest: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         try:
-            self._file.close()
-            if self._is_special:
-                return
-            if kind is None:
-                self._beside.replace(self._path)
-                return
-        except OSError as error:
-            self._remove()
-            raise self._failed(error) from None
-        self._remove()
-
-    def _remove(self) -> None:
-        if not self._is_special:
-            with suppress(OSError):
-                self._beside.unlink(missing_ok=True)
+            self._stack.__exit__(kind, error, traceback)
+        except OSError as problem:
+            raise self._failed(problem) from None
 
     def __call__(self, trap: Trap) -> None:
         """Write one trap."""
@@ -99,4 +100,4 @@ class TraceWriter:
             raise self._failed(error) from None
 
     def _failed(self, error: OSError) -> OutputError:
-        return OutputError(f"{self._path}: the trace cannot be written: {error.strerror}.")
+        return OutputError(f"{self._path}: the trace cannot be written: {why(error)}.")

@@ -19,6 +19,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from trapline.base.errors import OutputError
+from trapline.base.files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -173,7 +174,7 @@ def write(contents: "Mapping[str, str]", folder: "Path") -> None:
         for name, text in contents.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            write_whole(path, [text.encode()])
             path.chmod(0o755 if name in _EXECUTABLE else 0o644)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error.strerror}.") from None

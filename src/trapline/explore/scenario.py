@@ -153,8 +153,8 @@ def load(reference: str) -> Scenario:
             else f"name one of {', '.join(shipped())}, or the path of a TOML file."
         )
         raise UsageError(f"no scenario is called {reference!r}; {hint}")
-    entry = resources.files("trapline.explore") / "scenarios" / f"{reference}.toml"
-    return parse(entry.read_bytes(), f"{reference}.toml", reference)
+    data = files.shipped("trapline.explore", f"scenarios/{reference}.toml")
+    return parse(data, f"{reference}.toml", reference)
 
 
 def parse(data: bytes, source: str, name: str) -> Scenario:

@@ -7,13 +7,12 @@ a named pipe) is written to directly: there is nothing to rename over it.
 
 import errno
 import os
-import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from trapline.base.errors import OutputError
-from trapline.base.files import why, write_whole
+from trapline.base.files import is_special, real, why, written
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,39 +42,23 @@ class Destination:
         """
         if self._path is None:
             _to_stdout(chunks)
-        elif _is_special(self._path):
-            _to_special(self._path, chunks)
-        else:
-            _to_file(self._path, chunks)
+            return
+        try:
+            with written(self._path) as out:
+                out.writelines(chunks)
+        except OSError as error:
+            raise OutputError(f"{self._path} cannot be written: {why(error)}.") from error
 
 
 def _check(path: Path) -> None:
     """Raise OutputError or OSError if it is plain by now that `path` cannot be written."""
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give -o the name of a file.")
-    folder = _real(path).parent
+    folder = real(path).parent
     if not folder.is_dir():
         raise OutputError(f"there is no folder {folder} to write {path.name} to; create it.")
-    if not os.access(path if _is_special(path) else folder, os.W_OK, effective_ids=True):
+    if not os.access(path if is_special(path) else folder, os.W_OK, effective_ids=True):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-
-def _real(path: Path) -> Path:
-    """Follow symbolic links, so that a link keeps pointing at the file it points at."""
-    try:
-        real = path.resolve()
-    except RuntimeError as error:  # what Python before 3.13 makes of ELOOP
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
-    if real.is_symlink():  # what 3.13 makes of it
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-    return real
-
-
-def _is_special(path: Path) -> bool:
-    try:
-        return not stat.S_ISREG(path.stat().st_mode)
-    except OSError:
-        return False
 
 
 def standard_output() -> "BinaryIO":
@@ -97,25 +80,3 @@ def _to_stdout(chunks: "Iterable[bytes]") -> None:
         if isinstance(error, BrokenPipeError):
             return
         raise OutputError(f"standard output cannot be written: {why(error)}.") from error
-
-
-def _to_special(path: Path, chunks: "Iterable[bytes]") -> None:
-    try:
-        with path.open("wb", buffering=0) as out:
-            for chunk in chunks:
-                _write_all(out.fileno(), chunk)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {why(error)}.") from error
-
-
-def _to_file(path: Path, chunks: "Iterable[bytes]") -> None:
-    try:
-        write_whole(_real(path), chunks)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {why(error)}.") from error
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]

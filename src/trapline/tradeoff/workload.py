@@ -45,7 +45,7 @@ class Workload:
         source = random.Random(_SEED)  # noqa: S311 - data to compare, no secret
         disk, self._page = source.randbytes(DISK_SIZE), source.randbytes(PAGE_SIZE)
         self._image, self._console = folder / "disk.img", folder / "console.log"
-        self._image.write_bytes(disk)
+        files.write_whole(self._image, [disk])
         self._sums = {name: hashlib.sha256(data).hexdigest() for name, data in
                       (("disk", disk), ("page", self._page))}  # fmt: skip
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(self._page))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from trapline.base.errors import FetchError, OutputError
+from trapline.base.files import write_whole
 
 Runner = Callable[[Sequence[str], Path], "subprocess.CompletedProcess[str]"]
 
@@ -75,7 +76,7 @@ class Apt:
             for part in ("state", "lists/partial", "cache", "archives/partial", "log"):
                 (folder / part).mkdir(parents=True, exist_ok=True)
             (folder / "status").touch()
-            self._configuration.write_text(_CONFIGURATION.format(folder=folder))
+            write_whole(self._configuration, [os.fsencode(_CONFIGURATION.format(folder=folder))])
         except OSError as error:
             raise OutputError(f"{folder}: cannot be written: {error.strerror}.") from None
 

@@ -31,6 +31,7 @@ _PARTS: Final = re.compile(r"linux-(image|modules|binary)-")
 _DEBUG_SUFFIXES: Final = ("-dbg", "-dbgsym")
 _MAX_PACKAGES: Final = 16
 _LISTS_SIZE: Final = "some 10 to 30 MB"
+_LISTS_ROOM: Final = 150_000_000  # bytes; apt unpacks the lists and makes an index of them
 _COMPLETE: Final = ".trapline-complete"
 _MAX_RECORD: Final = 1 << 16  # bytes
 
@@ -131,7 +132,7 @@ def _fetch(
             say(f"Waiting for another process that fetches packages into {folder}.")
             lock.wait()
         apt = Apt(folder / "apt")
-        packages = _find(names, apt, resolve, say)
+        packages = _find(names, apt, resolve, say, folder)
         store = folder / "packages"
         absent = [package for package in packages if not _is_complete(store, package)]
         if absent:
@@ -160,15 +161,18 @@ def _find(
     apt: Apt,
     resolve: Callable[[str, Show], list[Package]],
     say: Announce,
+    folder: Path,
 ) -> list[Package]:
     """Resolve the first name apt knows; fetch the package lists where they are needed."""
     problems = ""
     stale = apt.has_lists
     if not stale:
+        _require_space(_LISTS_ROOM, folder)
         say(f"Fetching apt's package lists ({_LISTS_SIZE}).")
         problems = apt.update()
     packages = _first_known(names, apt, resolve)
     if not packages and stale:
+        _require_space(_LISTS_ROOM, folder)
         say(f"Fetching apt's package lists again ({_LISTS_SIZE}).")
         problems = apt.update()
         packages = _first_known(names, apt, resolve)
@@ -205,12 +209,16 @@ def _megabytes(size: int) -> str:
 
 
 def _check_space(packages: list[Package], store: Path) -> None:
+    _require_space(sum(package.size + package.installed for package in packages), store)
+
+
+def _require_space(needed: int, store: Path) -> None:
+    """Refuse at once what apt would try for minutes; `needed` is in bytes."""
     try:
         store.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(store).free
     except OSError as error:
         raise OutputError(f"{store}: cannot be written: {error.strerror}.") from None
-    needed = sum(package.size + package.installed for package in packages)
     if free < needed:
         raise OutputError(
             f"{store}: {_megabytes(needed)} are needed and {_megabytes(free)} are free; make "

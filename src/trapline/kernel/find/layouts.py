@@ -5,8 +5,9 @@ lib/modules/RELEASE/vmlinuz, usr/lib/debug/lib/modules/RELEASE/vmlinux and *.ko.
 usr/lib/debug/boot/vmlinux-RELEASE.debug. Arch: usr/lib/modules/RELEASE/vmlinuz and build/vmlinux.
 """
 
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -47,6 +48,7 @@ _ALL: Final = sorted(
     VMLINUX + VMLINUZ + MODULES + DEBUG_MODULES, key=lambda pattern: -pattern.count("/")
 )
 _RELEASE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,127}\Z")
+_MADE_UP: Final = frozenset({"dev", "proc", "sys"})
 # What tells a release from another folder below lib/modules or a file of another kind in boot.
 _NUMBERED: Final = re.compile(r"\d+\.\d+")
 
@@ -81,6 +83,18 @@ def is_special(path: Path) -> bool:
         return path.exists() and not (path.is_file() or path.is_dir())
     except OSError:
         return False
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder; links to folders are not followed.
+
+    A folder that may not be read, or goes away meanwhile, is passed over. Of a whole system, what
+    the kernel makes up is left out: it has no end.
+    """
+    for place, folders, files in os.walk(folder):
+        left_out = _MADE_UP if place == "/" else {".git"}
+        folders[:] = [name for name in folders if name not in left_out]
+        yield from (Path(place, name) for name in files)
 
 
 def find_files(roots: Sequence[Path], patterns: Iterable[str], release: str) -> list[Path]:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Final, Literal
 
 from trapline.base.errors import BadImageError, KernelNotFoundError
-from trapline.base.files import read
+from trapline.base.files import read, why
 from trapline.base.mapping import mapped
 from trapline.base.printable import decode_name
+from trapline.base.scarcity import scarce
 from trapline.kernel.elf import bzimage
 from trapline.kernel.elf.file import ElfFile
 from trapline.kernel.find import deb, distributions, kconfig, layouts, modulefiles
@@ -26,6 +27,7 @@ _IMAGE_NAMES: Final = ("vmlinux", "vmlinuz", "bzImage")
 _BOOT_IMAGES: Final = ("arch/x86/boot/bzImage", "arch/x86_64/boot/bzImage")
 # A file that lib/modules/RELEASE of every packaged kernel has.
 _HOME_MARK: Final = "modules.builtin.modinfo"
+_NAMED: Final = 5  # kernels, in a message
 _MAX_TEXT: Final = 8 << 20
 _KERNEL_HALF: Final = 1 << 63  # user space is below: Documentation/arch/x86/x86_64/mm.rst
 _BUILD_MARKS: Final = (".config", "Module.symvers", "include/config/kernel.release")
@@ -49,6 +51,14 @@ def locate(
     Raises KernelNotFoundError where nothing is there, FetchError where a package cannot be had,
     BadImageError where a file is unsound. A part that is missing is no error: it is recorded.
     """
+    try:
+        return _locate(spec, modules, announce, root)
+    except OSError as error:  # a folder that went away while it was searched, or may not be
+        message = f"{spec}: cannot be searched: {why(error)}."
+        raise scarce(error) or KernelNotFoundError(message) from None
+
+
+def _locate(spec: str, modules: Path | None, announce: Announce | None, root: Path) -> KernelFiles:
     if spec.startswith(DEB):
         trees = deb.fetch_kernel(spec.removeprefix(DEB), announce=announce)
         return _from_roots(trees, spec, modules)
@@ -109,7 +119,7 @@ def _from_roots(roots: Sequence[Path], spec: str, modules: Path | None) -> Kerne
         raise KernelNotFoundError(f"{spec}: holds no kernel, modules or debug files.")
     if len(found) > 1:
         raise KernelNotFoundError(
-            f"{spec}: holds several kernels ({', '.join(found)}); name the vmlinux or "
+            f"{spec}: holds several kernels ({_some(found)}); name the vmlinux or "
             "lib/modules folder of one of them."
         )
     return _assemble(roots, found[0], modules)
@@ -155,10 +165,11 @@ def _from_flat_folder(folder: Path, modules: Path | None) -> KernelFiles:
 
     Where whole kernels are somewhere below it, take the only one.
     """
-    below = sorted({place for path in folder.rglob(_HOME_MARK) if (place := _root_of(path))})
+    marks = (path for path in layouts.walk(folder) if path.name == _HOME_MARK)
+    below = sorted({place for path in marks if (place := _root_of(path))})
     if len(below) > 1:
         raise KernelNotFoundError(
-            f"{folder}: holds several kernels ({', '.join(release for _, release in below)}); "
+            f"{folder}: holds several kernels ({_some([release for _, release in below])}); "
             "name the folder of one of them."
         )
     if below:
@@ -186,6 +197,11 @@ def _from_flat_folder(folder: Path, modules: Path | None) -> KernelFiles:
     if release is None and found:
         release = kind_of(found[0].path)[1]
     return _finish(release, images.get("vmlinux"), images.get("vmlinuz"), found, modules_dir, [])
+
+
+def _some(releases: Sequence[str]) -> str:
+    more = f" and {len(releases) - _NAMED} more" if len(releases) > _NAMED else ""
+    return ", ".join(releases[:_NAMED]) + more
 
 
 def _root_of(mark: Path) -> tuple[Path, str] | None:

@@ -1,10 +1,11 @@
 """Finding loadable modules in a folder, and the debug file that belongs to each."""
 
-import os
 from pathlib import Path
 from typing import Final
 
+from trapline.base.printable import printable
 from trapline.kernel.elf.file import MAX_KERNEL, MAX_MODULE, ElfFile
+from trapline.kernel.find import layouts
 from trapline.kernel.find.files import ModuleFile
 
 _SUFFIXES: Final = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
@@ -14,8 +15,8 @@ _PREFERRED: Final = ("updates", "extra", "weak-updates")
 
 
 def module_name(path: Path) -> str:
-    """Return the name `lsmod` prints for a module file."""
-    return _stem(path.name, _DEBUG_SUFFIXES).replace("-", "_")
+    """Return the name `lsmod` prints for a module file, fit to print."""
+    return printable(_stem(path.name, _DEBUG_SUFFIXES).replace("-", "_"))
 
 
 def find_modules(folder: Path, prefix: str = "") -> tuple[ModuleFile, ...]:
@@ -39,7 +40,8 @@ def find_modules(folder: Path, prefix: str = "") -> tuple[ModuleFile, ...]:
             if packed_has_debug is None:
                 packed_has_debug = has_dwarf(path, MAX_MODULE)
             has_debug = packed_has_debug
-        location = prefix + relative.with_name(_stem(path.name, _SUFFIXES) + ".ko").as_posix()
+        unpacked = relative.with_name(_stem(path.name, _SUFFIXES) + ".ko")
+        location = prefix + printable(unpacked.as_posix())
         found[name] = ModuleFile(name, path, path if has_debug else None, location)
     return tuple(sorted(found.values(), key=lambda module: module.location))
 
@@ -71,12 +73,7 @@ def _stem(name: str, suffixes: tuple[str, ...]) -> str:
 
 def _walk(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """Files with one of the suffixes below a folder; links to folders are not followed."""
-    found: list[Path] = []
-    for place, folders, files in os.walk(folder):
-        if ".git" in folders:
-            folders.remove(".git")
-        found.extend(Path(place, name) for name in files if name.endswith(suffixes))
-    return found
+    return [path for path in layouts.walk(folder) if path.name.endswith(suffixes)]
 
 
 def _preference(relative: Path) -> tuple[int, str]:

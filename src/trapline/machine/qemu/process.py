@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from trapline.base.errors import BadMachineError, ToolMissingError
+from trapline.base.files import write_whole
 from trapline.machine.qemu.doorbell import VECTORS, Doorbell
 from trapline.machine.qemu.qtest import QemuDiedError, Qtest
 
@@ -84,7 +85,7 @@ class QemuProcess:
             undo.callback(doorbell.close)
             rom = bytearray(b"\xf4" * _ROM_SIZE)
             rom[_RESET_VECTOR : _RESET_VECTOR + len(_IDLE)] = _IDLE
-            (folder / "idle.rom").write_bytes(rom)
+            write_whole(folder / "idle.rom", [bytes(rom)])
             with _listener(folder / "qtest") as qtest, _listener(folder / "doorbell") as bell:
                 process = subprocess.Popen(
                     [
