@@ -120,6 +120,13 @@ def test_without_a_scan_nothing_is_claimed():
     assert "%" not in report
 
 
+@pytest.mark.parametrize("verbosity", [0, 1])
+def test_what_was_dropped_is_said(verbosity):
+    said = "NOT LISTED: 1,234 traps from other places than these 3."
+    assert said in text(boot(sites_dropped=1234), verbosity)
+    assert "NOT LISTED" not in text(boot(), verbosity)
+
+
 def test_verbose_lists_every_place_with_its_chain():
     report = text(boot(), 1)
     assert "outb (inlined) arch/x86/include/asm/shared/io.h:22" in report

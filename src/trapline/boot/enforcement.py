@@ -127,6 +127,11 @@ class BootGuard:
         )
 
     @property
+    def screams_dropped(self) -> int:
+        """How many accesses came from places beyond those that are kept."""
+        return 0 if self.enforcer is None else self.enforcer.tally.screams_dropped
+
+    @property
     def screams(self) -> tuple[Scream, ...]:
         """All screams, in the order in which they came up."""
         return tuple(

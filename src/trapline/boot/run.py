@@ -194,6 +194,7 @@ class BootRun:
             devices=devices,
             policy=self.guard.policy,
             screams=self.guard.screams,
+            screams_dropped=self.guard.screams_dropped,
             in_nmi=recorder.in_nmi,
             nested=recorder.nested,
             repeatable=machine.devices is None,

@@ -119,7 +119,6 @@ class Machine:
         td = TdConfig(
             memory_size=config.memory,
             module_version=config.module_version,
-            random_seed=config.seed,
             no_rbp_mod=True,  # as KVM builds its TDs (setup_tdparams)
         )
         self.frequency = td.tsc_frequency

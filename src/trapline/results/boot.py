@@ -197,6 +197,7 @@ class BootResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_": "
     devices: tuple[BootDevice, ...] = ()
     policy: BootPolicy = BootPolicy()
     screams: tuple[Scream, ...] = ()
+    screams_dropped: int = 0
     in_nmi: int = 0
     nested: int = 0
     repeatable: bool = True

@@ -161,7 +161,6 @@ class TdConfig:
     tsc_frequency: int = 2_000_000_000  # Hz, a multiple of 25 MHz
     tsc_deadline: bool = True  # CPUID.1.ECX[24], hence MSR 0x6e0 is #VE and not #GP
     max_vcpus: int = 1
-    random_seed: int = 1  # of RDRAND and RDSEED
     mr_config_id: bytes = bytes(48)
     mr_owner: bytes = bytes(48)
     mr_owner_config: bytes = bytes(48)

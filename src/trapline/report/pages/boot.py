@@ -152,6 +152,7 @@ def _screams(result: "BootResult", verbosity: int) -> "Iterator[Block]":
         for scream in (screams if verbosity else screams[:_TOP])
     ]
     yield Table(("times", "class", "address", "place", "driver"), tuple(rows))
+    yield from _dropped(result.screams_dropped, "scream", len(screams))
     splats = [scream.splat for scream in screams if scream.splat is not None]
     for one in splats if verbosity else splats[:_SPLATS]:
         yield Gap()
@@ -164,10 +165,20 @@ def _sites(result: "BootResult", verbosity: int) -> "Iterator[Block]":
     if verbosity:
         for site in sites:
             yield Code(tuple(_detail(site)))
+        yield from _dropped(result.sites_dropped, "trap", len(result.sites))
         return
     yield Table(("traps", "class", "function", "source"), tuple(map(_row, sites)))
+    yield from _dropped(result.sites_dropped, "trap", len(result.sites))
     if len(sites) < len(result.sites):
         yield Paragraph("(-v lists all, with their inline chains)")
+
+
+def _dropped(count: int, what: str, places: int) -> "Iterator[Block]":
+    """Say what a guest that traps everywhere did beyond what is kept."""
+    if count:
+        yield Paragraph(
+            f"NOT LISTED: {counted(count, what)} from other places than these {places:,}."
+        )
 
 
 def _row(site: "TrapSite") -> tuple[int, str, str, str]:

@@ -33,7 +33,8 @@ def page(splat: "Splat") -> "Iterator[Block]":
     yield Code(tuple(_lines(splat)))
     for line in splat.traps:
         yield Paragraph(line, indent=2, hanging=2)
-    yield Code(("To reproduce:", f"  {splat.reproduce}"))
+    if splat.reproduce:  # a script has no command line
+        yield Code(("To reproduce:", f"  {splat.reproduce}"))
 
 
 def _lines(splat: "Splat") -> "Iterator[str]":
