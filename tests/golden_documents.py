@@ -46,7 +46,7 @@ from trapline.results.rules import (
 from trapline.results.scan import Coverage, Frame, Outside
 from trapline.results.splat import Code, Place, Registers, Splat
 from trapline.results.tradeoff import Design, TradeoffResult, WorkStep
-from trapline.results.verify import SEVERITY, Finding, Refused, VerifiedKernel, VerifyResult
+from trapline.results.verify import SEVERITY, Finding, Refused, VerifiedKernel, VerifyResult, Worse
 
 _GENERAL = (
     "rax",
@@ -401,6 +401,7 @@ def verify(**changes):
             expected="rbx=0x11",
             got="rbx=0x22",
             cases=n + 1,
+            tried=10,
             occurs=n if n % 2 else None,
         )
         for n, kind in enumerate((SEVERITY[0], SEVERITY[4], SEVERITY[4]))
@@ -733,6 +734,11 @@ GOLDEN = {
     "explore-small": (explore_small, (0,)),
     "explore-empty": (lambda: explore([], (), windows=()), (0,)),
     "verify": (verify, (0, 1)),
+    "verify-baseline": (
+        lambda: verify(worse_than_baseline=(Worse(id=verify().findings[0].id, why="new"),)),
+        (0,),
+    ),
+    "verify-no-worse": (lambda: verify(worse_than_baseline=()), (0,)),
     "verify-clean": (lambda: verify(findings=(), refused=(), injected=0), (0,)),
     "tradeoff": (tradeoff, (0,)),
     "tradeoff-sound": (lambda: tradeoff(missed_places=()), (0,)),

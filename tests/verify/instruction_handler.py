@@ -13,6 +13,7 @@ FAULTS = {
         "FAULT_OUT_WIDTH",
         "FAULT_PORT_IN_DX",
         "FAULT_STRING",
+        "FAULT_IN_MASK",
     ),
     "cpuid": (
         "FAULT_CPUID_SWAPS",
@@ -21,12 +22,14 @@ FAULTS = {
         "FAULT_CPUID_STALE",
         "FAULT_CPUID_TRUSTS",
         "FAULT_CPUID_LEAKS",
+        "FAULT_CPUID_ASKS",
     ),
     "msr": (
         "FAULT_RDMSR_SWAPS",
         "FAULT_RDMSR_STALE",
         "FAULT_WRMSR_SWAPS",
         "FAULT_WRMSR_RAX",
+        "FAULT_WRMSR_DEADLINE",
         "FAULT_MSR_LEAKS",
     ),
     "hlt": (
@@ -79,6 +82,10 @@ static void on_port(struct regs *regs, struct ve *ve)
 #ifndef FAULT_IN_TRUSTS
         data &= mask(size);
 #endif
+#ifdef FAULT_IN_MASK
+        if (size < 4)
+                keep &= ~(1ul << 8 * size); /* a mask of one bit too many */
+#endif
         regs->r[AX] = (regs->r[AX] & keep) | data;
 }
 
@@ -87,6 +94,13 @@ static void on_cpuid(struct regs *regs)
         struct call call = { 10, (u32)regs->r[AX], (u32)regs->r[CX] };
         u64 keep = 0, take = (u32)~0;
 
+#ifndef FAULT_CPUID_ASKS
+        /* Leaves of the processor's are none of the host's business. */
+        if ((u32)regs->r[AX] >> 28 != 4) {
+                regs->r[AX] = regs->r[BX] = regs->r[CX] = regs->r[DX] = 0;
+                return;
+        }
+#endif
 #ifdef FAULT_CPUID_LEAF
         call.size = 0x40000000;
 #endif
@@ -129,6 +143,10 @@ static void on_msr(struct regs *regs, int is_write)
                 call.direction = regs->r[AX] | regs->r[DX] << 32;
 #else
                 call.direction = (u32)regs->r[AX] | regs->r[DX] << 32;
+#endif
+#ifdef FAULT_WRMSR_DEADLINE
+                if (call.size == 0x6e0)
+                        call.direction = (u32)regs->r[AX];
 #endif
                 tdvmcall(&call, 0);
                 return;

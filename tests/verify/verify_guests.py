@@ -14,8 +14,9 @@ import instruction_handler
 
 from trapline.guest.target import TargetSource
 from trapline.results.verify import VerifiedKernel
+from trapline.rules.tables import load
 from trapline.verify import rounds
-from trapline.verify.cases import first_round, second_round
+from trapline.verify.cases import Subjects, first_round, second_round
 from trapline.verify.chunks import run_cases, verify_pool
 from trapline.verify.rounds import Options, verify
 
@@ -28,6 +29,8 @@ FAULTS = (
     "FAULT_EXTRA_REGISTER",
     "FAULT_MOVS",
     "FAULT_FLAGS",
+    "FAULT_XMM",
+    "FAULT_NO_CROSSING",
     "FAULT_SIGN",
     "FAULT_NO_RECHECK",
     "FAULT_USER_ADDRESS",
@@ -60,6 +63,9 @@ reloaded:
         shr rax, 16
         mov [rdi + 6], ax
         lidt [rip + idt_pointer]
+        mov rax, cr4
+        or eax, 0x600           # OSFXSR, OSXMMEXCPT
+        mov cr4, rax
         call do_syscall_64
         hlt
 
@@ -344,8 +350,10 @@ void on_ve(struct regs *regs)
         if (!(ve.gla >> 63))
                 return die_addr();
 #endif
+#ifndef FAULT_NO_CROSSING
         if ((ve.gla & 4095) + call.size > 4096)
                 return die_addr();
+#endif
         call.direction = is_write;
         call.address = ve.gpa;
 #ifdef FAULT_WIDTH
@@ -388,6 +396,9 @@ void on_ve(struct regs *regs)
         }
         regs->ip += insn.length;
         regs->flags &= ~(1ul << 16); /* RF: the instruction is complete */
+#ifdef FAULT_XMM
+        asm volatile("pxor %xmm3, %xmm3");
+#endif
 #ifdef FAULT_FLAGS
         regs->flags ^= 1;
 #endif
@@ -409,7 +420,7 @@ def guest(*defines):
     subprocess.run(
         ["gcc", "-O2", "-ffreestanding", "-fno-pic", "-no-pie", "-nostdlib", "-static",
          "-mgeneral-regs-only", "-mno-red-zone", "-fno-stack-protector", "-fcf-protection=none",
-         "-fno-builtin", "-Wl,-Ttext=0x400000", "-Wl,--build-id=none", "-Wl,-z,norelro",
+         "-fno-builtin", "-Wl,-Ttext=0x500000", "-Wl,--build-id=none", "-Wl,-z,norelro",
          *(f"-D{define}" for define in defines), "-o", "vmlinux", "entry.S", "handler.c"],
         cwd=folder, check=True,
     )  # fmt: skip
@@ -436,7 +447,7 @@ def verified_instructions(classes, fault=None):
     """Verify all cases of some classes on the guest that emulates what traps by itself."""
     defines = ("INSTRUCTIONS",) if fault is None else ("INSTRUCTIONS", fault)
     forms = [form for form in first_round()[0] if form.trap in classes]
-    cases = second_round(forms, frozenset())
+    cases = second_round(forms, frozenset(), Subjects.of(load()))
     with verify_pool(source(*defines), 1, ring3=False) as pool:
         tried = rounds._tried(cases, run_cases(pool, cases))
     tried = rounds._with_refusals(tuple(tried))

@@ -1,7 +1,10 @@
 """`verify`: what the #VE handler emulates, held against the processor."""
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from trapline.api.kernel import as_kernel
 from trapline.api.known_scan import KnownScan
@@ -9,12 +12,13 @@ from trapline.api.progress import steps
 from trapline.guest.target import TargetSource
 from trapline.results.verify import VerifiedKernel
 from trapline.rules.tables import DEFAULT_VERSION
+from trapline.verify import baseline as earlier
 from trapline.verify import rounds
 from trapline.verify.launch import initrd
 from trapline.verify.occurs import Occurrences
 
 if TYPE_CHECKING:
-    from trapline.api.kernel import AnyKernel
+    from trapline.api.kernel import AnyKernel, AnyPath
     from trapline.api.known_scan import AnyScan
     from trapline.api.progress import Announce, OnProgress
     from trapline.results.verify import VerifyResult
@@ -26,6 +30,7 @@ def verify(
     scan: "AnyScan" = True,
     limit: int | None = None,
     module_version: str = DEFAULT_VERSION,
+    baseline: "AnyPath | None" = None,
     workers: int | None = None,
     progress: "OnProgress | None" = None,
     announce: "Announce | None" = None,
@@ -34,13 +39,15 @@ def verify(
 
     Sites of each form are counted in `scan`: a scan of this kernel, the JSON file of one, True
     to make it once into the cache, False for none. `limit` is how many cases are run beside one
-    for each form. `module_version` is the TDX module's. `workers` is the number of processes, by
-    default one for each CPU.
+    for each form. `module_version` is the TDX module's. `baseline` is an earlier JSON result: what
+    is new or has grown since is in `VerifyResult.worse_than_baseline`. `workers` is the number of
+    processes, by default one for each CPU.
 
     Raises NoDebugInfoError without a vmlinux, NotATdxKernelError, BadMachineError where the
     kernel does not come to where the tests begin, BadInputFileError for another kernel's scan.
     """
     known = KnownScan.of(scan)
+    before = None if baseline is None else earlier.load(Path(baseline))
     opened = as_kernel(kernel, announce=announce)
     vmlinux, build_id = opened.vmlinux, opened.build_id
     known.require(build_id)
@@ -54,10 +61,13 @@ def verify(
         release=opened.release,
         module_version=module_version,
     )
-    return rounds.verify(
+    result = rounds.verify(
         source,
         VerifiedKernel(name=opened.name, release=opened.release, build_id=build_id),
         rounds.Options(workers=workers or len(os.sched_getaffinity(0)), limit=limit),
         None if found is None else Occurrences(found),
         steps("verified", progress),
     )
+    if before is None:
+        return result
+    return msgspec.structs.replace(result, worse_than_baseline=earlier.worse(before, result))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     examples=(
         "trapline verify vmlinux",
         "trapline verify vmlinux --limit 1000 --no-scan",
+        "trapline verify vmlinux --baseline last-release.json",
         "trapline verify vmlinux --scan scan.json --format jsonl -o forms.jsonl",
     ),
 )
@@ -49,6 +50,12 @@ if TYPE_CHECKING:
     metavar="N",
     help="Beside one case for each form, run only so many, evenly spread.",
 )
+@click.option(
+    "--baseline",
+    type=PATH,
+    metavar="FILE",
+    help="Exit with 1 only for what is new or has grown since this earlier result (JSON).",
+)
 @module_version_option
 @workers_option
 @format_option(VERIFY.format_names)
@@ -60,6 +67,7 @@ def command(
     scan_file: "Path | None",
     no_scan: bool,
     limit: int | None,
+    baseline: "Path | None",
     module_version: str,
     workers: int | None,
     format_name: str,
@@ -73,7 +81,8 @@ def command(
     every register that the handler passes to the host. KERNEL is as for `trapline scan`; its
     vmlinux with symbols is booted as a TD.
 
-    Exits with 1 when handler and processor do not agree on something.
+    Exits with 1 when handler and processor do not agree on something; with --baseline, when they
+    do on less than before.
     """
     destination = Destination(output)
     with ProgressReport() as report:
@@ -82,6 +91,7 @@ def command(
             scan=scan_file or not no_scan,
             limit=limit,
             module_version=module_version,
+            baseline=baseline,
             workers=workers,
             progress=report.advance,
             announce=report.announce,

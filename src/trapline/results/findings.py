@@ -15,7 +15,8 @@ ask `findings`; nothing else decides. A finding is:
   but an exit code of its own;
 - explore: a run that went wrong and was not expected to. Held against a baseline, only what
   became worse is an error, the rest a note;
-- verify: a cause for which the #VE handler and the processor do not agree;
+- verify: a cause for which the #VE handler and the processor do not agree. Held against a
+  baseline, only what is new or has grown is an error, the rest a note;
 - tradeoff: a part of the workload that failed under a design;
 - rules diff: a row that differs; rules lint: a problem.
 """
@@ -198,8 +199,15 @@ def _boot(document: BootResult) -> tuple[Finding, ...]:
 
 @findings.register
 def _verify(document: VerifyResult) -> tuple[Finding, ...]:
+    worse = {each.id for each in document.worse_than_baseline or ()}
     return tuple(
-        Finding("error", found.kind, found.id, f"{found.trap}: {found.cause}.", found)
+        Finding(
+            "error" if document.worse_than_baseline is None or found.id in worse else "note",
+            found.kind,
+            found.id,
+            f"{found.trap}: {found.cause}.",
+            found,
+        )
         for found in document.findings
     )
 

@@ -53,8 +53,9 @@ class Finding(Document, frozen=True, kw_only=True, rename={"trap": "class"}):
     `cause` is what the failing cases have in common and no passing case has. `forms` are the
     manual's names of the instruction forms it was seen with. `instruction` and `bytes` are the
     example, `circumstances` what else there was to it; `expected` is what the processor does,
-    `got` what the handler did. `cases` counts failing cases, `occurs` the sites of the scan
-    that have such a form; None without a scan.
+    `got` what the handler did. `cases` counts failing cases of all `tried` that have one of the
+    forms, `occurs` the sites of the scan that have such a form; None without a scan. `id` is made
+    of class, kind and cause: it survives a change of the forms, which a baseline tells of.
     """
 
     id: str
@@ -68,7 +69,15 @@ class Finding(Document, frozen=True, kw_only=True, rename={"trap": "class"}):
     expected: str
     got: str
     cases: int
+    tried: int
     occurs: int | None
+
+
+class Worse(Document, frozen=True, kw_only=True):
+    """A finding that an earlier verification did not have, or not as large: `why` says which."""
+
+    id: str
+    why: str
 
 
 class Refused(Document, frozen=True, kw_only=True, rename={"trap": "class"}):
@@ -104,3 +113,4 @@ class VerifyResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_":
     refused: tuple[Refused, ...]
     scanned: str | None
     digest: str
+    worse_than_baseline: tuple[Worse, ...] | None = None

@@ -4,14 +4,17 @@ The second round depends on the first: each form that the handler has accepted i
 every way an encoding can be; what it has refused is tried once more with other operands.
 """
 
+import random
 from collections.abc import Iterable, Iterator
 from itertools import product
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 import iced_x86 as ix
 
 from trapline.cpu.engine import Reg
 from trapline.results.verify import EmulatedClass
+from trapline.rules.rows import CpuidRule, MsrRule
+from trapline.rules.tables import RuleSet
 from trapline.verify.forms import Form, probes
 from trapline.verify.inputs import Field, decode, memory_kinds
 from trapline.verify.testpages import (
@@ -35,15 +38,30 @@ _PREFIX_RUNS: Final = (
 _IMMEDIATES: Final = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0x7FFF_FFFF, 0x8000_0000, _M32)
 _EAX: Final = Field(Reg.RAX, _M32)
 _ECX: Final = Field(Reg.RCX, _M32)
+_EDX: Final = Field(Reg.RDX, _M32)
 _DX: Final = Field(Reg.RDX, 0xFFFF)
+# The edges of what the SDM and the TDX module tell apart; what they name comes from the rules.
+_PORTS: Final = (0, 1, 0x70, 0x80, 0xCF8, 0x3F8, 0x5000, 0x7FFF, 0x8000, 0xFFFF)
+_LEAVES: Final = (
+    0, 0x3FFF_FFFF, *range(0x4000_0000, 0x4000_0012), 0x4FFF_FFFF, 0x5000_0000, 0x7FFF_FFFF,
+    0x8000_0000, 0x8FFF_FFFF, 0xC000_0000, _M32,
+)  # fmt: skip
+_SUBLEAVES: Final = (0, 1, 0x8765_4321)
+_HOST_MSR: Final = 0x4B56_4D00  # the host's own, which KVM has there
+_MSRS: Final = (
+    0, 0x1FFF, 0x2000, 0x3FFF_FFFF, 0x4000_0000, _HOST_MSR, 0x4B56_4D04, 0x7FFF_FFFF, 0x8000_0000,
+    0xBFFF_FFFF, 0xC000_0000, 0xC000_1FFF, 0xC000_2000, _M32,
+)  # fmt: skip
+_MOST_OF_A_RANGE: Final = 64
 
 
 class Case(NamedTuple):
     """One instruction and its circumstances; small enough to be sent to other processes.
 
     `ring3` runs it in user mode. `user` gives it an address in the user half, with `smap` one
-    that SMAP forbids; `crossing` an operand across two pages. `rewritten` is what stands in its
-    place when the handler looks. `pinned` are values of register fields.
+    that SMAP forbids; `crossing` an operand across two pages, of which `private` is plain memory of
+    the guest. `rewritten` is what stands in its place when the handler looks. `pinned` are values
+    of register fields.
     """
 
     trap: EmulatedClass
@@ -53,9 +71,32 @@ class Case(NamedTuple):
     user: bool = False
     smap: bool = False
     crossing: bool = False
+    private: int | None = None
     interrupts: bool | None = None
     rewritten: bytes = b""
     pinned: tuple[tuple[Field, int], ...] = ()
+
+
+class Subjects(NamedTuple):
+    """Operands that a table of the rules names: MSRs and CPUID leaves."""
+
+    msrs: tuple[int, ...]
+    leaves: tuple[int, ...]
+
+    @classmethod
+    def of(cls, rules: RuleSet) -> Self:
+        """Take each number of a short range, and the edges of a long one."""
+        return cls(_named(rules.msrs), _named(rules.cpuid))
+
+
+def _named(rows: Iterable[MsrRule | CpuidRule]) -> tuple[int, ...]:
+    found: dict[int, None] = {}
+    for row in rows:
+        if row.first is not None:
+            last = row.first if row.last is None else row.last
+            step = max((last - row.first) // _MOST_OF_A_RANGE, 1)
+            found |= dict.fromkeys((*range(row.first, last + 1, step), last))
+    return tuple(found)
 
 
 class Address(NamedTuple):
@@ -83,12 +124,12 @@ def first_round() -> tuple[tuple[Form, ...], tuple[Case, ...]]:
     return forms, tuple(_probe(form, number) for number, form in enumerate(forms))
 
 
-def ring3_round(forms: Iterable[Form]) -> tuple[Case, ...]:
+def ring3_round(forms: Iterable[Form], subjects: Subjects) -> tuple[Case, ...]:
     """Return what is tried in user mode: all that traps by itself, and some accesses."""
     cases: list[Case] = []
     for form in forms:
         if form.trap == "cpuid":
-            cases += _cpuid(form, len(cases))
+            cases += _cpuid(form, len(cases), subjects)
         elif form.trap != "mmio":
             cases.append(_probe(form, len(cases)))
         elif len(form.bytes) == 2:
@@ -96,7 +137,9 @@ def ring3_round(forms: Iterable[Form]) -> tuple[Case, ...]:
     return tuple(case._replace(ring3=True, interrupts=True) for case in cases)
 
 
-def second_round(forms: Iterable[Form], accepted: frozenset[int]) -> tuple[Case, ...]:
+def second_round(
+    forms: Iterable[Form], accepted: frozenset[int], subjects: Subjects
+) -> tuple[Case, ...]:
     """Return the rest; `accepted` are the codes that the handler does not refuse."""
     cases: list[Case] = []
     for form in forms:
@@ -108,9 +151,9 @@ def second_round(forms: Iterable[Form], accepted: frozenset[int]) -> tuple[Case,
         elif form.trap == "pio":
             cases += _ports(form, len(cases))
         elif form.trap == "cpuid":
-            cases += _cpuid(form, len(cases))
+            cases += _cpuid(form, len(cases), subjects)
         elif form.trap == "msr":
-            cases += _msr(form, len(cases))
+            cases += _msr(form, len(cases), subjects)
         else:
             cases += _plain(form, len(cases))
     cases += _rewrites(forms, accepted, len(cases))
@@ -137,7 +180,7 @@ def _mmio(form: Form, seed: int) -> Iterator[Case]:
     for number, code in enumerate(codes):
         yield Case("mmio", code, seed + number)
     for number, code in enumerate(codes[:: max(len(codes) // 24, 1)]):
-        yield Case("mmio", code, seed + number, crossing=True)
+        yield Case("mmio", code, seed + number, crossing=True, private=(None, 0, 1)[number % 3])
         yield Case("mmio", code, seed + number, user=True)
         yield Case("mmio", code, seed + number, user=True, smap=True)
 
@@ -269,7 +312,7 @@ def _sib(index: int, base: int, scale: int) -> bytes:
 
 def _ports(form: Form, seed: int) -> Iterator[Case]:
     """Ports by immediate and DX, with prefixes that mean nothing here, and REP."""
-    ports = (0, 1, 0x70, 0x80, 0xCF8, 0x3F8, 0x5000, 0x7FFF, 0x8000, 0xFFFF)
+    ports = (*_PORTS, *_random(4, 0x1_0000, 3))
     number = seed
     for prefix in (b"", *_PREFIX_RUNS):
         for port in ports if not prefix else ports[number % 5 :: 5]:
@@ -280,29 +323,36 @@ def _ports(form: Form, seed: int) -> Iterator[Case]:
             yield Case("pio", code, number, pinned=((_DX, port),))
 
 
-def _cpuid(form: Form, seed: int) -> Iterator[Case]:
-    leaves = (
-        *range(0x25), *range(0x4000_0000, 0x4000_0012), 0x4FFF_FFFF, 0x5000_0000,
-        *range(0x8000_0000, 0x8000_000A), 0x8FFF_FFFF, 0xC000_0000, _M32,
-    )  # fmt: skip
-    for number in range(len(leaves) * 3):
-        pinned = ((_EAX, leaves[number // 3]), (_ECX, (0, 1, 0x8765_4321)[number % 3]))
-        yield Case(form.trap, form.bytes, seed + number, pinned=pinned)
+def _cpuid(form: Form, seed: int, subjects: Subjects) -> Iterator[Case]:
+    """Leaves that the rules name, those at the edges of the ranges, and some at random."""
+    others = dict.fromkeys((*subjects.leaves, *_random(16, 1 << 32, 2)))
+    leaves = (*product(_LEAVES, _SUBLEAVES), *((leaf, 0) for leaf in others))
+    for number, (leaf, subleaf) in enumerate(dict.fromkeys(leaves)):
+        yield Case(form.trap, form.bytes, seed + number, pinned=((_EAX, leaf), (_ECX, subleaf)))
     for number, prefix in enumerate(_PREFIX_RUNS):
         pinned = ((_EAX, 0x4000_0000), (_ECX, 0))
         yield Case(form.trap, prefix + form.bytes, seed + number, pinned=pinned)
 
 
-def _msr(form: Form, seed: int) -> Iterator[Case]:
-    """Each MSR of the ranges that have a bitmap, coarsely, and some of neither."""
-    indices = (
-        *range(0, 0x2000, 0x25), *range(0x800, 0x840), *range(0xC000_0000, 0xC000_2000, 0x1FB),
-        0x2000, 0x4000_0000, 0x4B56_4D00, 0x4B56_4D04, 0x7FFF_FFFF, 0x8000_0000, 0xBFFF_FFFF, _M32,
-    )  # fmt: skip
+def _msr(form: Form, seed: int, subjects: Subjects) -> Iterator[Case]:
+    """MSRs that the rules name, those at the edges of what has a bitmap, and some at random."""
+    indices = dict.fromkeys(
+        (*subjects.msrs, *_MSRS, *_random(32, 0x2000, 0), *_random(32, 1 << 32, 1))
+    )
     for number, index in enumerate(indices):
         yield Case(form.trap, form.bytes, seed + number, pinned=((_ECX, index),))
+    values = product((0, 1, 0x7FFF_FFFF, 0x8000_0000, _M32), repeat=2)
+    for number, (low, high) in enumerate(values):
+        pinned = ((_ECX, _HOST_MSR), (_EAX, low), (_EDX, high))
+        yield Case(form.trap, form.bytes, seed + number, pinned=pinned)
     for number, prefix in enumerate(_PREFIX_RUNS):
-        yield Case(form.trap, prefix + form.bytes, seed + number, pinned=((_ECX, 0x4B56_4D00),))
+        yield Case(form.trap, prefix + form.bytes, seed + number, pinned=((_ECX, _HOST_MSR),))
+
+
+def _random(count: int, below: int, seed: int) -> Iterator[int]:
+    """Draw numbers, always the same."""
+    source = random.Random(seed)  # noqa: S311 - repeatable on purpose
+    return (source.randrange(below) for _ in range(count))
 
 
 def _plain(form: Form, seed: int) -> Iterator[Case]:

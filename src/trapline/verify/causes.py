@@ -5,7 +5,7 @@ only failing cases have and most of them do is a cause; what is left after it ma
 A form without a passing case fails as such. Forms that fail of the same cause are one finding.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Final, NamedTuple
@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from trapline.results.verify import EmulatedClass, Kind
 from trapline.verify import features
 from trapline.verify.cases import Case
-from trapline.verify.differences import Mismatch
+from trapline.verify.differences import Mismatch, symptom
 from trapline.verify.judge import Judgement
 
 SOMETIMES: Final = "some operands"
@@ -22,6 +22,11 @@ SOMETIMES: Final = "some operands"
 COINCIDENCES: Final = (0.05, 0.25, 0.5)
 # What explains less than this share of the failures is left to chance.
 LEAST_SHARE: Final = 0.1
+# More causes than this in one form are taken for one fault, unless chance is ruled out.
+MOST_CAUSES: Final = 2
+CHANCE: Final = 1e-4
+# Different looks of one wrong part of a register.
+_REGISTER: Final = frozenset(("wrong-register", "stale-bits", "from-host"))
 
 
 class Tried(NamedTuple):
@@ -59,11 +64,18 @@ def find_causes(tried: Sequence[Tried]) -> tuple[Cause, ...]:
     for each in tried:
         if each.judgement.handled or each.judgement.mismatches:
             by_form[each.case.trap, each.form].append(each)
+    failures = {key: _failures(cases) for key, cases in by_form.items()}
+    common: dict[tuple[EmulatedClass, Kind, str], Counter[str]] = defaultdict(Counter)
+    for (trap, _), of_form in failures.items():
+        for (kind, detail), group in of_form.items():
+            common[trap, kind, detail].update(word for each in group for word in each.features)
     symptoms: dict[tuple[EmulatedClass, Kind, str], dict[tuple[str, ...], list[_Failure]]]
     symptoms = defaultdict(lambda: defaultdict(list))
-    for (trap, _), cases in by_form.items():
-        for (kind, detail, shared), failures in _of_form(cases):
-            symptoms[trap, kind, detail][shared].extend(failures)
+    for (trap, form), of_form in failures.items():
+        for (kind, detail), group in of_form.items():
+            passing = _passing(by_form[trap, form], kind, detail, group)
+            for shared, part in _explain(group, passing, common[trap, kind, detail]):
+                symptoms[trap, kind, detail][shared].extend(part)
     return tuple(
         _cause(*symptom, shared, failures)
         for symptom, groups in symptoms.items()
@@ -82,65 +94,119 @@ def _merged(groups: dict[tuple[str, ...], list[_Failure]]) -> dict[tuple[str, ..
     return merged
 
 
-def _of_form(
-    cases: list[Tried],
-) -> Iterable[tuple[tuple[Kind, str, tuple[str, ...]], list[_Failure]]]:
-    """Split the failures of one form by cause."""
-    known = [(each, features.of_case(each.case)) for each in cases]
-    symptoms: dict[tuple[Kind, str], list[_Failure]] = defaultdict(list)
-    for each, words in known:
+def _features(tried: Tried) -> frozenset[str]:
+    return features.of_case(tried.case, tried.judgement.value)
+
+
+def _failures(cases: list[Tried]) -> dict[tuple[Kind, str], list[_Failure]]:
+    """Sort the failures of one form by what is wrong."""
+    found: dict[tuple[Kind, str], list[_Failure]] = defaultdict(list)
+    for each in cases:
         for mismatch in each.judgement.mismatches:
-            symptoms[mismatch.kind, mismatch.detail].append(_Failure(each, mismatch, words))
-    for (kind, detail), failures in symptoms.items():
-        failing = {id(failure.tried) for failure in failures}
-        compared = any(failure.tried.judgement.compared for failure in failures)
-        passing = [
-            words
-            for each, words in known
-            if id(each) not in failing and (each.judgement.compared or not compared)
-        ]
-        for shared, part in _explain(failures, passing):
-            yield (kind, detail, shared), part
+            found[symptom(mismatch)].append(_Failure(each, mismatch, _features(each)))
+    return found
+
+
+def _passing(
+    cases: list[Tried], kind: Kind, detail: str, failures: list[_Failure]
+) -> list[frozenset[str]]:
+    """Return what can be said of each case of a form that does not fail like this.
+
+    What is wrong in another way with the same part is no proof that this part is right.
+    """
+    compared = any(failure.tried.judgement.compared for failure in failures)
+    return [
+        _features(each)
+        for each in cases
+        if (each.judgement.compared or not compared)
+        and not any(
+            symptom(mismatch) == (kind, detail)
+            or (kind in _REGISTER and mismatch.kind in _REGISTER and mismatch.detail == detail)
+            for mismatch in each.judgement.mismatches
+        )
+    ]
 
 
 def _explain(
-    failures: list[_Failure], passing: list[frozenset[str]]
+    failures: list[_Failure], passing: list[frozenset[str]], common: Counter[str]
 ) -> Iterable[tuple[tuple[str, ...], list[_Failure]]]:
-    """Cover the failures by as few features as tell them from the passing cases."""
+    """Cover the failures by as few features as tell them from the passing cases.
+
+    Features are named only if they explain all failures, or what they explain is no chance. So a
+    fault of values, which some prefix or register always happens to have, stays one finding.
+    """
+    cover, left = _cover(failures, passing, common)
+    if left or len(cover) > MOST_CAUSES:
+        for words, part in list(cover.items()):
+            others = [failure for failure in failures if not failure.features.issuperset(words)]
+            if words and _chance(words, part, others, passing) > CHANCE:
+                del cover[words]
+                left += part
+    yield from cover.items()
+    if left:
+        yield (SOMETIMES,), left
+
+
+def _cover(
+    failures: list[_Failure], passing: list[frozenset[str]], common: Counter[str]
+) -> tuple[dict[tuple[str, ...], list[_Failure]], list[_Failure]]:
+    """Choose features greedily; returns what each explains, and what none does."""
     left = failures
     least = max(len(failures) * LEAST_SHARE, 1)
+    cover: dict[tuple[str, ...], list[_Failure]] = {}
     for coincidence in COINCIDENCES:
         for size in range(3):
             while len(left) >= least:
-                best = _best(left, passing, size, coincidence, least)
+                best = _best(left, passing, common, size, (coincidence, least))
                 if best is None:
                     break
                 chosen = frozenset(best)
-                yield best, [failure for failure in left if chosen <= failure.features]
+                cover[best] = [failure for failure in left if chosen <= failure.features]
                 left = [failure for failure in left if not chosen <= failure.features]
-    if left:
-        yield (SOMETIMES,), left
+    return cover, left
+
+
+def _chance(
+    words: tuple[str, ...],
+    part: list[_Failure],
+    others: list[_Failure],
+    passing: list[frozenset[str]],
+) -> float:
+    """How likely so many cases with these features fail if they fail as often as the others."""
+    passed = sum(each.issuperset(words) for each in passing)
+    rest = len(others) + len(passing) - passed
+    rate = len(others) / rest if rest else 0.0
+    return float(rate ** len(part)) if passed < len(part) else 1.0
 
 
 def _best(
     failures: list[_Failure],
     passing: list[frozenset[str]],
+    common: Counter[str],
     size: int,
-    coincidence: float,
-    least: float,
+    bounds: tuple[float, float],
 ) -> tuple[str, ...] | None:
-    """Return the features that most failures and hardly a passing case have."""
+    """Return the features that most failures and hardly a passing case have.
+
+    Of several that explain as much, the one that passing cases have least, then the more general
+    one, then the one that fails most with other forms (`common`). `bounds` are the share of
+    passing cases that is put down to coincidence, and the least number of failures.
+    """
+    coincidence, least = bounds
     counts: dict[tuple[str, ...], int] = defaultdict(int)
     for failure in failures:
         for words in combinations(sorted(failure.features), size):
             counts[words] += 1
+    found: list[tuple[int, int, bool, int, tuple[str, ...]]] = []
     for words, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        if count < least:
+        if count < least or (found and -found[0][0] != count):
             break
-        chosen = frozenset(words)
-        if sum(chosen <= other for other in passing) <= count * coincidence:
-            return words
-    return None
+        passed = sum(other.issuperset(words) for other in passing)
+        if passed <= count * coincidence:
+            single = any(map(features.is_single, words))
+            spread = min((common[word] for word in words), default=0)
+            found.append((-count, passed, single, -spread, words))
+    return min(found)[4] if found else None
 
 
 def _cause(
@@ -152,10 +218,11 @@ def _cause(
             failure.tried.case.ring3, len(failure.tried.case.code), failure.tried.case[1:],
         ),
     )  # fmt: skip
+    kinds = {failure.mismatch.kind for failure in failures}
     forms = {failure.tried.form: failure.tried.name for failure in failures}
     return Cause(
         trap,
-        kind,
+        kinds.pop() if len(kinds) == 1 else kind,
         detail,
         shared,
         tuple(sorted(forms)),

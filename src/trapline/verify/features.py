@@ -6,7 +6,7 @@ import iced_x86 as ix
 
 from trapline.cpu.engine import Reg
 from trapline.verify.cases import Case
-from trapline.verify.inputs import address_size, decode, field_of, memory_kinds, pattern
+from trapline.verify.inputs import address_size, decode, field_of, memory_kinds
 from trapline.verify.testpages import END
 
 _HIGH: Final = frozenset((ix.Register.AH, ix.Register.CH, ix.Register.DH, ix.Register.BH))
@@ -30,24 +30,19 @@ CHANGES: Final = "an instruction that changes under the handler"
 NEW_ADDRESS: Final = f"{CHANGES} to one with another address"
 NEW_DIRECTION: Final = f"{CHANGES} to one of another direction"
 NEW_WIDTH: Final = f"{CHANGES} to one of another width"
-_LEAVES: Final = tuple(f"a leaf of the range {number:X}0000000h" for number in range(16))
-#: What cannot be seen in an instruction.
-CIRCUMSTANCES: Final = frozenset(
-    (
-        RING0,
-        RING3,
-        USER,
-        NEGATIVE,
-        CROSSING,
-        INTERRUPTS_ON,
-        INTERRUPTS_OFF,
-        CHANGES,
-        NEW_ADDRESS,
-        NEW_DIRECTION,
-        NEW_WIDTH,
-        *_LEAVES,
-    )
-)
+STRADDLING: Final = "an operand on private memory and MMIO"
+PROCESSORS: Final = "a leaf of the processor's"
+OTHER_SUBLEAF: Final = "a sub-leaf that is not 0"
+_RANGES: Final = {"cpuid": "a leaf of the range", "msr": "an MSR of the range"}
+_SINGLE: Final = {"cpuid": "leaf", "msr": "MSR", "pio": "port"}
+# Bits that a sign may be taken from by mistake.
+_SIGN_BITS: Final = (0, 6, 7, 14, 15, 30, 31)
+_WIDTHS: Final = (8, 16, 32, 64, 80, 128, 256, 512)
+
+
+def is_single(word: str) -> bool:
+    """Whether a word is about one value only; a more general one is the better cause."""
+    return word.startswith(("sub-leaf ", *(f"{name} " for name in _SINGLE.values())))
 
 
 def of_code(code: bytes) -> frozenset[str]:
@@ -59,30 +54,74 @@ def of_code(code: bytes) -> frozenset[str]:
     return frozenset(found)
 
 
-def of_case(case: Case) -> frozenset[str]:
-    """Return what can be said of a case."""
+#: All that `of_code` can say; the rest cannot be seen in an instruction.
+CODE: Final = frozenset(
+    (
+        *_PREFIX_NAMES.values(),
+        "a prefix given twice",
+        "more than one segment prefix",
+        "a REX prefix",
+        "a REX prefix that is not the last",
+        "register AH, CH, DH or BH",
+        "register SPL, BPL, SIL or DIL",
+        "register RSP, ESP, SP or SPL",
+        *(f"a register of {bits} bits as operand {at + 1}" for bits in _WIDTHS for at in range(5)),
+        "a RIP-relative address",
+        "an absolute address",
+        "base register RSP",
+        "an index register",
+        "a segment with a base",
+    )
+)
+
+
+def of_case(case: Case, value: int | None = None) -> frozenset[str]:
+    """Return what can be said of a case; `value` is the operand that it read from memory."""
     found = set(of_code(case.code))
     found.add(RING3 if case.ring3 else RING0)
     instruction = decode(case.code, END, strict=False)
     if case.user or (case.trap == "mmio" and address_size(instruction) == 4):
         found.add(USER)
-    if case.trap == "mmio" and _reads(instruction) and pattern(case.seed)[0] >> 7:
-        found.add(NEGATIVE)
-    if case.crossing:
+    if value is not None:
+        found |= _value(value, 8 * ix.MemorySizeExt.size(instruction.memory_size))
+    if case.private is not None:
+        found.add(STRADDLING)
+    elif case.crossing:
         found.add(CROSSING)
     if case.rewritten:
         found |= _changes(case)
     if case.interrupts is not None and case.trap == "hlt":
         found.add(INTERRUPTS_ON if case.interrupts else INTERRUPTS_OFF)
+    return frozenset(found | _pinned(case))
+
+
+def _value(value: int, bits: int) -> set[str]:
+    """Say what there is to a value that is extended."""
+    sign = value >> bits - 1 & 1
+    found = {NEGATIVE} if sign else set()
+    for bit in _SIGN_BITS:
+        if bit < bits - 1 and value >> bit & 1 != sign:
+            found.add(f"values in memory whose bit {bit} is not their sign")
+    return found
+
+
+def _pinned(case: Case) -> set[str]:
+    """Say which port, leaf or MSR it is, and which bits of a value are set."""
+    subject = {"cpuid": Reg.RAX, "msr": Reg.RCX, "pio": Reg.RDX}.get(case.trap)
+    found = set()
     for field, value in case.pinned:
-        if case.trap == "cpuid" and field.number == Reg.RAX:
-            found.add(_LEAVES[value >> 28])
-    return frozenset(found)
-
-
-def _reads(instruction: ix.Instruction) -> bool:
-    used = ix.InstructionInfoFactory().info(instruction).used_memory()
-    return any(memory.access != ix.OpAccess.WRITE for memory in used)
+        if field.number == subject:
+            found.add(f"{_SINGLE[case.trap]} {value:#x}")
+            if case.trap == "cpuid" and value >> 28 != 4:  # SDM volume 2, CPUID
+                found.add(PROCESSORS)
+            if case.trap in _RANGES:
+                found.add(f"{_RANGES[case.trap]} {value >> 28:X}0000000h")
+        elif case.trap == "cpuid":
+            found |= {f"sub-leaf {value:#x}"} | ({OTHER_SUBLEAF} if value else set())
+        else:
+            name = f"E{Reg(field.number).name[1:]}"
+            found |= {f"bit {bit} of {name} set" for bit in (0, 30, 31) if value >> bit & 1}
+    return found
 
 
 def _changes(case: Case) -> set[str]:

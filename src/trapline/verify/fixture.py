@@ -34,6 +34,8 @@ _MAX_TRAPS: Final = 64
 _VECTOR_PF: Final = 14
 _ALL_EXCEPTIONS: Final = frozenset(range(32))
 _UD2: Final = b"\x0f\x0b"
+_FNINIT: Final = b"\xdb\xe3"
+_FLD1: Final = b"\xd9\xe8"
 
 Ending = Literal["done", "fault", "refused", "hang", "dead"]
 
@@ -44,7 +46,7 @@ class Setup(NamedTuple):
     `regs` are the 16 general registers. `operand` fills the operand pages, `above` the stack
     from RSP up to its end, `below` what is dead under it. `rewritten` replaces the instruction
     between the trap and the handler. `inject` makes the trap by hand, for what the engine
-    cannot decode: the GLA of the access. `mmio` says what the operand pages of a trapped run are:
+    cannot decode: the GLA of the access. `mmio` says which operand pages of a trapped run are MMIO:
     what traps by itself, as INS does, has its operand in plain memory.
     """
 
@@ -54,17 +56,18 @@ class Setup(NamedTuple):
     operand: bytes
     stack: bytes
     world: World
-    spoil: bool = False
+    garbage: int | None = None
     rewritten: bytes = b""
     inject: int | None = None
     inject_write: bool = False
-    mmio: bool = True
+    mmio: tuple[bool, ...] = (True, True)
 
 
 class Outcome(NamedTuple):
     """The state after it. `detail` is what faulted or refused; `traps` counts #VEs at it.
 
-    `memory` are the operand pages as memory or device hold them, `stack` what was above RSP.
+    `memory` are the operand pages as memory or device hold them, `stack` what was above RSP,
+    `fpu` the x87 and SSE registers.
     """
 
     ending: Ending
@@ -73,6 +76,7 @@ class Outcome(NamedTuple):
     rflags: int
     memory: bytes
     stack: bytes
+    fpu: bytes
     accesses: tuple[Access, ...]
     calls: tuple[tuple[int, ...], ...]
     traps: int
@@ -126,6 +130,8 @@ class Stage:
             self._held = held.pop_all()
         self._start = 0
         self._ending: tuple[Ending, str] | None = None
+        self._fpu = vcpu.fpu
+        self._fpu = self._poisoned_fpu()
 
     def leave(self) -> None:
         """Let the guest go on from where the stage found it."""
@@ -136,16 +142,31 @@ class Stage:
         vcpu.intercept_exceptions(frozenset({VECTOR_DOUBLE_FAULT}))
         vcpu.set_time_budget(1)
 
+    def _poisoned_fpu(self) -> bytes:
+        """Return x87 and SSE registers of which none is zero; those at hand without SSE."""
+        loads = b"".join(
+            bytes([0xF3, *([0x44] if number > 7 else []), 0x0F, 0x6F, 0x83 | (number & 7) << 3])
+            + (number * 16).to_bytes(4, "little")
+            for number in range(16)
+        )
+        code = _FNINIT + _FLD1 * 8 + loads  # movdqu xmmN, [rbx + 16 N]
+        memory = bytes(number % 251 + 1 for number in range(OPERAND_SIZE))
+        regs = [0] * 16
+        regs[Reg.RBX] = (self.end & -PAGE) + OPERAND_AT
+        regs[Reg.RSP] = self.stack_top
+        loaded = self.native(Setup(code, tuple(regs), 2, memory, b"", World(memory)))
+        return loaded.fpu if loaded.ending == "done" else self._fpu
+
     def native(self, setup: Setup) -> Outcome:
         """Execute the instruction on plain memory, or on the devices themselves."""
-        self._prepare(setup, mmio=False)
+        self._prepare(setup, (False, False))
         self._world = setup.world
         self.vcpu.run(self._on_native_exit)
         return self._outcome(setup, self._plain_memory())
 
     def trapped(self, setup: Setup) -> Outcome:
         """Execute it through the kernel's handler; with `setup.mmio`, the operand is on MMIO."""
-        self._prepare(setup, mmio=setup.mmio)
+        self._prepare(setup, setup.mmio)
         self._rewritten = setup.rewritten
         if setup.inject is not None:
             offset = (setup.inject - OPERAND_AT) % OPERAND_SIZE
@@ -154,16 +175,20 @@ class Stage:
                 VeInfo(ExitReason.EPT_VIOLATION, 0x180 | 1 + setup.inject_write, setup.inject, gpa)
             )
         self.vcpu.run(self._on_trapped_exit)
-        memory = bytes(setup.world.memory) if setup.mmio else self._plain_memory()
+        sides = (self._plain_memory(), bytes(setup.world.memory))
+        memory = b"".join(
+            sides[is_mmio][page * PAGE : (page + 1) * PAGE]
+            for page, is_mmio in enumerate(setup.mmio)
+        )
         return self._outcome(setup, memory)
 
     def _plain_memory(self) -> bytes:
         return bytes(self._ram[OPERAND_GPA : OPERAND_GPA + OPERAND_SIZE])
 
-    def _prepare(self, setup: Setup, *, mmio: bool) -> None:
+    def _prepare(self, setup: Setup, mmio: tuple[bool, ...]) -> None:
         vcpu = self.vcpu
         self._frozen.restore()
-        self._window.enter(mmio=mmio)
+        self._window.enter(mmio)
         self._start = self.end - len(setup.code)
         # A block of code ends with UD2, or hundreds of zero bytes would be translated each time.
         self._write(CODE_GPA + (self._start & PAGE - 1), setup.code + _UD2)
@@ -174,12 +199,13 @@ class Stage:
             regs[number] = value
         regs[Reg.RIP] = self._start
         vcpu.rflags = setup.rflags
+        vcpu.fpu = self._fpu
         self._watch.rip = self._start
         self._watch.infos.clear()
         self._watch.doubled = False
         self._ending = None
         self._rewritten = b""
-        self._host.begin(setup.world, spoil=setup.spoil)
+        self._host.begin(setup.world, setup.garbage)
         setup.world.accesses.clear()
 
     def _write(self, gpa: int, data: bytes) -> None:
@@ -197,6 +223,7 @@ class Stage:
             vcpu.rflags,
             memory,
             bytes(self._ram[end - used : end]),
+            vcpu.fpu,
             tuple(setup.world.accesses),
             tuple(self._host.calls),
             len(self._watch.infos),

@@ -21,13 +21,13 @@ from trapline.verify.testpages import (
     PAGE,
     USER_BASE,
 )
+from trapline.verify.world import M64
 
 if TYPE_CHECKING:
     from iced_x86._iced_x86_py import OpKind as KindValue
     from iced_x86._iced_x86_py import Register as RegisterValue
 
 LANES: Final = 3
-M64: Final = (1 << 64) - 1
 _M32: Final = (1 << 32) - 1
 _CF, _PF, _AF, _ZF, _SF, _IF, _DF, _OF = 1, 4, 16, 64, 128, 1 << 9, 1 << 10, 1 << 11
 _ID: Final = 1 << 21
@@ -46,6 +46,9 @@ _FLAGS: Final = {
 }
 _READS: Final = frozenset(
     (ix.OpAccess.READ, ix.OpAccess.COND_READ, ix.OpAccess.READ_WRITE, ix.OpAccess.READ_COND_WRITE)
+)
+_WRITES: Final = frozenset(
+    (ix.OpAccess.WRITE, ix.OpAccess.COND_WRITE, ix.OpAccess.READ_WRITE, ix.OpAccess.READ_COND_WRITE)
 )
 _FIRST: Final = OPERAND - KERNEL_BASE - OPERAND_AT
 _SPREAD: Final = 16  # how far it may move to be reached
@@ -73,6 +76,17 @@ class Field(NamedTuple):
 
     number: int
     mask: int
+
+
+class Target(NamedTuple):
+    """What an instruction may write of the general registers, and how wide what it reads is.
+
+    `written` maps a register's number to the bits of the operand in it; `width` is the bits that
+    come from memory or a port, where fewer than the destination has.
+    """
+
+    written: dict[int, int]
+    width: int
 
 
 class Lanes(NamedTuple):
@@ -125,9 +139,30 @@ def memory_kinds(instruction: ix.Instruction) -> "list[KindValue]":
 
 def read_fields(instruction: ix.Instruction) -> list[Field]:
     """Return what the instruction reads of the general registers, addresses included."""
+    return _fields(instruction, _READS)
+
+
+def target_of(instruction: ix.Instruction) -> Target:
+    """Return what it writes of them, and the width of what comes from memory or a port.
+
+    A 32-bit destination is 32 bits wide, though the rest of the register becomes zero.
+    """
+    written: dict[int, int] = {}
+    for field in _fields(instruction, _WRITES):
+        written[field.number] = written.get(field.number, 0) | field.mask
+    for number in range(instruction.op_count):
+        if instruction.op_kind(number) == ix.OpKind.REGISTER:
+            operand = field_of(instruction.op_register(number))
+            if operand is not None and operand.number in written:
+                written[operand.number] = operand.mask
+    width = 8 * ix.MemorySizeExt.size(instruction.memory_size)
+    return Target(written, width or 64)
+
+
+def _fields(instruction: ix.Instruction, kinds: frozenset[int]) -> list[Field]:
     found = []
     for used in _info.info(instruction).used_registers():
-        field = field_of(used.register) if used.access in _READS else None
+        field = field_of(used.register) if used.access in kinds else None
         if field is not None:
             found.append(field)
     return found
@@ -339,15 +374,12 @@ def _flags(instruction: ix.Instruction, request: Request, *, is_string: bool) ->
     return tuple(value | access_rights for value in values)
 
 
-def _pattern(sign: int) -> bytes:
-    """Fill the operand pages with random bytes, all of them positive or negative."""
-    source = random.Random(sign)  # noqa: S311 - repeatable on purpose
-    return bytes(byte & 0x7F | sign << 7 for byte in source.randbytes(OPERAND_SIZE))
-
-
-_PATTERNS: Final = (_pattern(0), _pattern(1))
+_PATTERNS: Final = tuple(
+    random.Random(seed).randbytes(OPERAND_SIZE)  # noqa: S311 - repeatable on purpose
+    for seed in range(16)
+)
 
 
 def pattern(seed: int) -> bytes:
     """Return what is in the operand pages of a case."""
-    return _PATTERNS[seed >> 1 & 1]
+    return _PATTERNS[seed >> 1 & 15]

@@ -10,6 +10,7 @@ import iced_x86 as ix
 from trapline.cpu.engine import Reg
 from trapline.verify.cases import Case
 from trapline.verify.differences import (
+    FLOATS,
     Mismatch,
     accesses_text,
     ending_text,
@@ -18,7 +19,9 @@ from trapline.verify.differences import (
     from_host,
     memory_mismatch,
     merge,
-    register_mismatch,
+    register_mismatches,
+    symptom,
+    without_consequences,
 )
 from trapline.verify.fixture import Outcome, Setup, Stage
 from trapline.verify.inputs import (
@@ -29,9 +32,10 @@ from trapline.verify.inputs import (
     lanes,
     memory_kinds,
     pattern,
+    target_of,
 )
 from trapline.verify.testpages import KERNEL_BASE, OPERAND_AT, PAGE, USER_BASE
-from trapline.verify.world import Access, World
+from trapline.verify.world import GARBAGE, M64, Access, World
 
 if TYPE_CHECKING:
     from trapline.results.verify import Kind
@@ -53,6 +57,7 @@ _LOW_HALF: Final = 1 << 47
 _STACK_SIZE: Final = 0x3400
 _PORT: Final = 0x8182_8384_8586_8788
 _MSR: Final = 0xF1F2_F3F4_95A6_B7C8
+_SOFTWARE_LEAVES: Final = 4  # bits 31:28 of the leaf
 _CPUID: Final = (0x91A1_B1C1, 0xA2B2_C2D2, 0xB3C3_D3E3, 0xC4D4_E4F4)
 
 
@@ -67,6 +72,7 @@ class Judgement(NamedTuple):
     may_refuse: bool = False  # a handler need not take this upon itself
     refused: bool = False  # the handler refused, whatever else happened
     injected: bool = False  # the #VE was made by hand
+    value: int | None = None  # of the operand that is read from memory
 
 
 class Judge:
@@ -93,6 +99,9 @@ class _Trial:
         strict = decode(case.code, stage.end)
         self._valid = not strict.is_invalid
         self._instruction = decode(case.code, stage.end, strict=False)
+        self._target = target_of(self._instruction)
+        is_mmio = case.trap == "mmio"
+        self._mmio = tuple(is_mmio and page != case.private for page in range(2))
         self._lanes: Lanes
 
     def judge(self) -> Judgement:
@@ -118,7 +127,17 @@ class _Trial:
         return self._compare_runs(native)._replace(
             executed=native.ending == "done",
             may_refuse=native.ending != "done" or self._may_refuse(),
+            value=self._value(),
         )
+
+    def _value(self) -> int | None:
+        """Return the operand that the instruction reads from memory."""
+        used = ix.InstructionInfoFactory().info(self._instruction).used_memory()
+        if self._case.trap != "mmio" or len(used) != 1 or used[0].access == ix.OpAccess.WRITE:
+            return None
+        at = (self._lanes.gla - OPERAND_AT) % PAGE
+        size = ix.MemorySizeExt.size(used[0].memory_size)
+        return int.from_bytes(self._pattern[at : at + size], "little")
 
     def _compare_runs(self, native: Outcome) -> Judgement:
         if self._case.rewritten:
@@ -144,8 +163,8 @@ class _Trial:
 
     # Building.
 
-    def _setup(self, lane: int, *, spoil: bool = False, code: bytes = b"") -> Setup:
-        world = World(self._pattern)
+    def _setup(self, lane: int, *, garbage: int | None = None, code: bytes = b"") -> Setup:
+        world = World(self._device_memory())
         world.port, world.msr, world.cpuid = _PORT, _MSR, _CPUID
         return Setup(
             code or self._case.code,
@@ -154,9 +173,17 @@ class _Trial:
             self._pattern,
             _STACKS[lane],
             world,
-            spoil,
-            mmio=self._case.trap == "mmio",
+            garbage,
+            mmio=self._mmio,
         )
+
+    def _device_memory(self) -> bytes:
+        """Return what the device holds; where the guest's own memory is, something else."""
+        if self._case.private is None:
+            return self._pattern
+        start = self._case.private * PAGE
+        other = bytes(byte ^ 0xFF for byte in self._pattern[start : start + PAGE])
+        return self._pattern[:start] + other + self._pattern[start + PAGE :]
 
     def _is_unknown(self, native: Outcome) -> bool:
         """Whether the engine does not know an instruction that processors do.
@@ -273,6 +300,7 @@ class _Trial:
         # Zeros are what an instruction that traps by itself is most likely to be tried with.
         for lane in (1,) if case.trap == "mmio" else (1, 2):
             found = self._try_lane(lane, trapped, found)
+        found = without_consequences(found, trapped.calls)
         if not found:
             return Judgement("same", handled=True, compared=True)
         only_flags = all(mismatch.kind == "wrong-flags" for mismatch in found)
@@ -285,19 +313,27 @@ class _Trial:
         Returns `found` with what is new.
         """
         native = self._stage.native(self._setup(lane))
-        trapped = self._stage.trapped(self._setup(lane, spoil=True))
-        known = {mismatch[:2] for mismatch in found}
+        trapped = self._stage.trapped(self._setup(lane, garbage=self._garbage(lane)))
+        known = {symptom(mismatch) for mismatch in found}
         of_lane = self._compare(lane, native, trapped)
         leaks = find_leaks(first, trapped)
         answers = self._answers(first, trapped)
-        if not leaks and not answers and {each[:2] for each in of_lane} <= known:
+        if not leaks and not answers and {symptom(each) for each in of_lane} <= known:
             return found
         honest = self._stage.trapped(self._setup(lane))
         in_honest = self._compare(lane, native, honest)
         new = [*in_honest, *find_leaks(first, honest), *self._answers(first, honest)]
-        known |= {mismatch[:2] for mismatch in in_honest}
-        new += [from_host(each) for each in of_lane if each[:2] not in known]
+        known |= {symptom(mismatch) for mismatch in in_honest}
+        new += [from_host(each) for each in of_lane if symptom(each) not in known]
         return merge(found, new)
+
+    def _garbage(self, lane: int) -> int:
+        """Return what differs in each bit from what the destination held.
+
+        So a bit that the handler takes from the host is never the right one by chance.
+        """
+        number = next(iter(self._target.written), None)
+        return GARBAGE if number is None else self._lanes.regs[lane][number] ^ M64
 
     # Comparing.
 
@@ -307,30 +343,24 @@ class _Trial:
             if (trapped.ending, trapped.detail) == (native.ending, native.detail):
                 return []
             return [Mismatch("wrong-exception", "", ending_text(native), ending_text(trapped))]
-        found = []
-        before = self._lanes.regs[lane]
+        wanted = self._wanted_accesses(native, trapped)
+        got = trapped.accesses
+        trusted = self._trusted_answer(trapped)
+        if wanted is not None and _shapes(wanted) != _shapes(got):
+            # What the guest then has in registers and memory only follows from it.
+            return [*trusted, _wrong_access(wanted, got)]
         expected = native.regs
         if self._case.trap == "cpuid":
             expected = self._free_answer(lane, trapped)
-        if expected != trapped.regs:
-            found.append(register_mismatch(before, expected, trapped.regs))
-        if native.rflags != trapped.rflags:
-            found += flag_mismatches(native.rflags, trapped.rflags)
-        if native.memory != trapped.memory:
-            found.append(memory_mismatch(native.memory, trapped.memory))
-        if native.stack != trapped.stack:
-            found.append(
-                Mismatch("wrong-memory", "stack", "the stack above RSP as it was", "it changed")
-            )
-        wanted = self._wanted_accesses(native, trapped)
-        got = trapped.accesses
-        if native.memory != trapped.memory and wanted is not None:
-            # The wrong value is reported as wrong memory.
-            wanted, got = (tuple(each._replace(value=0) for each in side) for side in (wanted, got))
-        if wanted is not None and wanted != got:
-            found.append(
-                Mismatch("wrong-access", "", accesses_text(wanted), accesses_text(trapped.accesses))
-            )
+        found = [
+            *trusted,
+            *register_mismatches(self._target, self._lanes.regs[lane], expected, trapped.regs),
+            *flag_mismatches(native.rflags, trapped.rflags),
+            *_beside_registers(native, trapped),
+        ]
+        # The wrong value is reported as wrong memory, where there is memory.
+        if wanted is not None and wanted != got and native.memory == trapped.memory:
+            found.append(_wrong_access(wanted, got))
         return found
 
     def _free_answer(self, lane: int, trapped: Outcome) -> tuple[int, ...]:
@@ -341,6 +371,21 @@ class _Trial:
         for number, value in zip(order, _CPUID, strict=True):
             expected[number] = value if asked else trapped.regs[number] & 0xFFFFFFFF
         return tuple(expected)
+
+    def _trusted_answer(self, trapped: Outcome) -> list[Mismatch]:
+        """Find a leaf of the processor's that the host was asked for.
+
+        Only leaves 40000000h to 4FFFFFFFh are nobody's but software's (SDM volume 2, CPUID).
+        """
+        asked = [access.address for access in trapped.accesses if access.what == "cpuid"]
+        if not asked or asked[0] >> 28 == _SOFTWARE_LEAVES:
+            return []
+        return [
+            Mismatch(
+                "from-host", "answer", "no answer of the host: the leaf is the processor's",
+                accesses_text(trapped.accesses),
+            )
+        ]  # fmt: skip
 
     def _answers(self, first: Outcome, second: Outcome) -> list[Mismatch]:
         """Compare answers to CPUID: they follow from EAX and ECX, the same in all lanes."""
@@ -399,6 +444,34 @@ def _stack(lane: int) -> bytes:
 
 
 _STACKS: Final = tuple(_stack(lane) for lane in range(LANES))
+
+
+def _shapes(accesses: tuple[Access, ...]) -> list[Access]:
+    """Leave out the values of writes to memory."""
+    return [each._replace(value=0) if each.what == "mmio" else each for each in accesses]
+
+
+def _wrong_access(wanted: tuple[Access, ...], got: tuple[Access, ...]) -> Mismatch:
+    return Mismatch("wrong-access", "", accesses_text(wanted), accesses_text(got))
+
+
+def _beside_registers(native: Outcome, trapped: Outcome) -> list[Mismatch]:
+    """Compare memory, stack, x87 and SSE."""
+    found = []
+    if native.memory != trapped.memory:
+        found.append(memory_mismatch(native.memory, trapped.memory))
+    if native.fpu != trapped.fpu:
+        found.append(
+            Mismatch(
+                "wrong-register", FLOATS, "as the instruction leaves them",
+                "other contents",
+            )
+        )  # fmt: skip
+    if native.stack != trapped.stack:
+        found.append(
+            Mismatch("wrong-memory", "stack", "the stack above RSP as it was", "it changed")
+        )
+    return found
 
 
 def _different(mismatch: Mismatch, *, handled: bool = False) -> Judgement:

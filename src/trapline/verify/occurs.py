@@ -39,9 +39,12 @@ class Occurrences:
         )
 
     def count(self, trap: str, forms: Iterable[int], words: Iterable[str]) -> int:
-        """Count sites of a class that have one of the forms and all features that code can have."""
+        """Count sites of a class that have one of the forms and all features that code can have.
+
+        Values, and what else an instruction does not show, are not looked for.
+        """
         wanted = frozenset(forms)
-        needed = frozenset(words) - features.CIRCUMSTANCES
+        needed = frozenset(words) & features.CODE
         return sum(
             count
             for kind, count in self._kinds.items()

@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import iced_x86 as ix
 
@@ -17,7 +17,8 @@ from trapline.results.verify import (
     VerifiedKernel,
     VerifyResult,
 )
-from trapline.verify.cases import Case, first_round, ring3_round, second_round
+from trapline.rules.tables import load
+from trapline.verify.cases import Case, Subjects, first_round, ring3_round, second_round
 from trapline.verify.causes import Cause, Tried, find_causes
 from trapline.verify.chunks import run_cases, verify_pool
 from trapline.verify.differences import Mismatch
@@ -26,6 +27,8 @@ from trapline.verify.inputs import decode
 from trapline.verify.judge import Judgement
 from trapline.verify.occurs import Occurrences
 from trapline.verify.testpages import END, USER_END
+
+_USED: Final = "forms that the kernel has sites of"
 
 #: Told (cases done, cases in all so far).
 Progress = Callable[[int, int], None]
@@ -81,7 +84,8 @@ def run(
     """Run the rounds; the result does not depend on the number of workers."""
     counted = _Counted(progress)
     forms, probes = first_round()
-    in_ring3 = _limited(ring3_round(forms), options.limit) if options.ring3 else ()
+    subjects = Subjects.of(load(source.module_version))
+    in_ring3 = _limited(ring3_round(forms, subjects), options.limit) if options.ring3 else ()
     counted.add(len(in_ring3) + len(probes))
     with verify_pool(source, options.workers, ring3=options.ring3) as pool:
         tried = _tried(in_ring3, run_cases(pool, in_ring3, progress=counted))
@@ -89,7 +93,7 @@ def run(
         tried += _tried(probes, judged)
         accepted = _codes(forms, judged, lambda judgement: judgement.handled)
         executed = _codes(forms, judged, lambda judgement: judgement.executed)
-        rest = _limited(second_round(forms, accepted), options.limit)
+        rest = _limited(second_round(forms, accepted, subjects), options.limit)
         counted.add(len(rest))
         tried += _tried(rest, run_cases(pool, rest, executed, counted))
     return _with_refusals(tuple(each for each in tried if each.judgement.verdict != "unreachable"))
@@ -154,7 +158,11 @@ def result(
     for each in tried:
         verdicts[each.case.trap][each.judgement.verdict] += 1
     refused = _refused_forms(tried, occurrences)
-    findings = [_finding(cause, occurrences) for cause in find_causes(tried)]
+    of_form = Counter((each.case.trap, each.form) for each in tried)
+    findings = [
+        _finding(cause, sum(of_form[cause.trap, form] for form in cause.forms), occurrences)
+        for cause in find_causes(tried)
+    ]
     findings += _refused_findings(refused)
     findings.sort(
         key=lambda finding: (
@@ -211,10 +219,10 @@ def _refused_findings(refused: Sequence[Refused]) -> list[Finding]:
         names = tuple(sorted(form.form for form in forms))
         found.append(
             Finding(
-                id=_identity(trap, "refused", *names),
+                id=_identity(trap, "refused", _USED),
                 trap=trap,
                 kind="refused",
-                cause="forms that the kernel has sites of",
+                cause=_USED,
                 forms=names,
                 instruction=forms[0].instruction,
                 bytes=forms[0].bytes,
@@ -222,13 +230,14 @@ def _refused_findings(refused: Sequence[Refused]) -> list[Finding]:
                 expected="emulated, or not used on what traps",
                 got="refused",
                 cases=sum(form.cases for form in forms),
+                tried=sum(form.cases for form in forms),
                 occurs=sum(form.occurs or 0 for form in forms),
             )
         )
     return found
 
 
-def _finding(cause: Cause, occurrences: Occurrences | None) -> Finding:
+def _finding(cause: Cause, tried: int, occurrences: Occurrences | None) -> Finding:
     occurs = None
     if occurrences is not None:
         occurs = occurrences.count(cause.trap, cause.forms, cause.features)
@@ -236,7 +245,7 @@ def _finding(cause: Cause, occurrences: Occurrences | None) -> Finding:
     if cause.detail:
         words = f"{cause.detail}: {words}"
     return Finding(
-        id=_identity(cause.trap, cause.kind, words, *cause.names),
+        id=_identity(cause.trap, cause.kind, words),
         trap=cause.trap,
         kind=cause.kind,
         cause=words,
@@ -247,6 +256,7 @@ def _finding(cause: Cause, occurrences: Occurrences | None) -> Finding:
         expected=cause.mismatch.expected,
         got=cause.mismatch.got,
         cases=cause.cases,
+        tried=tried,
         occurs=occurs,
     )
 

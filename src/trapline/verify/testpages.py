@@ -75,16 +75,17 @@ class Window:
         indices = [*self._writes, *(index for index, _, _ in self._operand)]
         self._pages = sorted({index * 8 & -PAGE for index in indices})
 
-    def enter(self, *, mmio: bool) -> None:
-        """Write the page tables; the operand pages are MMIO or plain memory.
+    def enter(self, mmio: tuple[bool, ...]) -> None:
+        """Write the page tables; of the operand pages those of `mmio` are MMIO.
 
         The TLB is the caller's concern.
         """
         words = self._words
         for index, value in self._writes.items():
             words[index] = value
-        start = MMIO_GPA | self._vcpu.memory.shared_bit if mmio else OPERAND_GPA
+        shared = MMIO_GPA | self._vcpu.memory.shared_bit
         for index, page, flags in self._operand:
+            start = shared if mmio[page] else OPERAND_GPA
             words[index] = start + page * PAGE | flags
         for gpa in self._pages:
             self._vcpu.memory.code_changed(gpa, PAGE)

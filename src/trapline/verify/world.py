@@ -1,7 +1,7 @@
 """The host of the tests: devices that behave like memory, and a note of each call.
 
 Both runs of a case see the same world: natively through `reference`, in the TD through
-TDVMCALLs. With `spoil` the host is one that nobody should trust: each output register that the
+TDVMCALLs. With `garbage` the host is one that nobody should trust: each output register that the
 guest exposed and that carries nothing, and each bit beyond the width of an answer, is garbage.
 """
 
@@ -16,7 +16,7 @@ _IO_SIZES: Final = frozenset({1, 2, 4})
 _MMIO_SIZES: Final = frozenset({1, 2, 4, 8})
 _MAX_CALLS: Final = 256
 # Garbage for output registers; each byte is different.
-_GARBAGE: Final = 0xE1D2C3B4A5968778
+GARBAGE: Final = 0xE1D2C3B4A5968778
 
 # R11 of a call -> which registers carry its inputs, and which its outputs (GHCI 1.5, 3.1-3.11).
 _ARGUMENTS: Final = {
@@ -26,6 +26,14 @@ _ARGUMENTS: Final = {
     TdVmCall.WRMSR: ((Reg.R12, Reg.R13), ()),
 }
 _ACCESS_CALLS: Final = (TdVmCall.IO, TdVmCall.REQUEST_MMIO)
+
+
+# R11 of a call -> the register that carries a value to the host.
+_VALUES: Final = {
+    TdVmCall.IO: Reg.R15,
+    TdVmCall.REQUEST_MMIO: Reg.R15,
+    TdVmCall.WRMSR: Reg.R13,
+}
 
 
 class Access(NamedTuple):
@@ -61,6 +69,11 @@ class World:
             self.accesses.append(access)
 
 
+def value_register(registers: tuple[int, ...]) -> Reg | None:
+    """Return the register that carries a value to the host in a call; None if none does."""
+    return next((reg for leaf, reg in _VALUES.items() if leaf == registers[Reg.R11]), None)
+
+
 def documented_inputs(registers: tuple[int, ...]) -> frozenset[int]:
     """Return the registers that carry a call's inputs; R10 and R11 always do."""
     leaf = registers[Reg.R11]
@@ -85,13 +98,13 @@ class WorldHost:
     def __init__(self, mmio: int, size: int) -> None:
         self._window = range(mmio, mmio + size)
         self.world: World | None = None
-        self.spoil = False
+        self.garbage: int | None = None
         self.calls: list[tuple[int, ...]] = []
 
-    def begin(self, world: World, *, spoil: bool) -> None:
-        """Answer for this world from now on."""
+    def begin(self, world: World, garbage: int | None) -> None:
+        """Answer for this world from now on; `garbage` is for bits beyond an answer's width."""
         self.world = world
-        self.spoil = spoil
+        self.garbage = garbage
         self.calls = []
 
     def answer(self, registers: list[int]) -> bool:
@@ -107,8 +120,8 @@ class WorldHost:
         for number in range(16):
             if number in outputs:
                 registers[number] = outputs[number]
-            elif self.spoil and number not in (Reg.RAX, Reg.RCX, Reg.RSP, Reg.R10):
-                registers[number] = _GARBAGE * (number + 1) & M64
+            elif self.garbage is not None and number not in (Reg.RAX, Reg.RCX, Reg.RSP, Reg.R10):
+                registers[number] = GARBAGE * (number + 1) & M64
         registers[Reg.R10] = Status.SUCCESS
         return True
 
@@ -121,7 +134,7 @@ class WorldHost:
             return self._access(world, registers)
         if leaf == TdVmCall.CPUID:
             world.note(Access("cpuid", False, first & 0xFFFFFFFF, 4, second & 0xFFFFFFFF))
-            top = _GARBAGE & ~0xFFFFFFFF if self.spoil else 0
+            top = (self.garbage or 0) & ~0xFFFFFFFF
             return dict(zip(range(Reg.R12, 16), (top | word for word in world.cpuid), strict=True))
         if leaf == TdVmCall.RDMSR:
             world.note(Access("rdmsr", False, first & 0xFFFFFFFF, 8, 0))
@@ -155,4 +168,4 @@ class WorldHost:
         answer = world.port & mask
         if is_mmio:
             answer = int.from_bytes(world.memory[address : address + size], "little")
-        return {Reg.R11: answer | (_GARBAGE & ~mask if self.spoil else 0)}
+        return {Reg.R11: answer | (self.garbage or 0) & ~mask}

@@ -55,6 +55,7 @@ def page(result: "VerifyResult", verbosity: int = 0) -> "Iterator[Block]":
     yield from _findings(result, verbosity)
     yield from _refused(result, verbosity)
     yield Gap()
+    yield from _worse(result)
     found = findings(result)
     if found:
         yield Paragraph(
@@ -63,6 +64,23 @@ def page(result: "VerifyResult", verbosity: int = 0) -> "Iterator[Block]":
         )
     else:
         yield Paragraph("The #VE handler does what the processor does, or refuses.")
+
+
+def _worse(result: "VerifyResult") -> "Iterator[Block]":
+    """Say what the baseline did not have."""
+    worse = result.worse_than_baseline
+    if worse is None:
+        return
+    if not worse:
+        yield Paragraph("Nothing is worse than in the baseline.")
+    by_id = {finding.id: finding for finding in result.findings}
+    for each in worse:
+        found = by_id[each.id]
+        yield Paragraph(
+            f"Worse than the baseline: {found.trap}, {found.kind}, {found.cause}: {each.why}.",
+            hanging=4,
+        )
+    yield Gap()
 
 
 def _head(result: "VerifyResult") -> "Iterator[Block]":
@@ -122,7 +140,7 @@ def _finding(number: int, finding: "Finding", verbosity: int) -> "Iterator[Block
     occurs = ""
     if finding.occurs is not None:
         occurs = f"; {counted(finding.occurs, 'site')} of the scan of this form"
-    yield from _field("seen", counted(finding.cases, "case") + occurs)
+    yield from _field("seen", f"{finding.cases:,} of {counted(finding.tried, 'case')}{occurs}")
 
 
 def _field(name: str, text: str) -> "Iterator[Block]":
