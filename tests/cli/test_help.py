@@ -79,6 +79,7 @@ def test_commands_are_listed_in_the_order_in_which_one_meets_them(capsys):
     out = capsys.readouterr().out
     places = [out.index(f"\n  {name} ") for name in COMMANDS]
     assert places == sorted(places)
+    assert not any("," in text for text in COMMANDS.values())  # which click's fish script cuts at
     assert list(COMMANDS)[:5] == ["scan", "boot", "explore", "verify", "tradeoff"]
 
 

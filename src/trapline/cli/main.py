@@ -22,15 +22,16 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 #: Each command with what the list of commands says of it, in the order in which a user meets them.
+#: No commas in it: fish would show what is before the first.
 #: Each is an object `command` in a module of its name below trapline.cli.
 COMMANDS = {
     "scan": "List every place where a kernel may trap to its host.",
     "boot": "Run a kernel as a TD without TDX hardware.",
     "explore": "Inject events at every instruction of a window.",
     "verify": "Hold what the #VE handler emulates against the processor.",
-    "tradeoff": "Count what #VE, paravirtualised and forbidden MMIO cost.",
-    "filter": "Show device allow lists, and hold a kernel against one.",
-    "rules": "Show what a TD does on each instruction, MSR, leaf and access.",
+    "tradeoff": "Count what MMIO costs under three designs.",
+    "filter": "Hold a kernel's drivers against an allow list of devices.",
+    "rules": "Look up what the TDX module does and who says so.",
     "schema": "Print the JSON Schema of a document or input file.",
     "completion": "Print what makes a shell complete trapline's commands.",
     "man": "Print the manual page.",
