@@ -465,6 +465,7 @@ def tradeoff(**changes):
         kernel=BootKernel(
             release="6.12.0", build_id=None, image="bzImage", file="vmlinuz", slide="0"
         ),
+        module_version="1.5.01",
         devices=("1af4:1042 Virtio 1.0 block",),
         designs=tuple(map(design, ("trap", "paravirt", "forbid"))),
         missed_places=("iowrite8+0x1/0x2: string\x1b",),

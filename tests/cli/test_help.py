@@ -87,7 +87,10 @@ def test_commands_are_listed_in_the_order_in_which_one_meets_them(capsys):
     ("option", "commands"),
     [
         ("--workers", ["scan", "explore", "verify", "filter check", "filter export"]),
-        ("--module-version", ["boot", "explore", "verify", "rules show", "rules explain"]),
+        (
+            "--module-version",
+            ["boot", "explore", "verify", "tradeoff", "rules show", "rules explain"],
+        ),
     ],
 )
 def test_one_word_for_one_thing(option, commands):

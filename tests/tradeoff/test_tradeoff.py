@@ -47,6 +47,7 @@ def result(**changes):
     return TradeoffResult(
         generator="trapline",
         kernel=kernel,
+        module_version="1.5.01",
         devices=("1af4:1042 Virtio 1.0 block",),
         designs=tuple(design(name, **changes) for name in DESIGNS),
         missed_places=("iowrite8+0x1/0x2: string\x1b",),

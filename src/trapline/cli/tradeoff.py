@@ -6,7 +6,13 @@ import click
 
 import trapline
 from trapline.cli.command import Command
-from trapline.cli.options import format_option, kernel_argument, modules_option, output_option
+from trapline.cli.options import (
+    format_option,
+    kernel_argument,
+    module_version_option,
+    modules_option,
+    output_option,
+)
 from trapline.cli.progress import ProgressReport
 from trapline.report.output import Destination
 from trapline.report.records import TRADEOFF
@@ -26,9 +32,17 @@ if TYPE_CHECKING:
 )
 @kernel_argument
 @modules_option
+@module_version_option
 @format_option(TRADEOFF.format_names)
 @output_option
-def command(kernel: str, *, modules: "Path | None", format_name: str, output: "Path | None") -> int:
+def command(
+    kernel: str,
+    *,
+    modules: "Path | None",
+    module_version: str,
+    format_name: str,
+    output: "Path | None",
+) -> int:
     """Run one workload on KERNEL as a TD under three designs, and lay the costs side by side.
 
     The workload boots, reads a disk, fetches a page over the network and writes to a console,
@@ -39,7 +53,11 @@ def command(kernel: str, *, modules: "Path | None", format_name: str, output: "P
     destination = Destination(output)
     with ProgressReport() as report:
         result = trapline.tradeoff(
-            kernel, modules=modules, progress=report.advance, announce=report.announce
+            kernel,
+            modules=modules,
+            module_version=module_version,
+            progress=report.advance,
+            announce=report.announce,
         )
     destination.write(TRADEOFF.render(result, format_name))
     return exit_code(result)

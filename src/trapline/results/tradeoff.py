@@ -65,6 +65,7 @@ class TradeoffResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_
     version: Literal[1] = VERSION
     generator: str
     kernel: BootKernel
+    module_version: str
     devices: tuple[str, ...]
     designs: tuple[Design, ...]
     missed_places: tuple[str, ...]

@@ -14,6 +14,7 @@ from trapline.boot.run import BootRun
 from trapline.kernel.elf.alternatives import Alternatives
 from trapline.machine.qemu import process
 from trapline.results.tradeoff import Design, DesignName, TradeoffResult
+from trapline.rules.tables import DEFAULT_VERSION
 from trapline.tradeoff.workload import COMMAND_LINE, MODULES, Workload
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def compare(
     files: "KernelFiles",
     scan: Prepare,
     *,
+    module_version: str = DEFAULT_VERSION,
     announce: Callable[[str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> TradeoffResult:
@@ -71,19 +73,20 @@ def compare(
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="trapline-"))
         work = stack.enter_context(Workload(Path(folder)))
-        plan = _plan(files, work, "trap", announce)
+        plan = _plan(files, work, "trap", module_version, announce)
         known = scan(plan)
         symbols = open_symbols(plan)
         if symbols is not None:
             stack.enter_context(symbols)
         for number, name in enumerate(DESIGNS):
-            results.append(_run(files, work, name, known, symbols))
+            results.append(_run(files, work, name, known, symbols, module_version))
             if progress is not None:
                 progress(number + 1, len(DESIGNS))
     boots = [boot for _, boot in results]
     return TradeoffResult(
         generator=GENERATOR,
         kernel=boots[0].kernel,
+        module_version=module_version,
         devices=tuple(f"{device.id} {device.name}" for device in boots[0].devices),
         designs=tuple(design for design, _ in results),
         missed_places=_missed(boots[DESIGNS.index("paravirt")]),
@@ -95,6 +98,7 @@ def _plan(
     files: "KernelFiles",
     work: Workload,
     name: DesignName,
+    module_version: str,
     announce: Callable[[str], None] | None = None,
 ) -> "BootPlan":
     board, requests = parse_devices(work.devices)
@@ -104,6 +108,7 @@ def _plan(
         init=work.init,
         board=board,
         devices=requests,
+        module_version=module_version,
         timeout=MAX_SECONDS,
         guard=Guard(classes={"mmio": name} if name != "trap" else {}),
     )
@@ -116,9 +121,10 @@ def _run(
     name: DesignName,
     scan: "ScanResult",
     symbols: "Binary | None",
+    module_version: str,
 ) -> "tuple[Design, BootResult]":
     console = bytearray()
-    plan = _plan(files, work, name)
+    plan = _plan(files, work, name, module_version)
     start = time.monotonic()
     with BootRun(plan, symbols, reproduce="", echo=console.extend, scan=scan) as run:
         outcome = run.run()

@@ -18,7 +18,8 @@ def page(result: "TradeoffResult", verbosity: int = 0) -> "Iterator[Block]":
     del verbosity
     yield Paragraph(
         f"{result.kernel.release or result.kernel.file}: one workload (boot, disk read, network "
-        "request, console output) as a TD with MMIO under three designs. No TDX hardware. "
+        "request, console output) as a TD with MMIO under three designs. TDX module "
+        f"{result.module_version}, no TDX hardware. "
         f"Devices: {', '.join(result.devices)}."
     )
     yield Gap()
