@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import jsonschema
+import msgspec
 import pytest
 
 from reports import rendered, text
@@ -169,6 +170,16 @@ def test_lines_hold_all(found):
     head, *rest = [json.loads(line) for line in rendered(found, "jsonl").splitlines()]
     assert (head["schema"], head["injected"]) == ("trapline/explore", 6)
     assert [line["type"] for line in rest] == ["window"] + ["run"] * 5
+
+
+def test_a_run_outside_its_window_is_refused(found):
+    broken = json.loads(rendered(found, "json"))
+    broken["results"][0]["boundary"] = 256
+    with pytest.raises(msgspec.ValidationError, match="a run at 256 of gap, which has no such"):
+        msgspec.convert(broken, ExploreResult)
+    broken["results"][0] |= {"boundary": 0, "scenario": "gone"}
+    with pytest.raises(msgspec.ValidationError, match="a run at 0 of gone"):
+        msgspec.convert(broken, ExploreResult)
 
 
 def test_every_scenario_is_on_its_page():

@@ -169,6 +169,15 @@ class ExploreResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_"
     counts: dict[str, dict[str, int]]
     worse_than_baseline: tuple[str, ...] | None
 
+    def __post_init__(self) -> None:
+        """Refuse runs at places that no window has, so that no reader has to expect them."""
+        sizes = {window.scenario: len(window.boundaries) for window in self.windows}
+        for run in self.results:
+            if not 0 <= run.boundary < sizes.get(run.scenario, 0):
+                raise ValueError(
+                    f"a run at {run.boundary} of {run.scenario}, which has no such place"
+                )
+
     def parts(self, name: str) -> list[Row]:
         """Return the rows of a list; a run comes with the instruction that it was injected at."""
         rows = super().parts(name)
