@@ -80,8 +80,8 @@ clean:
 help:
 	@sed -n 's/^## //p' Makefile
 
-$(VENV)/.run: requirements/run.txt pyproject.toml tools/setup
+$(VENV)/.run: requirements/run.txt pyproject.toml tools/setup tools/install
 	@tools/setup run
 
-$(VENV)/.dev: requirements/dev.txt pyproject.toml tools/setup
+$(VENV)/.dev: requirements/dev.txt pyproject.toml tools/setup tools/install
 	@tools/setup dev
