@@ -23,7 +23,7 @@ demo: $(VENV)/.run
 	@$(RUN)/trapline boot '$(KERNEL)'
 	@$(RUN)/trapline tradeoff '$(KERNEL)' || test $$? -eq 16 # 16: QEMU is not installed
 
-## test: run the whole test suite, with coverage (downloads about 600 MB once)
+## test: run the whole test suite, with coverage (downloads about 650 MB once)
 test: $(VENV)/.dev
 	@echo "Tests on real kernels fetch Debian's cloud kernel with its debug package: 350 MB, once."
 	@$(PYTEST) -m "not kernel" --cov --cov-report=term
