@@ -77,7 +77,7 @@ def test_by_the_rules_there_is_nothing_to_try(guest, capsys):
 
 def test_a_campaign_in_all_formats(guest, tmp_path, capsys):
     store = ["--store", str(tmp_path / "a.db")]
-    # Its stacks are not Linux's, so what handlers leave there is a difference.
+    guest = faulty(guest)
     assert run([*guest, "--beyond-rules", *store, "--format", "json"]) == 1
     result = json.loads(capsys.readouterr().out)
     assert result["schema"] == "trapline/explore"
@@ -111,7 +111,7 @@ def test_a_finding_is_reproduced_by_its_own_command(guest, capsys):
 def test_a_baseline_decides_the_exit_code(guest, tmp_path, capsys):
     before = tmp_path / "before.json"
     beyond = [*guest, "--beyond-rules"]
-    assert run([*beyond, "-o", str(before), "--format", "json"]) == 1
+    assert run([*beyond, "-o", str(before), "--format", "json"]) == 0
     assert run([*beyond, "--baseline", str(before)]) == 0
     assert "Worse than the baseline: 0 boundaries." in capsys.readouterr().out
     assert run([*faulty(beyond), "--baseline", str(before)]) == 1
@@ -124,7 +124,7 @@ def test_progress_goes_on_with_each_window(guest, capsys):
     """The total grows when a window opens; elsewhere than on a terminal it is told, too."""
     other = Path(guest[5]).with_name("later.toml")
     other.write_text(SYSCALL.replace("nth = 4", "nth = 6"))
-    assert run([*guest, "--scenario", str(other), "--beyond-rules"]) == 1
+    assert run([*guest, "--scenario", str(other), "--beyond-rules"]) == 0
     err = capsys.readouterr().err
     assert "explored: 17 of 17 (up to 1 more window to come)" in err
     assert "explored: 34 of 34\n" in err
@@ -175,5 +175,5 @@ def test_a_store_that_is_no_file(guest, tmp_path, capsys):
 
 
 def test_a_limit(guest, capsys):
-    assert run([*guest, "--beyond-rules", "--limit", "3", "--format", "json"]) == 1
+    assert run([*guest, "--beyond-rules", "--limit", "3", "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["injected"] == 3
