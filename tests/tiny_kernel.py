@@ -36,7 +36,8 @@ SOURCES = {
         struct pv_irq_ops { void (*halt)(void); };
         struct paravirt_patch_template { struct pv_cpu_ops cpu; struct pv_irq_ops irq; };
         extern struct paravirt_patch_template pv_ops;
-        #define PV(offset) asm volatile("call *pv_ops+" #offset "(%%rip)" : : : "memory")
+        #define PV(offset) \\
+            asm volatile("mov $27,%%edi; call *pv_ops+" #offset "(%%rip)" : : : "memory", "edi")
     """,
     "arch/x86/kernel/paravirt.c": """
         #include "asm/pv.h"
@@ -110,7 +111,7 @@ SOURCES = {
             asm volatile("mov 8(%%rsp),%0" : "=r" (r));
             return r + **p; }
         unsigned int spill(unsigned int **p) { return twice(p); }
-        unsigned long wide(const void *a) { return readq(a); }
+        unsigned long wide(void **a) { return readq(*a); }
     """,
     "arch/x86/kernel/head_64.S": """
         .text

@@ -25,7 +25,7 @@ _CODE_IN_DATA = """
     .size table, . - table
     label: .fill 16, 1, 0xf4
     .globl relocate
-    relocate: wbinvd
+    relocate: mov %rax, %cr4
         ret
     .size relocate, . - relocate
 """
@@ -54,7 +54,7 @@ def test_data_that_are_flagged_as_code_are_no_sites_but_code_among_them_is(
 ):
     found = scan(kernel(strip(tmp_path, vmlinux, *options)), load(), workers=1)
     assert [(s.function, s.trap) for s in found.sites if s.section == ".data..more"] == [
-        ("relocate", "wbinvd")
+        ("relocate", "cr")
     ]
     (outside,) = found.coverage.outside
     assert (outside.section, outside.writable, outside.patterns) == (".data..more", True, _PATTERNS)

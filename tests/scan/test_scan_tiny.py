@@ -237,7 +237,7 @@ def test_calls_that_change_bits_of_the_pci_configuration(tmp_path):
     assert all(site.emulable for site in of(result, "aspm"))
 
 
-@pytest.mark.parametrize("called", sorted({*CALLED.values(), *PARAVIRT.values()}))
+@pytest.mark.parametrize("called", sorted({*CALLED.values(), *PARAVIRT.values()}, key=repr))
 def test_each_accessor_has_a_verdict(called):
     assert of_call(called, ve_handler.UPSTREAM).reason.startswith("it ends in a trap: ")
 

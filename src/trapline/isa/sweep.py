@@ -129,6 +129,23 @@ class Sweep:
 
         return self._pick(reaches)
 
+    def pointer_loads(self, targets: "Iterable[int]") -> "list[int]":
+        """Return the addresses of instructions that load a target: MOV $…, LEA …(%rip)."""
+        wanted = np.unique(np.fromiter(targets, np.uint64))
+
+        def loads(starts: "NDArray[np.int64]", ends: "NDArray[np.int64]") -> "NDArray[np.intp]":
+            lengths = ends - starts
+            near, far = self._bytes[ends - 5], self._bytes[ends - 6]
+            moves = (lengths == 5) & ((near & 0xF8) == 0xB8)
+            moves |= (lengths == 7) & (far == 0xC7) & ((near & 0xF8) == 0xC0)
+            constants = np.flatnonzero(moves)
+            constants = constants[np.isin(self._displacement(ends[constants]), wanted)]
+            places = np.flatnonzero((lengths == 7) & (far == 0x8D) & ((near & 0xC7) == 0x05))
+            places = places[np.isin(self._relative(ends[places]), wanted)]
+            return np.sort(np.concatenate((constants, places)))
+
+        return self._pick(loads) if len(wanted) else []
+
     def _pick(
         self, choose: "Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.intp]]"
     ) -> "list[int]":

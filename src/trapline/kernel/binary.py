@@ -199,6 +199,13 @@ class Binary:
         """Return the function or label that holds an address."""
         return self.functions.at(address)
 
+    def is_public(self, address: int) -> bool:
+        """Whether other objects can call the function at an address by its name."""
+        if self._module is None:
+            return self.functions.is_global(address)
+        names = self.functions.names_at(address)
+        return len(self.symbols.find([f"__ksymtab_{name}" for name in names])[0]) > 0
+
     def address_of(self, name: str) -> int | None:
         """Return the address of a symbol of any kind, defined here or elsewhere, or None."""
         if self._module is not None:

@@ -32,11 +32,16 @@ class Inlined(NamedTuple):
 
 
 class Called(NamedTuple):
-    """An out-of-line accessor: what a call of it does; `width` in bytes, 0 where it varies."""
+    """An out-of-line accessor: what a call of it does; `width` in bytes, 0 where it varies.
+
+    `operand` is the number of the argument, from 0, that says what is accessed: an address, a
+    port, an MSR, a place in the configuration space. None where there is nothing to say.
+    """
 
     trap: "TrapClass"
     access: "Access"
     width: int
+    operand: int | None = None
 
 
 def _inlined() -> "Iterator[tuple[str, Inlined]]":
@@ -74,57 +79,107 @@ def _called() -> "Iterator[tuple[str, Called]]":
     yield "io_delay", Called("pio", "write", 1)
     yield from _called_configuration()
     yield from _called_msrs()
-    yield "wbinvd_on_cpu", Called("wbinvd", "execute", 0)
-    yield "wbinvd_on_all_cpus", Called("wbinvd", "execute", 0)
+    yield "native_wbinvd", Called("wbinvd", "execute", 0)
+    for kind in ("wbinvd", "wbnoinvd"):
+        yield f"{kind}_on_cpu", Called("wbinvd", "execute", 0)
+        yield f"{kind}_on_all_cpus", Called("wbinvd", "execute", 0)
+        yield f"{kind}_on_cpus_mask", Called("wbinvd", "execute", 0)
+    yield from _called_by_some()
+
+
+def _called_by_some() -> "Iterator[tuple[str, Called]]":
+    """Give accessors of one language, subsystem or family of drivers, which others call."""
+    # What Rust calls in place of inline functions: rust/helpers/io.c.
+    for suffix, size in _SIZES.items():
+        for order in ("", "_relaxed"):
+            yield f"rust_helper_read{suffix}{order}", Called("mmio", "read", size, 0)
+            yield f"rust_helper_write{suffix}{order}", Called("mmio", "write", size, 1)
+    yield "rust_helper_memcpy_fromio", Called("mmio", "read", 0, 1)
+    yield "rust_helper_memcpy_toio", Called("mmio", "write", 0, 0)
+    # drivers/acpi/osl.c: where firmware's code says, of which the host is the author.
+    yield "acpi_os_read_iomem", Called("mmio", "read", 0, 0)
+    both: tuple[Access, ...] = ("read", "write")
+    for access in both:
+        yield f"acpi_os_{access}_memory", Called("mmio", access, 0, 0)
+        yield f"acpi_os_{access}_port", Called("pio", access, 0, 0)
+        yield f"acpi_hw_{access}_port", Called("pio", access, 0, 0)
+        yield f"acpi_os_{access}_pci_configuration", Called("pio", access, 0, 1)
+    # arch/x86/pci/early.c
+    for suffix, size in (("_byte", 1), ("_16", 2), ("", 4)):
+        yield f"read_pci_config{suffix}", Called("pio", "read", size, 3)
+        yield f"write_pci_config{suffix}", Called("pio", "write", size, 3)
+    # drivers/ata/libata-core.c, vfio/pci/vfio_pci_rdwr.c, misc/cardreader/alcor_pci.c
+    yield "ata_wait_register", Called("mmio", "read", 4, 1)
+    for bits, size in _BITS.items():
+        yield f"vfio_pci_core_ioread{bits}", Called("mmio", "read", size, 3)
+        yield f"vfio_pci_core_iowrite{bits}", Called("mmio", "write", size, 3)
+        for order in ("", "be"):
+            yield f"alcor_read{bits}{order}", Called("mmio", "read", size, 1)
+            yield f"alcor_write{bits}{order}", Called("mmio", "write", size, 2)
 
 
 def _called_memory() -> "Iterator[tuple[str, Called]]":
     for bits, size in _BITS.items():
         for order in ("", "be"):
-            yield f"ioread{bits}{order}", Called("mmio", "read", size)
-            yield f"iowrite{bits}{order}", Called("mmio", "write", size)
-        yield f"ioread{bits}_rep", Called("mmio", "read", size)
-        yield f"iowrite{bits}_rep", Called("mmio", "write", size)
+            yield f"ioread{bits}{order}", Called("mmio", "read", size, 0)
+            yield f"iowrite{bits}{order}", Called("mmio", "write", size, 1)
+        yield f"ioread{bits}_rep", Called("mmio", "read", size, 0)
+        yield f"iowrite{bits}_rep", Called("mmio", "write", size, 0)
     for order in ("_lo_hi", "_hi_lo", "be_lo_hi", "be_hi_lo"):
         for prefix in ("", "__"):  # with underscores since v6.13
-            yield f"{prefix}ioread64{order}", Called("mmio", "read", 8)
-            yield f"{prefix}iowrite64{order}", Called("mmio", "write", 8)
-    yield "memcpy_fromio", Called("mmio", "read", 0)
-    yield "memcpy_toio", Called("mmio", "write", 0)
-    yield "memset_io", Called("mmio", "write", 0)
-    yield "__ioread32_copy", Called("mmio", "read", 4)
-    yield "__iowrite32_copy", Called("mmio", "write", 4)
-    yield "__iowrite64_copy", Called("mmio", "write", 8)
+            yield f"{prefix}ioread64{order}", Called("mmio", "read", 8, 0)
+            yield f"{prefix}iowrite64{order}", Called("mmio", "write", 8, 1)
+    yield "memcpy_fromio", Called("mmio", "read", 0, 1)
+    yield "memcpy_toio", Called("mmio", "write", 0, 0)
+    yield "memset_io", Called("mmio", "write", 0, 0)
+    yield "__ioread32_copy", Called("mmio", "read", 4, 1)
+    yield "__iowrite32_copy", Called("mmio", "write", 4, 0)
+    yield "__iowrite64_copy", Called("mmio", "write", 8, 0)
 
 
 def _called_configuration() -> "Iterator[tuple[str, Called]]":
     for size_name, size in (("byte", 1), ("word", 2), ("dword", 4)):
-        for prefix in ("pci", "pci_bus", "pci_user"):
-            yield f"{prefix}_read_config_{size_name}", Called("pio", "read", size)
-            yield f"{prefix}_write_config_{size_name}", Called("pio", "write", size)
-        yield f"pcie_capability_read_{size_name}", Called("pio", "read", size)
-        yield f"pcie_capability_write_{size_name}", Called("pio", "write", size)
+        for prefix, operand in (("pci", 1), ("pci_bus", 2), ("pci_user", 1)):
+            yield f"{prefix}_read_config_{size_name}", Called("pio", "read", size, operand)
+            yield f"{prefix}_write_config_{size_name}", Called("pio", "write", size, operand)
+        yield f"pcie_capability_read_{size_name}", Called("pio", "read", size, 1)
+        yield f"pcie_capability_write_{size_name}", Called("pio", "write", size, 1)
         # Read, change, write; some kernels have two, with and without a lock.
         for lock in ("", "_locked", "_unlocked"):
             name = f"pcie_capability_clear_and_set_{size_name}{lock}"
-            yield name, Called("pio", "read-write", size)
-        yield f"pci_clear_and_set_config_{size_name}", Called("pio", "read-write", size)
-    yield "raw_pci_read", Called("pio", "read", 0)
-    yield "raw_pci_write", Called("pio", "write", 0)
+            yield name, Called("pio", "read-write", size, 1)
+        yield f"pci_clear_and_set_config_{size_name}", Called("pio", "read-write", size, 1)
+    yield "raw_pci_read", Called("pio", "read", 0, 3)
+    yield "raw_pci_write", Called("pio", "write", 0, 3)
 
 
 def _called_msrs() -> "Iterator[tuple[str, Called]]":
+    # rdmsrl() is rdmsrq() since v6.16.
     for suffix in ("", "_safe"):
-        yield f"native_read_msr{suffix}", Called("msr", "read", 8)
-        yield f"native_write_msr{suffix}", Called("msr", "write", 8)
-        for kind in ("rdmsr", "rdmsrl"):
-            yield f"{kind}{suffix}_on_cpu", Called("msr", "read", 8)
-        for kind in ("wrmsr", "wrmsrl"):
-            yield f"{kind}{suffix}_on_cpu", Called("msr", "write", 8)
-    yield "rdmsr_on_cpus", Called("msr", "read", 8)
-    yield "wrmsr_on_cpus", Called("msr", "write", 8)
-    yield "msr_set_bit", Called("msr", "read-write", 8)
-    yield "msr_clear_bit", Called("msr", "read-write", 8)
+        yield f"native_read_msr{suffix}", Called("msr", "read", 8, 0)
+        yield f"native_write_msr{suffix}", Called("msr", "write", 8, 0)
+        for size in ("", "l", "q"):
+            yield f"rdmsr{size}{suffix}_on_cpu", Called("msr", "read", 8, 1)
+            yield f"wrmsr{size}{suffix}_on_cpu", Called("msr", "write", 8, 1)
+    yield "rdmsr_on_cpus", Called("msr", "read", 8, 1)
+    yield "wrmsr_on_cpus", Called("msr", "write", 8, 1)
+    # With all registers in a table, for MSRs of K8 that want a password.
+    for prefix in ("", "native_"):
+        yield f"{prefix}rdmsr_safe_regs", Called("msr", "read", 8, 0)
+        yield f"{prefix}wrmsr_safe_regs", Called("msr", "write", 8, 0)
+    yield "rdmsr_safe_regs_on_cpu", Called("msr", "read", 8, 1)
+    yield "wrmsr_safe_regs_on_cpu", Called("msr", "write", 8, 1)
+    # Of machine checks, which tests feed: arch/x86/kernel/cpu/mce/core.c.
+    for size in ("l", "q"):
+        yield f"mce_rdmsr{size}", Called("msr", "read", 8, 0)
+        yield f"mce_wrmsr{size}", Called("msr", "write", 8, 0)
+    # arch/x86/kernel/cpu/mshyperv.c, arch/x86/kernel/cpu/mtrr/generic.c
+    for nested in ("", "_non_nested"):
+        yield f"hv_get{nested}_msr", Called("msr", "read", 8, 0)
+        yield f"hv_set{nested}_msr", Called("msr", "write", 8, 0)
+    yield "mtrr_wrmsr", Called("msr", "write", 8, 0)
+    yield "msr_set_bit", Called("msr", "read-write", 8, 0)
+    yield "msr_clear_bit", Called("msr", "read-write", 8, 0)
 
 
 INLINED: Final = dict(_inlined())
@@ -138,13 +193,13 @@ CALLED: Final = dict(_called())
 PARAVIRT: Final[dict[str, Called]] = {
     "cpu.io_delay": Called("pio", "write", 1),
     "cpu.cpuid": Called("cpuid", "read", 16),
-    "cpu.read_msr": Called("msr", "read", 8),
-    "cpu.read_msr_safe": Called("msr", "read", 8),
-    "cpu.write_msr": Called("msr", "write", 8),
-    "cpu.write_msr_safe": Called("msr", "write", 8),
-    "cpu.read_pmc": Called("rdpmc", "read", 8),
-    "cpu.write_cr0": Called("cr", "write", 8),
-    "cpu.write_cr4": Called("cr", "write", 8),
+    "cpu.read_msr": Called("msr", "read", 8, 0),
+    "cpu.read_msr_safe": Called("msr", "read", 8, 0),
+    "cpu.write_msr": Called("msr", "write", 8, 0),
+    "cpu.write_msr_safe": Called("msr", "write", 8, 0),
+    "cpu.read_pmc": Called("rdpmc", "read", 8, 0),
+    "cpu.write_cr0": Called("cr", "write", 8, 0),
+    "cpu.write_cr4": Called("cr", "write", 8, 0),
     "cpu.wbinvd": Called("wbinvd", "execute", 0),
     "irq.safe_halt": Called("hlt", "execute", 0),
     "irq.halt": Called("hlt", "execute", 0),

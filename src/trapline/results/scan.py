@@ -142,16 +142,31 @@ class Outside(Document, frozen=True, kw_only=True):
     patterns: int
 
 
+class Unrecognised(Document, frozen=True, kw_only=True, rename={"trap": "class"}):
+    """A function that accesses what its caller says and that trapline does not know.
+
+    Its own traps are sites; calls of it are none.
+    """
+
+    function: str
+    trap: TrapClass
+    module: str
+    file: str | None
+    line: int | None
+
+
 class Coverage(Document, frozen=True, kw_only=True):
     """What the scan could not see, in words a report prints as they are.
 
-    `outside` is what it saw in vmlinux and did not take for code.
+    `outside` is what it saw in vmlinux and did not take for code, `unrecognised` what may be an
+    accessor.
     """
 
     complete: bool
     missing: tuple[str, ...]
     advice: tuple[str, ...]
     outside: tuple[Outside, ...] = ()
+    unrecognised: tuple[Unrecognised, ...] = ()
 
 
 class AllowedId(Document, frozen=True, kw_only=True):

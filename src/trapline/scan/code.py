@@ -37,6 +37,8 @@ class Code:
         self.outside = tuple(self._leave_data())
         #: Address -> name of each accessor and mapper that this object could call.
         self.targets = binary.addresses_of({*CALLED, *MAPPERS})
+        #: What the compiler calls at the start of each function, which changes no register.
+        self.silent = frozenset(binary.addresses_of({"__fentry__"}))
 
     def _leave_data(self) -> "Iterator[Outside]":
         spans = self._binary.code_spans

@@ -26,6 +26,10 @@ _NO_CODE: Final = (
     "not one instruction of the kernel itself was seen. Give the kernel it was split from, in "
     "one folder with it."
 )
+_UNRECOGNISED: Final = (
+    "each is small, can be called from elsewhere and accesses what its caller says, and is neither "
+    "known to trapline nor reviewed; their own traps are listed, what calls them is not"
+)
 _MENTIONED: Final = 5  # names in one sentence
 # What the missing boot image and modules of a kernel mean is not for a scan to say.
 _BOOT: Final = "cannot be booted"
@@ -57,12 +61,22 @@ def coverage(
     ]
     if stripped:
         missing.append(f"{_names(stripped)} without debug information: {_WITHOUT_DWARF}.")
+    unrecognised = tuple(
+        function
+        for outcome in outcomes.values()
+        if not isinstance(outcome, Failure)
+        for function in outcome.unrecognised
+    )
+    if unrecognised:
+        names = _listed(sorted({f"{function.function}()" for function in unrecognised}))
+        missing.append(f"Calls of {names}, which may be accessors: {_UNRECOGNISED}.")
     advice = tuple(text for text in kernel.missing if _BOOT not in text)
     return Coverage(
         complete=not missing,
         missing=tuple(missing),
         advice=advice,
         outside=main.outside if isinstance(main, ObjectResult) else (),
+        unrecognised=tuple(sorted(unrecognised, key=lambda f: (f.module, f.function))),
     )
 
 
@@ -74,6 +88,12 @@ def _of_vmlinux(result: "ObjectResult") -> list[str]:
     if result.has_symbols:
         return [f"vmlinux has no debug information: {_WITHOUT_DWARF}."]
     return [_NOTHING]
+
+
+def _listed(names: "Sequence[str]") -> str:
+    if len(names) > _MENTIONED:
+        return f"{len(names):,} functions ({', '.join(names[:_MENTIONED])}, …)"
+    return ", ".join(names)
 
 
 def _names(names: "Sequence[str]") -> str:

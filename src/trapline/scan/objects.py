@@ -7,12 +7,13 @@ import msgspec
 
 from trapline.kernel.binary import Binary, has_code, has_dwarf, open_module_files
 from trapline.kernel.drivers.modinfo import ModuleInfo, module_info
-from trapline.results.scan import Mapping, Outside, Site
+from trapline.results.scan import Mapping, Outside, Site, Unrecognised
 from trapline.scan.code import Code
 from trapline.scan.identity import Key
 from trapline.scan.ioremap import find_mappings
 from trapline.scan.sites import SiteFinder
 from trapline.scan.triage import may_have_sites
+from trapline.scan.unnamed import Unnamed
 
 if TYPE_CHECKING:
     from trapline.scan.kernelfacts import ScanContext
@@ -33,7 +34,7 @@ class ObjectResult(msgspec.Struct, frozen=True, kw_only=True):
 
     `site_keys` and `mapping_keys` are what their ids are made from, in the same order. `info` is
     None for a vmlinux. `has_symbols`, `has_dwarf` and `has_code` say how much could be seen,
-    `outside` what was not taken for code.
+    `outside` what was not taken for code, `unrecognised` what may be an accessor.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ObjectResult(msgspec.Struct, frozen=True, kw_only=True):
     has_dwarf: bool
     has_code: bool = True
     outside: tuple[Outside, ...] = ()
+    unrecognised: list[Unrecognised] = []
     sites: list[Site] = []
     site_keys: list[Key] = []
     mappings: list[Mapping] = []
@@ -93,8 +95,9 @@ def _scan(binary: Binary, context: "ScanContext", info: ModuleInfo | None = None
         has_dwarf=binary.has_dwarf,
         has_code=has_code(binary.elf) if binary.is_module else bool(binary.text),
         outside=code.outside,
-        sites=[site for site, _ in sites],
-        site_keys=[key for _, key in sites],
+        unrecognised=list(Unnamed(binary, code, [(f.address, f.site) for f in sites]).functions()),
+        sites=[found.site for found in sites],
+        site_keys=[found.key for found in sites],
         mappings=[mapping for mapping, _ in mappings],
         mapping_keys=[key for _, key in mappings],
     )

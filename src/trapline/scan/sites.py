@@ -52,6 +52,7 @@ class Found(NamedTuple):
 
     site: Site
     key: Key
+    address: int
 
 
 class _What(NamedTuple):
@@ -227,4 +228,4 @@ class SiteFinder:
             what.accessor,
             what.normal,
         )
-        return Found(site, identity)
+        return Found(site, identity, address)

@@ -95,6 +95,10 @@ class FunctionTable:
         """Return all names of the function or label that starts at an address."""
         return [self._table.name(int(self._indices[index])) for index in self._same(address)]
 
+    def is_global(self, address: int) -> bool:
+        """Whether what starts at an address has a name that is not only its own file's."""
+        return any(self._bindings[index] in {STB_GLOBAL, STB_WEAK} for index in self._same(address))
+
     def addresses_of(self, names: "Iterable[str]") -> dict[int, str]:
         """Return address -> name for those of `names` that are defined here.
 
