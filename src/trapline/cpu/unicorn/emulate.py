@@ -10,8 +10,8 @@ from typing import Final
 import iced_x86 as ix
 
 from trapline.cpu.engine import CrWrite, Exit, Segment
-from trapline.cpu.unicorn.decode import InstructionView, gpr_index
 from trapline.cpu.unicorn.events import BP, DB, GP, OF, UD
+from trapline.cpu.unicorn.exitinsn import InstructionView, gpr_index
 from trapline.cpu.unicorn.layout import Env, HFlags
 from trapline.cpu.unicorn.slots import Delivery, Slot
 from trapline.cpu.unicorn.state import (

@@ -7,9 +7,9 @@ import iced_x86 as ix
 
 from trapline.cpu.engine import EptViolation, Exit, Fault
 from trapline.cpu.unicorn.control import ControlPages
-from trapline.cpu.unicorn.decode import TDCALL
 from trapline.cpu.unicorn.emulate import Emulation
 from trapline.cpu.unicorn.events import GP, TS, UD
+from trapline.cpu.unicorn.exitinsn import TDCALL
 from trapline.cpu.unicorn.layout import (
     EXCP_VMEXIT,
     NPF_FETCH,
