@@ -14,11 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from trapline.cpu.engine import Exit, Reg, Segment
-from trapline.cpu.unicorn import UnicornEngine
+from trapline.cpu.default import open_engine
+from trapline.cpu.engine import Engine, Exit, ExitHandler, Reg, Segment
 
 RAM = 512 << 20
 GDT, IDT, TABLES, CODE, STACK = 0x1000, 0x2000, 0x10000, 0x100000, 0x200000
@@ -117,10 +116,10 @@ def assemble(source: str) -> bytes:
         return (folder / "a.bin").read_bytes()
 
 
-def guest(source: str, gates: dict[int, int] | None = None) -> UnicornEngine:
+def guest(source: str, gates: dict[int, int] | None = None) -> Engine:
     """Build an engine in long mode at the start of `source`."""
-    engine = UnicornEngine(RAM)
-    ram = engine.ram
+    engine = open_engine(RAM)
+    vcpu, ram = engine.vcpus[0], engine.memory.ram
     code = assemble(source)
     ram[CODE : CODE + len(code)] = code
     ram[GDT : GDT + 24] = struct.pack("<3Q", *GDT_ENTRIES)
@@ -130,26 +129,26 @@ def guest(source: str, gates: dict[int, int] | None = None) -> UnicornEngine:
     ram[TABLES : TABLES + 8] = struct.pack("<Q", TABLES + 0x1000 | 3)
     ram[TABLES + 0x1000 : TABLES + 0x1008] = struct.pack("<Q", TABLES + 0x2000 | 3)
     pages = [page << 21 | 0x83 for page in range(RAM >> 21)]
-    pages.append(engine.shared_bit | 0x83)  # right behind RAM: nothing there
+    pages.append(engine.memory.shared_bit | 0x83)  # right behind RAM: nothing there
     ram[TABLES + 0x2000 : TABLES + 0x2000 + len(pages) * 8] = struct.pack(f"<{len(pages)}Q", *pages)
-    engine.set_segment("gdtr", Segment(0, GDT, 23, 0))
-    engine.set_segment("idtr", Segment(0, IDT, 0xFFF, 0))
-    engine.set_msr(0xC0000080, 0xD00)
-    engine.set_cr(4, 0x20)
-    engine.set_cr(3, TABLES)
-    engine.set_cr(0, 0x80010033)
-    engine.set_segment("cs", Segment(8, 0, 0xFFFFFFFF, 0x00AF9B00))
+    vcpu.set_segment("gdtr", Segment(0, GDT, 23, 0))
+    vcpu.set_segment("idtr", Segment(0, IDT, 0xFFF, 0))
+    vcpu.set_msr(0xC0000080, 0xD00)
+    vcpu.set_cr(4, 0x20)
+    vcpu.set_cr(3, TABLES)
+    vcpu.set_cr(0, 0x80010033)
+    vcpu.set_segment("cs", Segment(8, 0, 0xFFFFFFFF, 0x00AF9B00))
     for name in ("ss", "ds", "es"):
-        engine.set_segment(name, Segment(16, 0, 0xFFFFFFFF, 0x00CF9300))
-    engine.rflags = 2
-    engine.regs[Reg.RIP], engine.regs[Reg.RSP] = CODE, STACK
+        vcpu.set_segment(name, Segment(16, 0, 0xFFFFFFFF, 0x00CF9300))
+    vcpu.rflags = 2
+    vcpu.regs[Reg.RIP], vcpu.regs[Reg.RSP] = CODE, STACK
     return engine
 
 
-def seconds(engine: UnicornEngine, handler: Callable[[Exit], None]) -> float:
+def seconds(engine: Engine, handler: ExitHandler) -> float:
     """Time a run to the guest's HLT."""
     started = time.perf_counter()
-    engine.run(handler)
+    engine.vcpus[0].run(handler)
     return time.perf_counter() - started
 
 
@@ -177,15 +176,16 @@ def time_exit(name: str, instruction: str, count: int = 50_000) -> float:
         iretq
     """
     engine = guest(source, {14: CODE + 0x1000, 20: CODE + 0x2000})
+    vcpu = engine.vcpus[0]
     as_ve = "#VE" in name
 
     def handler(kind: Exit) -> None:
         if kind is Exit.HLT:
-            engine.stop()
+            vcpu.stop()
         elif as_ve and kind is Exit.IO:
-            engine.deliver(20)
+            vcpu.deliver(20)
         else:
-            engine.advance(engine.length)
+            vcpu.advance(vcpu.length)
 
     taken = seconds(engine, handler)
     engine.close()
@@ -195,7 +195,7 @@ def time_exit(name: str, instruction: str, count: int = 50_000) -> float:
 def loop_seconds(iterations: int) -> float:
     """Time the compute loop on the engine."""
     engine = guest(f"mov r15, {iterations}\n{LOOP}\n hlt")
-    taken = seconds(engine, lambda _kind: engine.stop())
+    taken = seconds(engine, lambda _kind: engine.vcpus[0].stop())
     engine.close()
     return taken
 
@@ -224,11 +224,11 @@ def restore_microseconds(pages: int, *, announced: bool, rounds: int = 200) -> t
     engine = guest(
         f"mov rbx, 0x1000000\n mov ecx, {pages}\n1: mov [rbx], ecx\n add rbx, 4096\n loop 1b\n hlt"
     )
-    engine.ram[0x1000000 : 0x1000000 + pages * 4096] = b"\1" * (pages * 4096)
+    engine.memory.ram[0x1000000 : 0x1000000 + pages * 4096] = b"\1" * (pages * 4096)
     snapshot = engine.freeze(announced=announced)
     restores, runs = [], []
     for _ in range(rounds):
-        runs.append(seconds(engine, lambda _kind: engine.stop()))
+        runs.append(seconds(engine, lambda _kind: engine.vcpus[0].stop()))
         started = time.perf_counter()
         engine.restore(snapshot)
         restores.append(time.perf_counter() - started)

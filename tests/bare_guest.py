@@ -32,6 +32,34 @@ KERNEL_CS, KERNEL_SS, USER_CS32, USER_SS, USER_CS, TSS_SELECTOR = 8, 16, 24, 32,
 EFER = 0xC0000080
 EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1, 0x100, 0x400, 0x800
 
+# What shows that a CPUID feature works, by (leaf, subleaf, register, bit), and the bits of CR4 it
+# takes: OSFXSR OSXMMEXCPT FSGSBASE OSXSAVE SMAP.
+FEATURES = {
+    (1, 0, "ecx", 0): "addsubps xmm0, xmm1",
+    (1, 0, "ecx", 1): "pclmulqdq xmm0, xmm1, 0",
+    (1, 0, "ecx", 9): "pshufb xmm0, xmm1",
+    (1, 0, "ecx", 13): "cmpxchg16b [rsi]",
+    (1, 0, "ecx", 19): "ptest xmm0, xmm1",
+    (1, 0, "ecx", 20): "crc32 eax, ebx",
+    (1, 0, "ecx", 22): "movbe eax, [rsi]",
+    (1, 0, "ecx", 23): "popcnt eax, ebx",
+    (1, 0, "ecx", 25): "aesenc xmm0, xmm1",
+    (1, 0, "ecx", 26): "xgetbv",
+    (1, 0, "ecx", 30): "rdrand eax",
+    (7, 0, "ebx", 0): "rdfsbase rax",
+    (7, 0, "ebx", 3): "andn eax, ebx, ecx",
+    (7, 0, "ebx", 8): "shlx eax, ebx, ecx",
+    (7, 0, "ebx", 9): "rep movsb",
+    (7, 0, "ebx", 18): "rdseed eax",
+    (7, 0, "ebx", 19): "adcx eax, ebx",
+    (7, 0, "ebx", 20): "stac",
+    (7, 0, "ebx", 23): "clflushopt [rsi]",
+    (7, 0, "ebx", 24): "clwb [rsi]",
+    (0x80000001, 0, "ecx", 5): "lzcnt eax, ebx",
+    (0x80000001, 0, "edx", 27): "rdtscp",
+}
+FEATURES_CR4 = 1 << 9 | 1 << 10 | 1 << 16 | 1 << 18 | 1 << 21
+
 PRELUDE = f"""
         .intel_syntax noprefix
         .set DATA, {DATA}

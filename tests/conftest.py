@@ -26,6 +26,15 @@ settings.load_profile("trapline")
 DEBIAN_KERNEL = "deb:linux-image-6.12-cloud-amd64|linux-image-cloud-amd64"
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--engine",
+        action="append",
+        metavar="MODULE:FACTORY",
+        help="a CPU engine to run tests/cpu/conformance on; may be repeated",
+    )
+
+
 @pytest.fixture(scope="session")
 def assembler(tmp_path_factory):
     """GNU as and objdump."""

@@ -3,8 +3,7 @@
 import os
 import signal
 import sys
-
-from trapline.cli.signals import leave
+from typing import NoReturn
 
 
 def main() -> None:
@@ -15,6 +14,11 @@ def main() -> None:
     from trapline.cli.main import main as program  # noqa: PLC0415 - what takes long comes now
 
     program()
+
+
+def leave(*_: object) -> NoReturn:
+    """End at once, as interrupted."""
+    os._exit(128 + signal.SIGINT)
 
 
 def _open_standard_descriptors() -> None:

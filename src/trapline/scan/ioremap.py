@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from trapline.linux.accessors import MAPPERS, PARAVIRT_MAPPERS
 from trapline.results.scan import Mapping
 from trapline.scan.identity import Key, key
-from trapline.scan.location import place_of
+from trapline.scan.places import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

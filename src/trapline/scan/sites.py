@@ -20,7 +20,7 @@ from trapline.linux.accessors import CALLED, INLINED, PARAVIRT, QUEUES
 from trapline.results.scan import Site
 from trapline.scan import verdicts
 from trapline.scan.identity import Key, key
-from trapline.scan.location import place_of
+from trapline.scan.places import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

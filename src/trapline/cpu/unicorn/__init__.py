@@ -1,13 +1,12 @@
 """The CPU engine on Unicorn: QEMU's TCG core with its AMD SVM intercepts switched on.
 
-`engine` implements `trapline.cpu.engine.Engine`; `layout` holds every private fact about the
-library and checks each when it starts; `native` assembles the hooks that cannot be Python;
-`nested` keeps the second-level page tables; `state` reads and writes the CPU state;
-`snapshot` freezes and restores; `decode` reads the instruction behind an exit.
+`engine` puts a `memory`, a `vcpu` and `snapshot`s together and opens them; the VCPU is made of
+parts that each get what they need: `registers`, `linear` addresses, `events`, `boundaries`,
+`exits`, `emulate` and the like. `layout` holds every private fact about the library, `core` the
+CPU that it opens, `selfcheck` tries both when the first engine starts. `native`, `delivery` and
+`tlb` assemble what cannot be Python; `nested` keeps the second-level page tables.
 """
 
-from trapline.cpu.unicorn.vcpu import UnicornEngine
+from trapline.cpu.unicorn.engine import open_engine
 
-open_engine = UnicornEngine
-
-__all__ = ["UnicornEngine", "open_engine"]
+__all__ = ["open_engine"]

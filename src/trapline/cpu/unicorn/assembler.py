@@ -88,13 +88,6 @@ class Assembler:
         """Do any `op [base + offset], immediate`."""
         self.emit(Instruction.create_mem_i32(code, _at(base, offset), value))
 
-    def mem_index(
-        self, code: "CodeValue", base: "RegisterValue", index: "RegisterValue", offset: int
-    ) -> None:
-        """Do any `op qword [base + index * 8 + offset]`."""
-        operand = MemoryOperand(base, index, 8, offset, 8)
-        self.emit(Instruction.create_mem(code, operand))
-
     def mem(self, code: "CodeValue", base: "RegisterValue", offset: int) -> None:
         """Do any `op [base + offset]`."""
         self.emit(Instruction.create_mem(code, _at(base, offset)))

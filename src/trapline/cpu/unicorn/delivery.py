@@ -23,8 +23,8 @@ from trapline.cpu.unicorn.layout import (
     Env,
     Fields,
     HFlags,
+    InterruptRequest,
     Library,
-    Request,
     Segs,
     Svm,
 )
@@ -90,10 +90,6 @@ class InterruptHook:
         a.load(_RAX, _RBX, Slot.TRAPPED * 8)
         a.reg_reg(Code.BT_RM64_R64, _RAX, _RSI)
         a.jump(Code.JB_REL32_64, "trapped")
-        a.reg_imm(Code.CMP_RM32_IMM32, _ESI, 32)
-        a.jump(Code.JAE_REL32_64, "counted")
-        a.mem_index(Code.INC_RM64, _RBX, _RSI, Slot.DELIVERED * 8)
-        a.label("counted")
         # A fault did not complete its instruction; the trap #DB (1) did.
         a.reg_imm(Code.CMP_RM32_IMM32, _ESI, 1)
         a.jump(Code.JE_REL32_64, "completed")
@@ -185,7 +181,7 @@ class InterruptHook:
         a.load(_RAX, _RBX, Slot.BYTES * 8)
         a.reg_mem(Code.CMP_R64_RM64, _RAX, _RBX, Slot.LIMIT * 8)
         a.jump(Code.JB_REL32_64, "return")
-        a.mem_imm(Code.OR_RM32_IMM32, _CPU, Cpu.INTERRUPT_REQUEST, Request.HARD)
+        a.mem_imm(Code.OR_RM32_IMM32, _CPU, Cpu.INTERRUPT_REQUEST, InterruptRequest.HARD)
         a.jump(Code.JMP_REL32_64, "return")
 
     def _assemble_exit(self, a: Assembler) -> None:

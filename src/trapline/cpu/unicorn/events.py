@@ -1,17 +1,15 @@
 """Events into the guest: exceptions, interrupts, NMIs, and what holds them back.
 
-Delivery itself is native (`native`); this module decides what is delivered, keeps NMI
-blocking, which the core forgets on direct delivery, and opens windows.
+Delivery itself is native (`delivery`); this module decides what is delivered and keeps NMI
+blocking, which the core forgets on direct delivery.
 """
 
-from threading import get_ident
-from typing import Final
+from typing import Final, NamedTuple
 
-from trapline.cpu.unicorn.layout import Env, HFlags, Request, Svm
-from trapline.cpu.unicorn.native import NativeHooks
-from trapline.cpu.unicorn.pagewalk import GuestMemory
+from trapline.cpu.unicorn.core import Core
+from trapline.cpu.unicorn.layout import Env, HFlags, InterruptRequest, Svm
+from trapline.cpu.unicorn.registers import RFLAGS_RF, RFLAGS_TF
 from trapline.cpu.unicorn.slots import Delivery, Slot
-from trapline.cpu.unicorn.state import RFLAGS_RF, RFLAGS_TF
 
 DE, DB, BP, OF, UD, DF, TS, NP, SS, GP, PF, VE = 0, 1, 3, 4, 6, 8, 10, 11, 12, 13, 14, 20
 NMI: Final = 2
@@ -41,28 +39,33 @@ def _make_double_fault(first: int, second: int) -> bool:
     return first in _PAGE_FAULTS and second in _PAGE_FAULTS
 
 
-class Events(GuestMemory):
-    """The event half of the engine."""
+class SavedEvents(NamedTuple):
+    """What is under delivery, and whether NMIs are blocked."""
 
-    _hooks: NativeHooks
-    _slots: memoryview
+    vectoring: int | None
+    interrupted: int
+    triple_fault: bool
+    nmi_blocked: bool
 
-    def _init_events(self) -> None:
-        self._slots = self._hooks.slots
-        self._nmi_blocked = False
-        self._nmi_window = False
-        self._kicked = False
-        self._thread = get_ident()
-        self._vectoring: int | None = None
-        self._interrupted = Delivery.NONE
-        self._triple_fault = False
-        self._trapped: frozenset[int] = frozenset()
+
+class GuestEvents:
+    """Queues the next event for the native hook.
+
+    `vectoring` is the vector of the event whose delivery ended in the exit at hand, if any, and
+    `interrupted` its Delivery. `triple_fault`: what was delivered last made one. `nmi_blocked`:
+    an NMI was delivered and no IRET executed since (SDM vol. 3A section 6.7.1).
+    """
+
+    def __init__(self, core: Core, slots: memoryview) -> None:
+        self._slots = slots
+        self._regs = core.fields.regs
+        self._env32 = core.fields.env32
+        self._env64 = core.fields.env64
+        self.vectoring: int | None = None
+        self.interrupted = Delivery.NONE
+        self.triple_fault = False
+        self.nmi_blocked = False
         self.intercept_exceptions(frozenset())
-
-    @property
-    def vectoring(self) -> int | None:
-        """Vector of the event whose delivery ended in the exit at hand, if any."""
-        return self._vectoring
 
     def deliver(self, vector: int, error_code: int | None = None) -> None:
         """Deliver an exception at RIP, as a fault, before the next instruction.
@@ -71,57 +74,36 @@ class Events(GuestMemory):
         delivered at the exit, the two are combined as the processor does.
         """
         code = error_code or 0
-        first = self._vectoring
+        first = self.vectoring
         if first is not None:
-            self._vectoring = None
+            self.vectoring = None
             if first == DF and (vector in _CONTRIBUTORY or vector in _PAGE_FAULTS):
-                self._triple_fault = True
+                self.triple_fault = True
                 return
             if _make_double_fault(first, vector):
                 vector, code = DF, 0
-        self._queue(Delivery.EXCEPTION, vector, code)
+        self.queue(Delivery.EXCEPTION, vector, code)
 
     def deliver_interrupt(self, vector: int) -> None:
         """Deliver an external interrupt at RIP; IF is the caller's concern."""
-        self._queue(Delivery.INTERRUPT, vector, 0)
+        self.queue(Delivery.INTERRUPT, vector, 0)
 
     def deliver_nmi(self) -> None:
         """Deliver an NMI at RIP and block further ones until an IRET has begun."""
-        self._block_nmi(True)
-        self._queue(Delivery.INTERRUPT, NMI, 0)
-
-    @property
-    def nmi_blocked(self) -> bool:
-        """An NMI was delivered and no IRET executed since (SDM vol. 3A section 6.7.1)."""
-        return self._nmi_blocked
+        self.block_nmi(True)
+        self.queue(Delivery.INTERRUPT, NMI, 0)
 
     def request_interrupt_window(self, wanted: bool) -> None:
         """Exit with INTERRUPT_WINDOW before the next instruction with IF set and no shadow."""
         slots = self._slots
         if wanted:
-            slots[Slot.WANTED] |= Request.VIRQ
+            slots[Slot.WANTED] |= InterruptRequest.VIRQ
         else:
-            slots[Slot.WANTED] &= ~Request.VIRQ
-
-    def request_nmi_window(self, wanted: bool) -> None:
-        """Exit with NMI_WINDOW before the next instruction at which an NMI may be delivered."""
-        self._nmi_window = wanted
-        if wanted and not self._nmi_blocked:
-            self.request_boundary()
-
-    def request_boundary(self) -> None:
-        """Exit with BOUNDARY before the next instruction, whatever IF and shadows say.
-
-        From another thread: at the next block of guest code.
-        """
-        self._kicked = True  # first: whoever sets the limit looks at this afterwards
-        self._slots[Slot.LIMIT] = 0
-        if get_ident() == self._thread:
-            self._slots[Slot.WANTED] |= Request.HARD
+            slots[Slot.WANTED] &= ~InterruptRequest.VIRQ
 
     def advance(self, length: int) -> None:
         """Complete an emulated instruction: step RIP, end shadows, trap if TF is set."""
-        words, regs = self._env32, self.regs
+        words, regs = self._env32, self._regs
         flags = words[_HFLAGS]
         regs[16] = regs[16] + length & (_MASK64 if flags & _CS64 else 0xFFFFFFFF)
         if flags & _INHIBIT_IRQ:
@@ -131,7 +113,7 @@ class Events(GuestMemory):
             words[_EFLAGS] = eflags & ~RFLAGS_RF
             if eflags & RFLAGS_TF:
                 self._env64[_DR6] |= _DR6_BS
-                self._queue(Delivery.EXCEPTION, DB, 0)
+                self.queue(Delivery.EXCEPTION, DB, 0)
         self._slots[_COUNT] += 1
 
     def intercept_exceptions(self, vectors: frozenset[int]) -> None:
@@ -140,33 +122,37 @@ class Events(GuestMemory):
         self._slots[Slot.TRAPPED] = mask
         # #UD always exits: TDCALL and RDRAND are found there.
         self._env32[Env.INTERCEPT_EXCEPTIONS // 4] = mask | 1 << 6
-        self._trapped = vectors
 
-    def delivered_exceptions(self) -> dict[int, int]:
-        """Exceptions delivered without an exit so far: vector to count."""
-        counts = self._slots[Slot.DELIVERED : Slot.DELIVERED + 32]
-        return {vector: count for vector, count in enumerate(counts) if count}
-
-    def _queue(self, kind: int, vector: int, error_code: int, next_rip: int = 0) -> None:
+    def queue(self, kind: int, vector: int, error_code: int, next_rip: int = 0) -> None:
+        """Have the native hook deliver an event (`Delivery`) before the next instruction."""
         slots = self._slots
-        self._vectoring = None
+        self.vectoring = None
         slots[_KIND] = kind
         slots[_VECTOR] = vector
         slots[_ERROR] = error_code
         slots[_NEXT_RIP] = next_rip
         slots[_OLD] = _OLD_OF.get(vector, _NONE) if kind == _EXCEPTION else _NONE
 
-    def _requeue(self) -> None:
+    def requeue(self) -> None:
         """Deliver again what an exit interrupted, as the handler chose nothing else."""
         slots = self._slots
-        self._queue(
-            self._interrupted, slots[Slot.IN_VECTOR], slots[Slot.IN_ERROR], slots[Slot.NEXT_RIP]
+        self.queue(
+            self.interrupted, slots[Slot.IN_VECTOR], slots[Slot.IN_ERROR], slots[Slot.NEXT_RIP]
         )
 
-    def _block_nmi(self, blocked: bool) -> None:
-        self._nmi_blocked = blocked
+    def block_nmi(self, blocked: bool) -> None:
+        """Block NMIs until an IRET begins, of which the core then tells, or no longer."""
+        self.nmi_blocked = blocked
         at = Env.INTERCEPT // 8
         if blocked:
             self._env64[at] |= _IRET_BIT
         else:
             self._env64[at] &= ~_IRET_BIT
+
+    def save(self) -> SavedEvents:
+        """Return what is not in the slots."""
+        return SavedEvents(self.vectoring, self.interrupted, self.triple_fault, self.nmi_blocked)
+
+    def load(self, saved: SavedEvents) -> None:
+        """Return to a saved state."""
+        self.vectoring, self.interrupted, self.triple_fault, self.nmi_blocked = saved

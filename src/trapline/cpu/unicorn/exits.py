@@ -1,15 +1,15 @@
-"""From the core's exits to `Exit`: what is told to the handler, what the engine does itself."""
+"""From the core's exits to `Exit`: what the handler is told."""
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import iced_x86 as ix
 
 from trapline.cpu.engine import EptViolation, Exit, Fault
 from trapline.cpu.unicorn.control import ControlPages
-from trapline.cpu.unicorn.emulate import Emulation
-from trapline.cpu.unicorn.events import GP, TS, UD
-from trapline.cpu.unicorn.exitinsn import TDCALL
+from trapline.cpu.unicorn.core import Core
+from trapline.cpu.unicorn.events import GP, TS, UD, GuestEvents
+from trapline.cpu.unicorn.instruction import TDCALL, InstructionView
 from trapline.cpu.unicorn.layout import (
     EXCP_VMEXIT,
     NPF_FETCH,
@@ -18,16 +18,19 @@ from trapline.cpu.unicorn.layout import (
     HFlags,
     Svm,
 )
+from trapline.cpu.unicorn.linear import LinearMemory
+from trapline.cpu.unicorn.registers import RFLAGS_VM, Registers
 from trapline.cpu.unicorn.slots import Delivery, Slot, Walk
-from trapline.cpu.unicorn.state import IA32_TSC, is_core_msr
 
-_CODE, _INFO = Slot.CODE, Slot.INFO
+if TYPE_CHECKING:
+    from trapline.cpu.unicorn.parts import Decoders
+
+_CODE: Final = Slot.CODE
 _HFLAGS: Final = Env.HFLAGS // 4
 _CPL, _CS64 = HFlags.CPL, HFlags.CS64
 _CPL_CS64: Final = HFlags.CPL | HFlags.CS64
 _IDT: Final = 2  # in an error code: it is about a gate
-
-Decoder = Callable[[], Exit | None]
+_TSS_IO_MAP: Final = 0x66
 
 
 def _by_index(table: Mapping[int, Exit]) -> dict[int, Exit]:
@@ -49,80 +52,55 @@ PLAIN: Final = _by_index(
 )
 
 
-class Exits(Emulation):
-    """Decoding of exits. Each `_exit_*` returns what the handler is told, or None."""
+class Exits:
+    """Exits with details, and those that privilege decides upon.
 
-    _control: ControlPages
+    `fault` and `ept` are what is behind Exit.EXCEPTION and Exit.EPT_VIOLATION. `draw_random`
+    executes RDRAND and RDSEED.
+    """
 
-    def _init_exits(self, seed: int) -> None:
-        self._init_instructions()
-        self._init_emulation(seed)
-        self._fault = Fault(0, 0)
-        self._ept = EptViolation(0, 0, is_write=False, is_fetch=False, is_walk=False)
-        self._reads: set[int] = set()
-        self._writes: set[int] = set()
-        decoders: dict[int, Decoder] = {
+    def __init__(
+        self,
+        core: Core,
+        control: ControlPages,
+        slots: memoryview,
+        registers: Registers,
+        linear: LinearMemory,
+        events: GuestEvents,
+        instruction: InstructionView,
+        draw_random: Callable[[ix.Instruction], None],
+    ) -> None:
+        self._env32 = core.fields.env32
+        self._control = control
+        self._slots = slots
+        self._registers = registers
+        self._linear = linear
+        self._events = events
+        self._instruction = instruction
+        self._draw_random = draw_random
+        self.fault = Fault(0, 0)
+        self.ept = EptViolation(0, 0, is_write=False, is_fetch=False, is_walk=False)
+        self.decoders: Decoders = {
             Svm.EXCEPTION + vector: self._exit_exception for vector in range(32)
         }
-        decoders |= {
-            Svm.MSR: self._exit_msr,
+        self.decoders |= {
             Svm.EXCEPTION + UD: self._exit_undefined,
             Svm.IOIO: self._exit_io,
             Svm.NPF: self._exit_ept,
-            Svm.RDTSC: self._exit_rdtsc,
-            Svm.PAUSE: self._exit_pause,
             Svm.WBINVD: self._exit_wbinvd,
-            Svm.SWINT: self._exit_software_interrupt,
-            Svm.ICEBP: self._exit_icebp,
-            Svm.SYSCALL: self._exit_syscall,
-            Svm.SYSENTER: self._exit_sysenter,
-            Svm.CR_WRITE + 0: lambda: self._exit_cr(0),
-            Svm.CR_WRITE + 4: lambda: self._exit_cr(4),
         }
-        self._decoders = {EXCP_VMEXIT + code: decoder for code, decoder in decoders.items()}
 
-    @property
-    def fault(self) -> Fault:
-        """The exception behind Exit.EXCEPTION."""
-        return self._fault
+    def save(self) -> tuple[Fault, EptViolation]:
+        """Return the details of the exit at hand."""
+        return self.fault, self.ept
 
-    @property
-    def ept(self) -> EptViolation:
-        """The access behind Exit.EPT_VIOLATION."""
-        return self._ept
-
-    def native_msr(self, index: int, *, read: bool, write: bool) -> None:
-        """Let RDMSR and WRMSR of this MSR act on the CPU's own value, without an exit.
-
-        The core acts upon those it knows; the engine keeps the others. Reading
-        IA32_TIME_STAMP_COUNTER gives `cycles`.
-        """
-        core = is_core_msr(index)
-        for wanted, emulated, bit in ((read, self._reads, 1), (write, self._writes, 2)):
-            self._control.pass_msr(index, bit, passes=wanted and core)
-            if wanted and not core:
-                emulated.add(index)
-            else:
-                emulated.discard(index)
-
-    def _exit_msr(self) -> Exit | None:
-        regs = self.regs
-        index = regs[1] & 0xFFFFFFFF
-        if self._slots[_INFO]:
-            if index not in self._writes:
-                return Exit.WRMSR
-            self.set_msr(index, (regs[2] & 0xFFFFFFFF) << 32 | regs[0] & 0xFFFFFFFF)
-        else:
-            if index not in self._reads:
-                return Exit.RDMSR
-            value = self.cycles if index == IA32_TSC else self.msr(index)
-            regs[0], regs[2] = value & 0xFFFFFFFF, value >> 32
-        self.advance(self.length)
-        return None
+    def load(self, saved: tuple[Fault, EptViolation]) -> None:
+        """Return to a saved state."""
+        self.fault, self.ept = saved
 
     def _exit_wbinvd(self) -> Exit:
         """Tell WBINVD and INVD apart: the core takes one for the other (translate.c, 0x108)."""
-        instruction = self._instruction()
+        instruction = self._instruction.decode()
         if instruction is not None and instruction.mnemonic == ix.Mnemonic.INVD:
             return Exit.INVD
         return Exit.WBINVD
@@ -131,7 +109,7 @@ class Exits(Emulation):
         if self._slots[_CODE] & 0xFFFFFFFF == TDCALL:
             flags = self._env32[_HFLAGS]
             return Exit.TDCALL if flags & _CPL_CS64 == _CS64 else self._exit_tdcall()
-        instruction = self._instruction()
+        instruction = self._instruction.decode()
         if instruction is None:
             return Exit.UNDEFINED
         if instruction.mnemonic == ix.Mnemonic.TDCALL:
@@ -145,27 +123,44 @@ class Exits(Emulation):
 
     def _exit_tdcall(self) -> Exit | None:
         """TDCALL is for 64-bit code at CPL 0; elsewhere it is a #GP(0)."""
-        flags = self._env32[Env.HFLAGS // 4]
-        if flags & HFlags.CPL or not flags & HFlags.CS64:
-            self.deliver(GP)
+        if self._env32[_HFLAGS] & _CPL_CS64 != _CS64:
+            self._events.deliver(GP)
             return None
         return Exit.TDCALL
 
     def _exit_io(self) -> Exit | None:
         if self._env32[_HFLAGS] & _CPL and not self._may_do_io():
-            self.deliver(GP)
+            self._events.deliver(GP)
             return None
         return Exit.IO
+
+    def _may_do_io(self) -> bool:
+        """IOPL, then the I/O permission bitmap of the TSS: SDM vol. 1 section 19.5."""
+        registers, read = self._registers, self._linear.read
+        rflags = registers.rflags
+        if registers.cpl <= rflags >> 12 & 3 and not rflags & RFLAGS_VM:
+            return True
+        tss = registers.segment("tr")
+        information = self._slots[Slot.INFO]
+        port, size = information >> 16, information >> 4 & 7
+        base = read(tss.base + _TSS_IO_MAP, 2)
+        if base is None or tss.limit <= _TSS_IO_MAP:
+            return False
+        at = int.from_bytes(base, "little") + port // 8
+        bitmap = read(tss.base + at, 2)
+        if bitmap is None or at + 1 > tss.limit:
+            return False
+        return not int.from_bytes(bitmap, "little") & (1 << size) - 1 << port % 8
 
     def _exit_ept(self) -> Exit:
         slots = self._slots
         gpa, gla, information = self._control.fault_gpa, slots[Slot.GLA], slots[Slot.INFO]
         walk = slots[Slot.WALK]
         if walk == Walk.UNKNOWN:
-            target = self.translate(gla)
+            target = self._linear.translate(gla)
             walk = Walk.PAGE if target is not None and (target ^ gpa) >> 12 == 0 else Walk.TABLE
         is_walk = walk == Walk.TABLE
-        self._ept = EptViolation(
+        self.ept = EptViolation(
             gpa=gpa,
             gla=gla,
             is_write=bool(information & NPF_WRITE) and not is_walk,
@@ -177,13 +172,13 @@ class Exits(Emulation):
     def _exit_exception(self) -> Exit:
         slots = self._slots
         vector = slots[Slot.EXIT] - EXCP_VMEXIT - Svm.EXCEPTION
-        self._fault = Fault(vector, self._error_code(vector, slots[Slot.INFO]))
+        self.fault = Fault(vector, self._error_code(vector, slots[Slot.INFO]))
         return Exit.EXCEPTION
 
     def _error_code(self, vector: int, code: int) -> int:
         """Correct what the native code corrects of a fault that does not exit."""
-        if self._vectoring is None or not TS <= vector <= GP:
+        if self._events.vectoring is None or not TS <= vector <= GP:
             return code
-        if code & _IDT and self._env32[Env.HFLAGS // 4] & HFlags.LMA:
+        if code & _IDT and self._env32[_HFLAGS] & HFlags.LMA:
             code = code >> 1 & ~7 | code & 7
-        return code | (self._interrupted != Delivery.SOFTWARE)
+        return code | (self._events.interrupted != Delivery.SOFTWARE)

@@ -3,9 +3,8 @@
 Source: unicorn 2.1.4 (QEMU 5.0.1), files named beside each group. Nothing else in trapline
 holds an offset, a flag or an unpublished symbol of the library. Plain classes rather than
 enumerations: looking up a member of an enumeration costs more than the memory access that it
-is for. `verify` tries each of them
-on a throw-away CPU once per process and raises EngineMismatchError when one is not where it
-is expected.
+is for. `selfcheck` tries each of them on a throw-away CPU once per process and raises
+EngineMismatchError when one is not where it is expected.
 """
 
 import ctypes
@@ -152,7 +151,7 @@ class HFlags2:
     NPT: Final = 1 << 6
 
 
-class Request:
+class InterruptRequest:
     """Bits of CPUState.interrupt_request (CPU_INTERRUPT_*)."""
 
     HARD: Final = 0x2

@@ -24,24 +24,19 @@ from unicorn.unicorn_const import (
 
 from trapline.base.errors import EngineMismatchError
 from trapline.cpu.unicorn.assembler import Assembler, CodePage
+from trapline.cpu.unicorn.core import Core
 from trapline.cpu.unicorn.delivery import InterruptHook, assemble_host_address
 from trapline.cpu.unicorn.layout import (
     EXCP_VMEXIT,
     KNOWN_VERSION,
-    SEGMENT_BASE,
-    SEGMENT_SIZE,
     Cpu,
     Env,
-    Fields,
     HFlags,
     Hook,
-    Library,
-    Segs,
     Svm,
     window,
 )
-from trapline.cpu.unicorn.nested import NestedTables
-from trapline.cpu.unicorn.ram import Ram
+from trapline.cpu.unicorn.memory import UnicornMemory
 from trapline.cpu.unicorn.slots import (
     COUNT_START,
     LOG_ENTRIES,
@@ -49,8 +44,7 @@ from trapline.cpu.unicorn.slots import (
     EntryTable,
     Slot,
 )
-from trapline.cpu.unicorn.tlb import FIRST_GROWTH, CodeMap, assemble_tlb_fill
-from trapline.cpu.unicorn.writelog import WriteLog
+from trapline.cpu.unicorn.tlb import FIRST_GROWTH, assemble_tlb_fill
 
 if TYPE_CHECKING:
     from iced_x86._iced_x86_py import Register as RegisterValue
@@ -62,15 +56,6 @@ _R8 = Register.R8
 _ENV, _CPU = Register.R12, Register.R13  # in the INTR hook
 
 _RIP = Env.REGS + 16 * 8
-_TR = Env.SEGS + SEGMENT_SIZE * Segs.TR
-_CS_BASE = Env.SEGS + SEGMENT_SIZE * Segs.CS + SEGMENT_BASE
-_PRESENT = 0x8000
-_BUSY_TSS = 0x0B00
-_AC = 1 << 18
-_TS, _GP = 10, 13  # the vectors whose error code is a selector
-_IDT = 2  # in an error code: it is about a gate
-
-
 # Ranges of a hook. Unicorn takes begin > end as everywhere; the other is not canonical.
 _EVERYWHERE = (1, 0)
 _NOWHERE = (1 << 62, 1 << 62)
@@ -79,17 +64,9 @@ _NOWHERE = (1 << 62, 1 << 62)
 class NativeHooks:
     """The assembled hooks of one CPU, registered with Unicorn; owns the control block."""
 
-    def __init__(
-        self,
-        library: Library,
-        fields: Fields,
-        ram: Ram,
-        nested: NestedTables,
-        code_map: CodeMap,
-        writes: WriteLog,
-    ) -> None:
-        self._library = library
-        self._fields = fields
+    def __init__(self, core: Core, memory: UnicornMemory) -> None:
+        self._library = library = core.library
+        self._fields = fields = core.fields
         self._block = mmap.mmap(-1, EntryTable.CONTROL_SIZE)
         self._anchor = (ctypes.c_char * len(self._block)).from_buffer(self._block)
         self.control_address = ctypes.addressof(self._anchor)
@@ -128,7 +105,13 @@ class NativeHooks:
             self._add(UC_HOOK_INSN, place(hook), fields.env, instruction=instruction)
         self._add(UC_HOOK_EDGE_GENERATED, place(self._assemble_translated()), self._log_address)
         fill = assemble_tlb_fill(
-            library, fields, self.control_address, ram, nested, code_map, writes
+            library,
+            fields,
+            self.control_address,
+            memory.host,
+            memory.tables,
+            memory.code_map,
+            memory.written,
         )
         # The class structure belongs to this CPU alone: uc_open allocates one for each.
         fields.tlb_fill[0] = place(fill)

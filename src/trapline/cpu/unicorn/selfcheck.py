@@ -11,14 +11,14 @@ import ctypes
 import os
 import struct
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from iced_x86 import Code, Instruction, Register
 from unicorn import unicorn_const as const
 from unicorn import x86_const as x86
 
 from trapline.base.errors import EngineMismatchError
-from trapline.cpu.engine import Exit, PageState, Reg, Segment
+from trapline.cpu.engine import Engine, Exit, PageState, Reg, Segment, Vcpu
 from trapline.cpu.unicorn.assembler import Assembler
 from trapline.cpu.unicorn.layout import (
     KNOWN_VERSION,
@@ -30,14 +30,11 @@ from trapline.cpu.unicorn.layout import (
     CpuClass,
     Env,
     Feature,
+    InterruptRequest,
     Library,
-    Request,
     Segs,
     Uc,
 )
-
-if TYPE_CHECKING:
-    from trapline.cpu.unicorn.vcpu import UnicornEngine
 
 _BUFFER: Final = 1 << 20
 _SCE_LME: Final = 0x101
@@ -190,15 +187,15 @@ def _request_fields(probe: _Probe, library: Library) -> Iterator[_Expectation]:
     yield "exit_request", cpu + Cpu.EXIT_REQUEST, 1, 1
     yield "interrupt_request", cpu + Cpu.INTERRUPT_REQUEST, 4, 0
     inside = 0 <= Cpu.INTERRUPT_REQUEST < Cpu.ENV_BASE
-    if not inside or _after_reset(cpu, library) != Request.VIRQ:
+    if not inside or _after_reset(cpu, library) != InterruptRequest.VIRQ:
         raise _mismatch("interrupt_request is not where it should be")
 
 
 def _after_reset(cpu: int, library: Library) -> int:
     """Set two requests, have the library take back one, and return what is left."""
     request = ctypes.c_uint32.from_address(cpu + Cpu.INTERRUPT_REQUEST)
-    request.value = Request.HARD | Request.VIRQ
-    library.cpu_reset_interrupt(cpu, Request.HARD)
+    request.value = InterruptRequest.HARD | InterruptRequest.VIRQ
+    library.cpu_reset_interrupt(cpu, InterruptRequest.HARD)
     left = request.value
     request.value = 0
     return left
@@ -295,11 +292,11 @@ _PAGE: Final = 0x300000
 _VECTOR: Final = 0x40
 
 
-def check_behaviour(create: "Callable[[int], UnicornEngine]") -> None:
+def check_behaviour(create: Callable[[int], Engine]) -> None:
     """Run a guest on a new engine; raise EngineMismatchError unless all goes as it should."""
     engine = create(_RAM)
     try:
-        seen = _run(engine)
+        seen = _run(engine.vcpus[0])
     finally:
         engine.close()
     if seen != _EXPECTED:
@@ -342,8 +339,8 @@ def _program() -> bytes:
     return a.encode(_CODE)
 
 
-def _place(engine: "UnicornEngine") -> None:
-    ram = engine.ram
+def _place(vcpu: Vcpu) -> None:
+    ram = vcpu.memory.ram
     code = _program()
     ram[_CODE : _CODE + len(code)] = code
     # Where the divide error goes: HLT, then UD2, for which there is no gate.
@@ -356,60 +353,60 @@ def _place(engine: "UnicornEngine") -> None:
     ram[_TABLES : _TABLES + 8] = struct.pack("<Q", _TABLES + 0x1000 | 7)
     ram[_TABLES + 0x1000 : _TABLES + 0x1008] = struct.pack("<Q", _TABLES + 0x2000 | 7)
     ram[_TABLES + 0x2000 : _TABLES + 0x2010] = struct.pack("<2Q", 0x87, 0x200087)
-    engine.set_segment("gdtr", Segment(0, _GDT, 23, 0))
-    engine.set_segment("idtr", Segment(0, _IDT, 0xFFF, 0))
-    engine.set_msr(0xC0000080, 0xD00)
-    engine.set_cr(4, 0x20)
-    engine.set_cr(3, _TABLES)
-    engine.set_cr(0, 0x80010033)
-    engine.set_segment("cs", Segment(8, 0, 0xFFFFFFFF, 0x00AF9B00))
+    vcpu.set_segment("gdtr", Segment(0, _GDT, 23, 0))
+    vcpu.set_segment("idtr", Segment(0, _IDT, 0xFFF, 0))
+    vcpu.set_msr(0xC0000080, 0xD00)
+    vcpu.set_cr(4, 0x20)
+    vcpu.set_cr(3, _TABLES)
+    vcpu.set_cr(0, 0x80010033)
+    vcpu.set_segment("cs", Segment(8, 0, 0xFFFFFFFF, 0x00AF9B00))
     for name in ("ss", "ds", "es"):
-        engine.set_segment(name, Segment(16, 0, 0xFFFFFFFF, 0x00CF9300))
-    engine.rflags = 2
-    engine.regs[Reg.RIP] = _CODE
-    engine.regs[Reg.RSP] = _STACK
+        vcpu.set_segment(name, Segment(16, 0, 0xFFFFFFFF, 0x00CF9300))
+    vcpu.rflags = 2
+    vcpu.regs[Reg.RIP] = _CODE
+    vcpu.regs[Reg.RSP] = _STACK
 
 
-def _run(engine: "UnicornEngine") -> list[tuple[int, ...]]:
-    _place(engine)
-    engine.set_private(_PAGE, 0x1000, PageState.ABSENT)
-    engine.watch_cr(4, 0x40)
-    engine.intercept_exceptions(frozenset({0}))
-    engine.set_time_budget(100_000)
-    engine.request_boundary()
-    engine.request_interrupt_window(True)
-    engine.rflags = 2 | _IF
+def _run(vcpu: Vcpu) -> list[tuple[int, ...]]:
+    _place(vcpu)
+    vcpu.memory.set_private(_PAGE, 0x1000, PageState.ABSENT)
+    vcpu.watch_cr(4, 0x40)
+    vcpu.intercept_exceptions(frozenset({0}))
+    vcpu.set_time_budget(100_000)
+    vcpu.request_boundary()
+    vcpu.request_interrupt_window(True)
+    vcpu.rflags = 2 | _IF
     seen: list[tuple[int, ...]] = []
     details: dict[Exit, Callable[[], tuple[int, ...]]] = {
-        Exit.BOUNDARY: lambda: (engine.regs[Reg.RIP],),
-        Exit.INTERRUPT_WINDOW: lambda: (engine.regs[Reg.RIP],),
-        Exit.CPUID: lambda: (engine.regs[Reg.RIP],),
-        Exit.RDMSR: lambda: (engine.regs[Reg.RCX],),
-        Exit.TDCALL: lambda: (engine.length,),
-        Exit.IO: lambda: (engine.io.port,),
-        Exit.CR_WRITE: lambda: (engine.cr_write.value & 0x40,),
-        Exit.EPT_VIOLATION: lambda: (engine.ept.gpa, engine.ept.is_write),
-        Exit.EXCEPTION: lambda: (engine.fault.vector, engine.fault.error_code),
-        Exit.HLT: lambda: (engine.regs[Reg.RSP],),
-        Exit.UNDEFINED: lambda: (engine.regs[Reg.RIP],),
-        Exit.TRIPLE_FAULT: lambda: (engine.cpl,),
+        Exit.BOUNDARY: lambda: (vcpu.regs[Reg.RIP],),
+        Exit.INTERRUPT_WINDOW: lambda: (vcpu.regs[Reg.RIP],),
+        Exit.CPUID: lambda: (vcpu.regs[Reg.RIP],),
+        Exit.RDMSR: lambda: (vcpu.regs[Reg.RCX],),
+        Exit.TDCALL: lambda: (vcpu.length,),
+        Exit.IO: lambda: (vcpu.io.port,),
+        Exit.CR_WRITE: lambda: (vcpu.cr_write.value & 0x40,),
+        Exit.EPT_VIOLATION: lambda: (vcpu.ept.gpa, vcpu.ept.is_write),
+        Exit.EXCEPTION: lambda: (vcpu.fault.vector, vcpu.fault.error_code),
+        Exit.HLT: lambda: (vcpu.regs[Reg.RSP],),
+        Exit.UNDEFINED: lambda: (vcpu.regs[Reg.RIP],),
+        Exit.TRIPLE_FAULT: lambda: (vcpu.cpl,),
     }
 
     def handler(kind: Exit) -> None:
         seen.append((kind, *details.get(kind, lambda: ())()))
         if seen != _EXPECTED[: len(seen)] or kind is Exit.TRIPLE_FAULT:
-            engine.stop()
+            vcpu.stop()
         elif kind is Exit.BOUNDARY:
             pass
         elif kind is Exit.INTERRUPT_WINDOW:
-            engine.request_interrupt_window(False)
-        elif kind is Exit.EXCEPTION and engine.fault.vector == 0:
-            engine.deliver(0)
+            vcpu.request_interrupt_window(False)
+        elif kind is Exit.EXCEPTION and vcpu.fault.vector == 0:
+            vcpu.deliver(0)
         elif kind is Exit.UNDEFINED:
-            engine.intercept_exceptions(frozenset())
-            engine.deliver(6)
+            vcpu.intercept_exceptions(frozenset())
+            vcpu.deliver(6)
         else:
-            engine.advance(engine.length)
+            vcpu.advance(vcpu.length)
 
-    engine.run(handler)
+    vcpu.run(handler)
     return seen

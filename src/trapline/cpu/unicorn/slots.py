@@ -30,13 +30,12 @@ class Slot:
     SKIPPED: Final = 21  # the breakpoint that passed last
     FILLS: Final = 22  # TLB fills so far
     GROW_AT: Final = 23  # flush the TLB, which lets it grow, at this many
-    DELIVERED: Final = 24  # 32 counters: exceptions delivered without Python, by vector
-    RESUME: Final = 56  # the next block is here and has been counted already
-    WALK: Final = 57  # what the last TLB fill that failed was after: Walk
-    ENTRY_SKIP: Final = 58  # an entry that is not told of, once
-    END: Final = 59
+    RESUME: Final = 24  # the next block is here and has been counted already
+    WALK: Final = 25  # what the last TLB fill that failed was after: Walk
+    ENTRY_SKIP: Final = 26  # an entry that is not told of, once
+    END: Final = 27
     # What follows is no state of the guest: a restore leaves it alone.
-    WATCHING: Final = 59  # 1: tell of the entries in EntryTable, and of user code at CPL 0
+    WATCHING: Final = 27  # 1: tell of the entries in EntryTable, and of user code at CPL 0
 
 
 class Walk:

@@ -2,23 +2,25 @@
 
 from typing import Final
 
+from trapline.cpu.unicorn.core import Core
 from trapline.cpu.unicorn.layout import Env, HFlags
-from trapline.cpu.unicorn.nested import NestedTables
-from trapline.cpu.unicorn.ram import Ram
-from trapline.cpu.unicorn.state import CR0_PG, CR4_PAE, CR4_PSE, CpuState
-from trapline.cpu.unicorn.writelog import WriteLog
+from trapline.cpu.unicorn.memory import UnicornMemory
+from trapline.cpu.unicorn.registers import CR0_PG, CR4_PAE, CR4_PSE, Registers
 
 _PAGE: Final = 4096
 _ADDRESS = 0xFFFFFFFFFF000  # bits 51:12 of a page table entry
 
 
-class GuestMemory(CpuState):
-    """Linear addresses of the guest."""
+class LinearMemory:
+    """Memory as the code that executes sees it."""
 
-    shared_bit: int
-    _ram: Ram
-    _nested: NestedTables
-    _write_log: WriteLog
+    def __init__(self, core: Core, registers: Registers, memory: UnicornMemory) -> None:
+        self._env32 = core.fields.env32
+        self._cr = registers.cr
+        self._memory = memory
+        self._offset = memory.offset
+        self._whole = memory.host.whole
+        self._words = memory.host.words
 
     def translate(self, gla: int) -> int | None:
         """Return the GPA behind a linear address, or None if no page table maps it.
@@ -26,12 +28,12 @@ class GuestMemory(CpuState):
         The shared bit is kept. Permissions are not looked at, accessed and dirty bits not
         set.
         """
-        if not self.cr(0) & CR0_PG:
+        if not self._cr(0) & CR0_PG:
             return gla & 0xFFFFFFFF
         if self._env32[Env.HFLAGS // 4] & HFlags.LMA:
-            return self._walk(gla, (39, 30, 21, 12), self.cr(3) & _ADDRESS)
-        if self.cr(4) & CR4_PAE:
-            return self._walk(gla & 0xFFFFFFFF, (30, 21, 12), self.cr(3) & 0xFFFFFFE0)
+            return self._walk(gla, (39, 30, 21, 12), self._cr(3) & _ADDRESS)
+        if self._cr(4) & CR4_PAE:
+            return self._walk(gla & 0xFFFFFFFF, (30, 21, 12), self._cr(3) & 0xFFFFFFE0)
         return self._walk_legacy(gla & 0xFFFFFFFF)
 
     def read(self, gla: int, size: int) -> bytes | None:
@@ -42,7 +44,7 @@ class GuestMemory(CpuState):
             at = self._ram_offset(gla, chunk)
             if at is None:
                 return None
-            parts.append(bytes(self._ram.whole[at : at + chunk]))
+            parts.append(bytes(self._whole[at : at + chunk]))
             gla, size = gla + chunk, size - chunk
         return b"".join(parts)
 
@@ -57,43 +59,19 @@ class GuestMemory(CpuState):
             places.append((at, data[:chunk]))
             gla, data = gla + chunk, data[chunk:]
         for at, part in places:
-            self._ram.whole[at : at + len(part)] = part
-            self.code_changed(at, len(part))
+            self._whole[at : at + len(part)] = part
+            self._memory.code_changed(at, len(part))
         return True
-
-    def code_changed(self, gpa: int, size: int) -> None:
-        """Take note that the host wrote to RAM, at `gpa` without shared bit.
-
-        What was translated from there is dropped, and the pages are among `written_pages`.
-        """
-        self._write_log.add(gpa, size)
-        self._library.tb_invalidate_phys_range(self._fields.uc, gpa, gpa + size)
-
-    def written_pages(self) -> list[int]:
-        """Return the GPAs of pages written since the last freeze or restore.
-
-        Pages that the guest could write are listed, and what was announced by `write` or
-        `code_changed`. Where that is not all of them, what the host's kernel says: more than
-        was written since, as a page once copied stays so.
-        """
-        pages = self._write_log.pages()
-        return self._ram.copied_pages() if pages is None else pages
 
     def _ram_offset(self, gla: int, size: int) -> int | None:
         """Where in `Ram.whole` the bytes are, all of which are on one page."""
         gpa = self.translate(gla)
         return None if gpa is None else self._offset(gpa, size)
 
-    def _offset(self, gpa: int, size: int) -> int | None:
-        at = gpa & ~self.shared_bit
-        if at + size > self._ram.size:
-            return None
-        return at + self._ram.shared_offset if gpa & self.shared_bit else at
-
     def _entry(self, gpa: int) -> int:
         """One page table entry; 0 (not present) where no RAM is."""
         at = self._offset(gpa, 8)
-        return 0 if at is None else self._ram.words[at >> 3]
+        return 0 if at is None else self._words[at >> 3]
 
     def _walk(self, gla: int, shifts: tuple[int, ...], table: int) -> int | None:
         if shifts[0] == 39 and gla >> 47 not in {0, 0x1FFFF}:
@@ -113,10 +91,10 @@ class GuestMemory(CpuState):
         def entry(gpa: int) -> int:
             return self._entry(gpa & ~7) >> (gpa & 4) * 8 & 0xFFFFFFFF
 
-        directory = entry((self.cr(3) & 0xFFFFF000) + (gla >> 22) * 4)
+        directory = entry((self._cr(3) & 0xFFFFF000) + (gla >> 22) * 4)
         if not directory & 1:
             return None
-        if directory & 0x80 and self.cr(4) & CR4_PSE:
+        if directory & 0x80 and self._cr(4) & CR4_PSE:
             return directory & 0xFFC00000 | (directory & 0x1FE000) << 19 | gla & 0x3FFFFF
         table = entry((directory & 0xFFFFF000) + (gla >> 12 & 0x3FF) * 4)
         return table & 0xFFFFF000 | gla & 0xFFF if table & 1 else None

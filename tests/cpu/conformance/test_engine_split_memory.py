@@ -6,10 +6,8 @@ import struct
 
 import pytest
 
-from bare_guest import DATA, HIGH, RAM, TABLES, BareGuest
-from trapline.cpu import memoryfile
+from bare_guest import DATA, BareGuest
 from trapline.cpu.engine import PageState, Reg
-from trapline.cpu.unicorn import UnicornEngine
 
 PAGE = 4096
 SHARED_GLA = 0x31_0000  # a linear address whose page table entry gets the shared bit
@@ -23,18 +21,6 @@ SOURCE = """
     mov qword ptr [rdx], 0x2222
     mov rax, [rbx]
     mov rcx, [rdx]
-    hlt
-"""
-
-
-# Write to each page of both halves, without changing it.
-SWEEP = f"""
-    mov rbx, {HIGH}
-    mov rcx, {2 * RAM // PAGE}
-next:
-    lock or byte ptr [rbx], 0
-    add rbx, {PAGE}
-    loop next
     hlt
 """
 
@@ -98,28 +84,14 @@ def test_a_split_memory_has_no_snapshots():
         made.engine.freeze()
 
 
-def test_each_page_of_both_halves_is_listed_when_written():
-    with BareGuest(SWEEP, split=True) as made:
-        made.memory.set_shared(0, RAM, PageState.MAPPED)
-        # The shared half follows the private one in the high mapping.
-        high_directory = TABLES + 0x4000
-        shared = [made.memory.shared_bit | gpa | 0x83 for gpa in range(0, RAM, LARGE)]
-        struct.pack_into("<8Q", made.memory.ram, high_directory + RAM // LARGE * 8, *shared)
-        made.run()
-        assert sorted(made.memory.written_pages()) == list(range(0, 2 * RAM, PAGE))
-
-
 @pytest.mark.parametrize("split", [False, True])
-def test_the_digest_of_memory_is_that_of_its_bytes_and_touches_none(split):
+def test_the_digest_of_memory_is_that_of_its_bytes(factory, split):
     size = 8 << 20
-    engine = UnicornEngine(size, split_ram=split)
+    engine = factory(size, split_ram=split)
     memory = engine.memory
     memory.ram[3 * PAGE : 3 * PAGE + 5] = b"bytes"
     memory.ram[-1] = 1
-    before = list(memoryfile.populated(engine._ram._fd, size))
     digest = memory.digest()
-    assert list(memoryfile.populated(engine._ram._fd, size)) == before
-    assert len(before) == 2
     assert digest == hashlib.blake2b(memory.ram, digest_size=16).hexdigest()
     if not split:
         frozen = engine.freeze()

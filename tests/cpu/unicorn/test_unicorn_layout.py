@@ -4,7 +4,8 @@ import pytest
 
 from bare_guest import BareGuest
 from trapline.base.errors import EngineMismatchError, ExitCode
-from trapline.cpu.unicorn import UnicornEngine, layout, selfcheck, vcpu
+from trapline.cpu.unicorn import core, layout, selfcheck
+from trapline.cpu.unicorn.engine import UnicornEngine, checked_library, open_engine
 from trapline.cpu.unicorn.layout import (
     Cpu,
     CpuClass,
@@ -15,6 +16,10 @@ from trapline.cpu.unicorn.layout import (
     Svm,
     Uc,
 )
+
+
+def create(ram_size):
+    return UnicornEngine(Library(), ram_size)
 
 
 def fields(holder):
@@ -48,7 +53,7 @@ BY_VALUE = [
 
 def test_the_installed_library_is_the_known_one():
     selfcheck.check_fields(Library())
-    selfcheck.check_behaviour(UnicornEngine)
+    selfcheck.check_behaviour(create)
 
 
 @pytest.mark.parametrize(("holder", "name"), BY_VALUE)
@@ -72,14 +77,14 @@ def test_a_wrong_offset_is_refused(monkeypatch, holder, name, shift):
 def test_a_guest_that_behaves_differently_is_refused(monkeypatch, holder, name, value):
     monkeypatch.setattr(holder, name, value)
     with pytest.raises(EngineMismatchError, match=r"a probe saw|the CPU core stopped"):
-        selfcheck.check_behaviour(UnicornEngine)
+        selfcheck.check_behaviour(create)
 
 
 @pytest.mark.parametrize("code", [Svm.CPUID, Svm.MSR, Svm.HLT, Svm.VINTR])
 def test_an_intercept_that_does_nothing_is_noticed(monkeypatch, code):
-    monkeypatch.setattr(vcpu, "_INTERCEPTS", vcpu._INTERCEPTS & ~(1 << code - Svm.INTR))
+    monkeypatch.setattr(core, "_INTERCEPTS", core._INTERCEPTS & ~(1 << code - Svm.INTR))
     with pytest.raises(EngineMismatchError, match=r"a probe saw|the CPU core stopped"):
-        selfcheck.check_behaviour(UnicornEngine)
+        selfcheck.check_behaviour(create)
 
 
 def test_another_version_is_refused(monkeypatch):
@@ -95,13 +100,13 @@ def test_a_missing_function_is_refused(monkeypatch):
 
 
 def test_the_first_engine_of_a_process_looks(monkeypatch):
-    monkeypatch.setattr(UnicornEngine, "_verified", False)
+    checked_library.cache_clear()
     with monkeypatch.context() as broken:
         broken.setattr(Env, "LSTAR", Env.LSTAR + 8)
         with pytest.raises(EngineMismatchError) as refusal:
-            UnicornEngine(1 << 20)
+            open_engine(1 << 20)
         assert refusal.value.exit_code is ExitCode.ENGINE_MISMATCH
         assert "\n" not in str(refusal.value)
     with BareGuest("hlt") as guest:
         guest.run()
-    assert UnicornEngine._verified
+    assert checked_library.cache_info().currsize == 1

@@ -1,12 +1,10 @@
-"""Registers, control registers, segments, MSRs and paging of the CPU, from outside cpu_exec.
-
-Mixed into the engine; nothing here runs the guest.
-"""
+"""Registers, control registers, segments and MSRs of the CPU, from outside cpu_exec."""
 
 import ctypes
 from typing import Final
 
 from trapline.cpu.engine import Segment
+from trapline.cpu.unicorn.core import Core
 from trapline.cpu.unicorn.layout import (
     SEGMENT_BASE,
     SEGMENT_FLAGS,
@@ -15,9 +13,7 @@ from trapline.cpu.unicorn.layout import (
     SEGMENT_SIZE,
     Env,
     Feature,
-    Fields,
     HFlags,
-    Library,
     Segs,
 )
 
@@ -97,15 +93,18 @@ def is_core_msr(index: int) -> bool:
     return index in _MSR_FIELDS or index in {IA32_EFER, IA32_SYSENTER_CS}
 
 
-class CpuState:
-    """The CPU's state by name."""
+class Registers:
+    """The state of a core by name; `regs` are the 17 of `trapline.cpu.engine.Reg`."""
 
-    _library: Library
-    _fields: Fields
-    regs: memoryview
-
-    def _init_state(self) -> None:
-        fields = self._fields
+    def __init__(self, core: Core) -> None:
+        fields = core.fields
+        library = core.library
+        self._update_cr = {
+            0: library.cpu_x86_update_cr0,
+            3: library.cpu_x86_update_cr3,
+            4: library.cpu_x86_update_cr4,
+        }
+        self._env = fields.env
         self.regs = fields.regs
         self._env64 = fields.env64
         self._env32 = fields.env32
@@ -145,14 +144,14 @@ class CpuState:
     @property
     def fpu(self) -> bytes:
         """The x87 and SSE registers with their control words."""
-        env = self._fields.env
+        env = self._env
         return ctypes.string_at(env + Env.FPSTT, _X87) + ctypes.string_at(env + Env.MXCSR, _SSE)
 
     @fpu.setter
     def fpu(self, value: bytes) -> None:
         if len(value) != _X87 + _SSE:
             raise ValueError("this is no x87 and SSE state of this engine")
-        env = self._fields.env
+        env = self._env
         ctypes.memmove(env + Env.FPSTT, value[:_X87], _X87)
         ctypes.memmove(env + Env.MXCSR, value[_X87:], _SSE)
 
@@ -160,6 +159,12 @@ class CpuState:
     def cpl(self) -> int:
         """Current privilege level."""
         return self._env32[Env.HFLAGS // 4] & HFlags.CPL
+
+    @property
+    def bits(self) -> int:
+        """Width of the code that executes: 64, 32 or 16."""
+        flags = self._env32[Env.HFLAGS // 4]
+        return 64 if flags & HFlags.CS64 else 32 if flags & HFlags.CS32 else 16
 
     @property
     def interrupt_shadow(self) -> bool:
@@ -172,14 +177,11 @@ class CpuState:
 
     def set_cr(self, number: int, value: int) -> None:
         """Write a control register as MOV does, mode changes and TLB flushes included."""
-        if number == 0:
-            self._library.cpu_x86_update_cr0(self._fields.env, value)
-        elif number == 3:
-            self._library.cpu_x86_update_cr3(self._fields.env, value)
-        elif number == 4:
-            self._library.cpu_x86_update_cr4(self._fields.env, value)
-        else:
+        update = self._update_cr.get(number)
+        if update is None:
             self._env64[Env.CR // 8 + number] = value
+        else:
+            update(self._env, value)
 
     def dr(self, number: int) -> int:
         """Return DR0 to DR3, DR6 or DR7."""
@@ -194,10 +196,11 @@ class CpuState:
 
     def set_segment(self, name: str, value: Segment) -> None:
         """Write a segment or table register with its hidden part, and what follows from it."""
-        self._load_segment(name, value)
+        self.load_segment(name, value)
         self._derive_hflags()
 
-    def _load_segment(self, name: str, value: Segment) -> None:
+    def load_segment(self, name: str, value: Segment) -> None:
+        """Write a segment register; `set_segment` of another has to follow."""
         index = Segs[name.upper()]
         at = (Env.SEGS + SEGMENT_SIZE * index) // 4
         words = self._env32
@@ -247,3 +250,11 @@ class CpuState:
             self._env64[_MSR_FIELDS[index] // 8] = value
         else:
             self._other_msrs[index] = value
+
+    def save(self) -> dict[int, int]:
+        """Return the MSRs that the core does not keep."""
+        return dict(self._other_msrs)
+
+    def load(self, saved: dict[int, int]) -> None:
+        """Return to a saved state."""
+        self._other_msrs = dict(saved)

@@ -1,6 +1,5 @@
 """Memory of the engine: second-level tables, EPT violations, walks, self-modifying code."""
 
-import random
 import struct
 
 import pytest
@@ -17,17 +16,18 @@ from bare_guest import (
 )
 from trapline.base.errors import BadMachineError
 from trapline.cpu.engine import EptViolation, Exit, PageState, Reg
-from trapline.cpu.unicorn import UnicornEngine
-from trapline.cpu.unicorn.nested import NestedTables
 
-SHARED = 1 << 39
 PAGE = 0x1000
 
 
-def violation_of(instruction, *, gla=DATA + 0x18, gpa=SHARED | DATA, setup=""):
-    """The EPT violation of one access to a page that the guest maps to `gpa`."""
+def violation_of(instruction, *, gla=DATA + 0x18, gpa=DATA, shared=True, setup=""):
+    """The EPT violation of one access to a page that the guest maps to `gpa`; without shared bit.
+
+    That it has the bit, or not, is looked at here.
+    """
     with BareGuest(f"mov ebx, {gla}\n {setup}\nhere: {instruction}\n hlt") as guest:
-        guest.map(gla & ~0xFFF, gpa | 7)
+        bit = guest.memory.shared_bit if shared else 0
+        guest.map(gla & ~0xFFF, bit | gpa | 7)
         guest.vcpu.set_cr(4, guest.vcpu.cr(4) | 1 << 9)  # OSFXSR
         guest.on[Exit.EPT_VIOLATION] = guest.vcpu.stop
         guest.run()
@@ -36,7 +36,9 @@ def violation_of(instruction, *, gla=DATA + 0x18, gpa=SHARED | DATA, setup=""):
         if not guest.vcpu.ept.is_fetch:
             assert guest.at("here")
         assert guest.vcpu.vectoring is None
-        return guest.vcpu.ept
+        violation = guest.vcpu.ept
+        assert violation.gpa & guest.memory.shared_bit == bit
+        return violation._replace(gpa=violation.gpa & ~bit)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ def test_a_violation_tells_both_addresses_and_the_access(instruction, offset, is
     setup, _, instruction = instruction.rpartition("\n")
     violation = violation_of(instruction, setup=setup)
     assert violation == EptViolation(
-        gpa=SHARED | DATA | offset,
+        gpa=DATA | offset,
         gla=DATA | offset,
         is_write=is_write,
         is_fetch=False,
@@ -71,37 +73,47 @@ def test_a_fetch_from_nowhere_is_a_fetch():
     violation = violation_of("jmp rbx")
     assert violation.is_fetch
     assert not violation.is_write
-    assert (violation.gpa, violation.gla) == (SHARED | DATA | 0x18, DATA | 0x18)
+    assert (violation.gpa, violation.gla) == (DATA | 0x18, DATA | 0x18)
 
 
 def test_a_private_address_outside_memory_is_a_violation():
-    violation = violation_of("mov eax, [rbx]", gpa=0x80000000)
+    violation = violation_of("mov eax, [rbx]", gpa=0x80000000, shared=False)
     assert violation.gpa == 0x80000018
 
 
 def test_an_access_across_pages_tells_the_page_that_is_missing():
-    violation = violation_of("mov eax, [rbx - 2]", gla=DATA + PAGE, gpa=SHARED | DATA + PAGE)
+    violation = violation_of("mov eax, [rbx - 2]", gla=DATA + PAGE, gpa=DATA + PAGE)
     assert violation.gla == DATA + PAGE
-    assert violation.gpa == SHARED | DATA + PAGE
+    assert violation.gpa == DATA + PAGE
 
 
 @pytest.mark.parametrize("large", [0, 1])
 def test_a_violation_through_a_large_page(large):
     with BareGuest("mov ebx, 0x600000 + 0x1234\n mov [rbx], eax\n hlt") as guest:
         at = TABLES + 0x3000 + 3 * 8
-        guest.memory.ram[at : at + 8] = struct.pack("<Q", SHARED | 0x600000 | 0x87)
+        guest.memory.ram[at : at + 8] = struct.pack("<Q", guest.memory.shared_bit | 0x600000 | 0x87)
         if large:
             guest.memory.set_private(0x600000, 2 << 20, PageState.ABSENT)
             guest.memory.ram[at : at + 8] = struct.pack("<Q", 0x600000 | 0x87)
         guest.on[Exit.EPT_VIOLATION] = guest.vcpu.stop
         guest.run()
-        assert guest.vcpu.ept.gpa == (0 if large else SHARED) | 0x601234
+        assert guest.vcpu.ept.gpa == (0 if large else guest.memory.shared_bit) | 0x601234
         assert guest.vcpu.ept.gla == 0x601234
 
 
-@pytest.mark.parametrize("cr3", [0x80000000, 0xFF_FFFF_F000, SHARED | TABLES, 1 << 45])
-def test_page_tables_in_nowhere_are_a_violation(cr3):
-    with BareGuest(f"mov rax, {cr3}\n mov cr3, rax\n nop\n hlt") as guest:
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda _: 0x80000000,
+        lambda bit: bit * 2 - 0x1000,
+        lambda bit: bit | TABLES,
+        lambda bit: bit << 6,  # beyond the guest-physical space
+    ],
+)
+def test_page_tables_in_nowhere_are_a_violation(place):
+    with BareGuest("mov cr3, rax\n nop\n hlt") as guest:
+        cr3 = place(guest.memory.shared_bit)
+        guest.vcpu.regs[Reg.RAX] = cr3
         guest.on[Exit.EPT_VIOLATION] = guest.vcpu.stop
         guest.run()
         assert guest.exits[-1][0] is Exit.EPT_VIOLATION
@@ -137,8 +149,8 @@ def test_shared_and_private_show_the_same_bytes():
     alias = DATA + PAGE
     source = f"mov ebx, DATA\n mov ecx, {alias}\n mov dword ptr [rcx], 77\n mov eax, [rbx]\n hlt"
     with BareGuest(source) as guest:
-        guest.map(alias, SHARED | DATA | 7)
-        guest.memory.set_shared(SHARED | DATA, PAGE, PageState.MAPPED)
+        guest.map(alias, guest.memory.shared_bit | DATA | 7)
+        guest.memory.set_shared(guest.memory.shared_bit | DATA, PAGE, PageState.MAPPED)
         guest.run()
         assert guest.reg("RAX") == 77
         assert guest.memory.ram[DATA] == 77
@@ -169,8 +181,8 @@ def test_translate_follows_all_page_sizes():
         assert vcpu.translate(HIGH + 0x654321) == 0x654321
         assert vcpu.translate(ABSENT) is None
         assert vcpu.translate(1 << 47) is None  # not canonical
-        guest.map(DATA, SHARED | 0x5000 | 7)
-        assert vcpu.translate(DATA + 1) == SHARED | 0x5001
+        guest.map(DATA, guest.memory.shared_bit | 0x5000 | 7)
+        assert vcpu.translate(DATA + 1) == guest.memory.shared_bit | 0x5001
         at = TABLES + 0x1000 + 8
         guest.memory.ram[at : at + 8] = struct.pack("<Q", 0x40000000 | 0x83)
         assert vcpu.translate(ABSENT + 0x1234567) == 0x41234567  # 1 GiB
@@ -327,7 +339,7 @@ def test_user_pages_are_guarded_from_the_supervisor(cr4, source, code):
         guest.vcpu.set_cr(4, guest.vcpu.cr(4) | cr4)
         guest.run()
         if code is None:
-            assert guest.vcpu.delivered_exceptions() == {}
+            assert not guest.at("vec_14")
         else:
             assert guest.frame(error_code=True)["code"] == code
 
@@ -338,44 +350,7 @@ def test_user_mode_cannot_touch_supervisor_pages():
         assert guest.frame(error_code=True)["code"] == 5
 
 
-# The tables themselves.
-
-
-class Model:
-    """What the tables should say, page by page."""
-
-    def __init__(self, pages):
-        self.states = {False: [True] * pages, True: [False] * pages}
-
-    def set(self, shared, first, count, mapped):
-        self.states[shared][first : first + count] = [mapped] * count
-
-
-@pytest.mark.parametrize("pages", [1, 511, 512, 513, 2048 + 77])
-def test_tables_follow_any_sequence_of_changes(pages):
-    dice = random.Random(pages)
-    tables = NestedTables(0xE0 << 32, pages * PAGE, SHARED)
-    model = Model(pages)
-    saved = None
-    for step in range(60):
-        first = dice.randrange(pages)
-        count = dice.choice([1, pages - first, dice.randrange(1, pages - first + 1)])
-        shared, mapped = dice.random() < 0.5, dice.random() < 0.5
-        change = tables.set_shared if shared else tables.set_private
-        change(first * PAGE, count * PAGE, PageState(mapped))
-        model.set(shared, first, count, mapped)
-        if step == 30:
-            saved = tables.save(), {half: list(s) for half, s in model.states.items()}
-        for half, states in model.states.items():
-            base = SHARED if half else 0
-            for page in {0, pages - 1, first, min(first + count, pages - 1), dice.randrange(pages)}:
-                assert tables.is_mapped(base + page * PAGE) is states[page]
-    assert tables.load(saved[0])
-    for half, states in saved[1].items():
-        base = SHARED if half else 0
-        assert [tables.is_mapped(base + page * PAGE) for page in range(pages)] == states
-    assert not tables.is_mapped(pages * PAGE)
-    tables.close()
+# What an engine is opened with, and its end.
 
 
 @pytest.mark.parametrize(("gpa", "size"), [(0, RAM + PAGE), (RAM, PAGE), (5, PAGE), (0, 100)])
@@ -385,13 +360,13 @@ def test_only_whole_pages_of_memory_have_a_state(gpa, size):
 
 
 @pytest.mark.parametrize("size", [0, -PAGE, 5, PAGE + 1, 1 << 50])
-def test_no_engine_without_a_sane_memory_size(size):
+def test_no_engine_without_a_sane_memory_size(factory, size):
     with pytest.raises(BadMachineError, match="guest memory of"):
-        UnicornEngine(size)
+        factory(size)
 
 
-def test_a_guest_of_gigabytes_starts():
-    engine = UnicornEngine(8 << 30)
+def test_a_guest_of_gigabytes_starts(factory):
+    engine = factory(8 << 30)
     engine.memory.ram[(8 << 30) - 1] = 1
     engine.memory.set_private(7 << 30, PAGE, PageState.ABSENT)
     engine.close()

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Final
 import iced_x86 as ix
 
 from trapline.cpu.engine import IoAccess
-from trapline.cpu.unicorn.events import UD, Events
-from trapline.cpu.unicorn.layout import EXCP_VMEXIT, Env, HFlags, Svm
+from trapline.cpu.unicorn.events import UD
+from trapline.cpu.unicorn.layout import EXCP_VMEXIT, Svm
+from trapline.cpu.unicorn.linear import LinearMemory
+from trapline.cpu.unicorn.registers import Registers
 from trapline.cpu.unicorn.slots import Slot
 
 if TYPE_CHECKING:
@@ -44,14 +46,18 @@ _SEGMENTS: Final[dict[int, str]] = {
 
 
 def gpr_index(register: "RegisterValue") -> int:
-    """Index in Engine.regs of a general register of any width."""
+    """Index in Vcpu.regs of a general register of any width."""
     return _GPR[ix.RegisterExt.full_register(register)]
 
 
-class InstructionView(Events):
+class InstructionView:
     """Looks at the instruction at RIP; has no effect on the guest."""
 
-    def _init_instructions(self) -> None:
+    def __init__(self, slots: memoryview, registers: Registers, linear: LinearMemory) -> None:
+        self._slots = slots
+        self._registers = registers
+        self._regs = registers.regs
+        self._read = linear.read
         self._io_cache: dict[int, IoAccess] = {}
 
     @property
@@ -64,7 +70,7 @@ class InstructionView(Events):
             return short[2]
         if exit_code == _IOIO:
             return self.io.length
-        instruction = self._instruction()
+        instruction = self.decode()
         return 0 if instruction is None else instruction.len
 
     @property
@@ -83,7 +89,7 @@ class InstructionView(Events):
 
     def _io_access(self, information: int) -> IoAccess:
         """Describe IN, OUT, INS or OUTS; `information` is port << 16, size << 4, bit 0 IN."""
-        instruction = self._instruction()
+        instruction = self.decode()
         opcode = 0 if instruction is None else instruction.op_code().op_code
         return IoAccess(
             port=information >> 16 & 0xFFFF,
@@ -96,36 +102,33 @@ class InstructionView(Events):
             length=0 if instruction is None else instruction.len,
         )
 
-    def _bits(self) -> int:
-        flags = self._env32[Env.HFLAGS // 4]
-        return 64 if flags & HFlags.CS64 else 32 if flags & HFlags.CS32 else 16
-
-    def _instruction(self) -> ix.Instruction | None:
-        instruction = ix.Decoder(self._bits(), self._code_bytes()).decode()
+    def decode(self) -> ix.Instruction | None:
+        """Decode the instruction; None if it cannot be read or is none."""
+        instruction = ix.Decoder(self._registers.bits, self._code_bytes()).decode()
         return None if instruction.is_invalid else instruction
 
     def _code_bytes(self) -> bytes:
         """Up to 15 bytes at RIP; fewer where the next page is not mapped."""
-        gla = self.regs[16]
-        if self._bits() != 64:
-            gla = gla + self.segment("cs").base & 0xFFFFFFFF
+        gla = self._regs[16]
+        if self._registers.bits != 64:
+            gla = gla + self._registers.segment("cs").base & 0xFFFFFFFF
         in_page = min(_MAX_LENGTH, _PAGE - gla % _PAGE)
-        return self.read(gla, _MAX_LENGTH) or self.read(gla, in_page) or b""
+        return self._read(gla, _MAX_LENGTH) or self._read(gla, in_page) or b""
 
-    def _memory_operand(self, instruction: ix.Instruction) -> int:
+    def memory_operand(self, instruction: ix.Instruction) -> int:
         """Linear address of the instruction's explicit memory operand."""
         if instruction.memory_base in {ix.Register.RIP, ix.Register.EIP}:
             # iced decoded at address 0 and has added the length already.
-            address = self.regs[16] + instruction.memory_displacement
+            address = self._regs[16] + instruction.memory_displacement
         else:
             address = instruction.memory_displacement
             if instruction.memory_base != ix.Register.NONE:
-                address += self.regs[gpr_index(instruction.memory_base)]
+                address += self._regs[gpr_index(instruction.memory_base)]
             if instruction.memory_index != ix.Register.NONE:
-                index = self.regs[gpr_index(instruction.memory_index)]
+                index = self._regs[gpr_index(instruction.memory_index)]
                 address += index * instruction.memory_index_scale
         name = _SEGMENTS[instruction.memory_segment]
-        if self._bits() == 64:
-            base = self.segment(name).base if name in {"fs", "gs"} else 0
+        if self._registers.bits == 64:
+            base = self._registers.segment(name).base if name in {"fs", "gs"} else 0
             return address + base & 0xFFFFFFFFFFFFFFFF
-        return (address & 0xFFFFFFFF) + self.segment(name).base & 0xFFFFFFFF
+        return (address & 0xFFFFFFFF) + self._registers.segment(name).base & 0xFFFFFFFF
