@@ -16,7 +16,7 @@ import time
 from trapline.boot.plan import BootOptions, make_plan
 from trapline.explore import campaign, scenario
 from trapline.explore.campaign import Ledger, LocalWorkers
-from trapline.explore.inject import Run
+from trapline.explore.course import Run
 from trapline.explore.stage import Stage, StageConfig
 from trapline.explore.store import Store
 from trapline.guest.target import TargetSource

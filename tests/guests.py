@@ -11,7 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from trapline.explore import scenario
-from trapline.explore.inject import Injector, Run
+from trapline.explore.course import Run
+from trapline.explore.inject import Injector
 from trapline.explore.triggers import Triggers
 from trapline.explore.window import LiveWindow
 from trapline.guest.target import Target, TargetSource

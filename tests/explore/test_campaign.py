@@ -186,6 +186,30 @@ def test_a_scenario_that_never_begins_is_told_at_the_end():
     assert len(result.results) == result.windows[0].instructions
 
 
+def test_a_guest_that_dies_before_a_window_opens_is_told_by_what_it_died_of():
+    later = SYSCALL.replace("nth = 4", "nth = 6")
+    scenarios = (parse(later), parse(later.replace("nth = 6", "nth = 7"), "two"))
+    settings = StageConfig(source("DIES_IN_FOURTH_CALL", "LOSES_IDT"), scenarios, ("a", "b"))
+    result = explore(settings, workers=2)
+    (death,) = result.results
+    assert (death.scenario, death.event, death.verdict) == ("one", "nothing", "triple-fault")
+    assert death.detail.startswith("The guest dies before the window opens: ")
+    assert death.splat is not None
+    (missed,) = result.not_opened
+    assert missed.why.startswith("the guest died before its window opened: ")
+    sound = explore(StageConfig(source(), scenarios, ("a", "b")))
+    assert set(sound.counts) == {"one", "two"}
+    assert {r.verdict for r in sound.results} <= CLEAN
+
+
+def test_a_guest_without_a_gate_for_int80_is_not_said_to_be_tried():
+    result = explore(config(text=SYSCALL.replace('"nmi"', '"int80"')))
+    assert result.results == ()
+    (part,) = result.windows[0].not_tried
+    assert (part.event, part.why) == ("int80", "the IDT has no gate for vector 0x80")
+    assert "NOT TRIED: int80: the IDT has no gate for vector 0x80." in text(result).splitlines()
+
+
 def test_what_all_scenarios_want_and_this_kernel_lacks_is_told():
     scenarios = (
         parse(SYSCALL),

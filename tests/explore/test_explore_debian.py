@@ -5,7 +5,8 @@ import pytest
 from trapline.boot.plan import BootOptions, make_plan
 from trapline.explore import campaign, scenario
 from trapline.explore.campaign import Ledger, LocalWorkers
-from trapline.explore.inject import Injector, Run
+from trapline.explore.course import Run
+from trapline.explore.inject import Injector
 from trapline.explore.stage import StageConfig
 from trapline.explore.store import Store
 from trapline.explore.triggers import Triggers

@@ -4,7 +4,8 @@ import pytest
 
 from guests import SYSCALL, TRAP, Opened, explore
 from trapline.base.errors import BadInputFileError
-from trapline.explore.inject import NotApplicableError, ReferenceFailsError
+from trapline.explore.inject import ReferenceFailsError
+from trapline.explore.runs import NotApplicableError
 from trapline.results.explore import CLEAN, NOTHING
 
 GAP_IN = ["swapgs", "mov %rsp,%gs:@", "mov %gs:@,%rsp"]

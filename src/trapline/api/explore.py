@@ -18,6 +18,7 @@ from trapline.explore.scenario import EVENTS, Inject, Scenario
 from trapline.explore.stage import Exactly, StageConfig
 from trapline.explore.store import Store
 from trapline.guest.target import DEFAULT_MEMORY, TargetSource
+from trapline.results.explore import NOTHING
 from trapline.rules.tables import DEFAULT_VERSION
 
 if TYPE_CHECKING:
@@ -96,9 +97,10 @@ def explore(
             if store is not None and announce is not None:
                 announce(f"what is done is in {store}; go on with --resume.")
             raise
-        if named and not_opened:
-            raise _unopened(not_opened)
         result = campaign.result_of(results, config, build_id, not_opened)
+        has_died = any(one.event == NOTHING for one in result.results)
+        if named and not_opened and not has_died:
+            raise _unopened(not_opened)
     return result if before is None else _compared(result, before)
 
 

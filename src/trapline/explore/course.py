@@ -21,12 +21,11 @@ class Word(NamedTuple):
     """8 bytes of memory that differ from the reference's end.
 
     `value` is what they hold; for "rip" the word holds the address of the interrupted
-    instruction, whatever that is, and for "rsp" it points so many bytes below the interrupted
-    stack pointer.
+    instruction, whatever that is, and for "stack" it points into the interrupted stack.
     """
 
     gpa: int
-    kind: Literal["value", "rip", "rsp"]
+    kind: Literal["value", "rip", "stack"]
     value: int
 
 
@@ -37,13 +36,13 @@ Words = tuple[Word, ...]
 
 
 class Context(NamedTuple):
-    """What the events interrupted: RIPs and RSPs."""
+    """What the events interrupted: RIPs, and the stacks (GLAs) that were in use."""
 
     rips: frozenset[int]
-    rsps: frozenset[int]
+    stacks: tuple[range, ...]
 
 
-NO_CONTEXT = Context(frozenset(), frozenset())
+NO_CONTEXT = Context(frozenset(), ())
 
 
 class Course(NamedTuple):

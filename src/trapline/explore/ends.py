@@ -21,7 +21,6 @@ WORD: Final = 8
 _COLUMNS: Final = PAGE // WORD
 _ALL: Final = (1 << 64) - 1
 _RECENT: Final = 4  # sets of words that are looked for before a run's own are put together
-_FRAME: Final = 16 << 10  # how far below the interrupted RSP a pointer is still one into the stack
 _Array = npt.NDArray[np.uint64]
 
 
@@ -201,7 +200,6 @@ class Ends:
 def _kind(gpa: int, value: int, context: Context) -> Word:
     if value in context.rips:
         return Word(gpa, "rip", 0)
-    for rsp in context.rsps:
-        if 0 <= rsp - value < _FRAME:
-            return Word(gpa, "rsp", rsp - value)
+    if any(value in stack for stack in context.stacks):
+        return Word(gpa, "stack", 0)
     return Word(gpa, "value", value)

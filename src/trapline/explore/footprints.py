@@ -63,8 +63,8 @@ class Footprints:
             event=run.event,
             nested=run.nested,
             basis=judgement.basis,
-            count=len(judgement.usual),
-            words=tuple(self._words(judgement.usual[:_MAX_WORDS])),
+            count=len(judgement.usual) + len(judgement.times),
+            words=(*self._words(judgement.usual), *self._times(judgement.times))[:_MAX_WORDS],
             runs=0,
             boundaries=(),
         )
@@ -80,7 +80,14 @@ class Footprints:
                 gpa=word.gpa,
                 kind=word.kind,
                 was=ends.was(word.gpa),
-                now=None if word.kind == "rip" else word.value,
+                now=word.value if word.kind == "value" else None,
+            )
+
+    def _times(self, gpas: frozenset[int]) -> Iterator[FootprintWord]:
+        ends = self._window.ends
+        for gpa in sorted(gpas):
+            yield FootprintWord(
+                name=ends.data.describe(gpa), gpa=gpa, kind="time", was=ends.was(gpa), now=None
             )
 
 

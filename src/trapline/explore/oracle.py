@@ -30,7 +30,6 @@ _APART: Final = 128  # ordinary places from one anchor to the next, if there are
 _ANCHORS: Final = 4
 _NEAR: Final = 8  # ordinary places looked at on each side where anchors do not tell
 _PHASE: Final = 4  # of them must agree for a phase of its own
-_TRIES: Final = 4  # places at which an event may fail to come back before nothing is learnt
 _SAMPLE: Final = 12  # boundaries that stand for a window without ordinary places
 _LATER: Final = (7_919, 104_729)  # cycles that the twins' clocks are set forward
 _LONG: Final = 2_000  # instructions of a window from which on the first run is stepped through
@@ -55,11 +54,15 @@ class Runner(Protocol):
 
 
 class Judgement(NamedTuple):
-    """`odd` says what differs from what the event does; `usual` are the words that it changes."""
+    """`odd` says what differs from what the event does.
+
+    `usual` are the words that it changes, `times` those that follow the virtual clock.
+    """
 
     odd: tuple[str, ...]
     usual: Words
     basis: Basis
+    times: frozenset[int] = frozenset()
 
 
 class Habit:
@@ -154,18 +157,21 @@ class Habit:
         return self._courses[place]
 
     def _learn(self, *, steps: bool) -> None:
-        """Find what is excused, from the first place at which a run comes to its end."""
-        for place in self.samples[:: -(-len(self.samples) // _TRIES)]:
+        """Find what is excused: from the first, the middle and the last place to learn from."""
+        samples = self.samples
+        stacks = self.excused.stacks.copy()
+        times: frozenset[int] = frozenset()
+        chosen = dict.fromkeys((samples[0], samples[len(samples) // 2], samples[-1]))
+        for number, place in enumerate(chosen):
             run = self.run_at(place)
             taken = None if run is None else self._runner.end(run, 0)
             if run is None or taken is None:
                 continue
-            times = twins(self._ends, self._runner, run, taken)
-            stacks = self.excused.stacks.copy()
+            times |= twins(self._ends, self._runner, run, taken, _LATER[number % 2 :][:1])
             if steps:
                 stacks.add(self._runner.pointers(run))
-            self.excused = Excused(stacks, times)
-            return
+                steps = False
+        self.excused = Excused(stacks, times)
 
 
 class Oracle:
@@ -198,7 +204,8 @@ class Oracle:
         self._habit((course.run.event, course.run.nested)).keep(course)
         wrong = tuple(self._forbidden(course))
         judgement = self._judge(course)
-        return judgement._replace(odd=(*wrong, *judgement.odd)) if wrong else judgement
+        times = self._habit((course.run.event, course.run.nested)).excused.times
+        return judgement._replace(odd=(*wrong, *judgement.odd), times=times)
 
     def _judge(self, course: Course) -> Judgement:
         run = course.run
@@ -326,15 +333,17 @@ class Oracle:
     def _shown(word: Word) -> str:
         if word.kind == "rip":
             return "the interrupted RIP"
-        if word.kind == "rsp":
-            return f"the interrupted RSP - {word.value:#x}"
+        if word.kind == "stack":
+            return "a pointer into the interrupted stack"
         return f"{word.value:#x}"
 
 
-def twins(ends: Ends, runner: Runner, run: Run, taken: Taken) -> frozenset[int]:
+def twins(
+    ends: Ends, runner: Runner, run: Run, taken: Taken, times: Iterable[int] = _LATER
+) -> frozenset[int]:
     """Find the words that follow the virtual clock: each twin's clock is set forward a little."""
     found: frozenset[int] = frozenset()
-    for later in _LATER:
+    for later in times:
         twin = runner.end(run, later)
         if twin is not None:
             found |= ends.changed(taken, twin)
@@ -386,16 +395,15 @@ def _are_alike(one: Word | None, its: Context, other: Word | None, others: Conte
     """Whether two words are in one state; a number may be an address by accident."""
     if one == other:
         return True
-    return (
-        one is not None
-        and other is not None
-        and not _values(one, its).isdisjoint(_values(other, others))
-    )
+    if one is None or other is None:
+        return False
+    return _is_also(one, its, other) or _is_also(other, others, one)
 
 
-def _values(word: Word, context: Context) -> frozenset[int]:
-    if word.kind == "rip":
-        return context.rips
-    if word.kind == "rsp":
-        return frozenset(rsp - word.value for rsp in context.rsps)
-    return frozenset((word.value,))
+def _is_also(one: Word, its: Context, other: Word) -> bool:
+    """Whether an address that a run's context tells can be the number that another word holds."""
+    if other.kind != "value":
+        return False
+    if one.kind == "rip":
+        return other.value in its.rips
+    return one.kind == "stack" and any(other.value in stack for stack in its.stacks)

@@ -70,6 +70,11 @@ class Stacks:
             if rsp >= KERNEL_HALF and not any(s.low <= at < s.high for s in self._stacks):
                 self._keep(_Stack(self._bottom(rsp), self._top(rsp)))
 
+    def holding(self, pointers: Iterable[int]) -> tuple[range, ...]:
+        """Return the known stacks that these stack pointers are in."""
+        found = {s: None for rsp in pointers for s in self._stacks if s.low <= rsp - _WORD < s.high}
+        return tuple(range(s.low, s.high + 1) for s in found)
+
     def is_dead(self, gpa: int) -> bool:
         """Whether a word is on a stack, and not in use."""
         found = self._pages.get(gpa & -_PAGE)

@@ -14,17 +14,24 @@ import msgspec
 
 from trapline.base.errors import BadInputFileError
 from trapline.explore.course import Run
+from trapline.explore.died import death, has_died
+from trapline.explore.events import INT80_VECTOR
+from trapline.explore.gates import Gate
 from trapline.explore.inject import DEFAULT_BUDGET, Injector, ReferenceFailsError, decide_at
 from trapline.explore.scenario import Inject, Scenario
 from trapline.explore.triggers import Triggers, lacking
 from trapline.explore.window import LiveWindow
 from trapline.guest.target import Target, TargetSource
-from trapline.results.explore import Forbidden, NotOpened, Result, Window
+from trapline.linux import names
+from trapline.results.explore import Forbidden, NotOpened, NotTried, Result, Window
 
 if TYPE_CHECKING:
     from trapline.machine.machine import Machine
 
 _DIGEST_SIZE: Final = 16
+# CPUID.(7,1):EAX (Intel, Flexible Return and Event Delivery, 3.1).
+_FRED_LEAF: Final = (7, 1, "eax")
+_FRED_BIT: Final = 17
 
 
 class Exactly(NamedTuple):
@@ -115,6 +122,7 @@ class Stage:
                 continue
             self._machine = self._target.machine(append, mmio_uart=mmio_uart)
             triggers = Triggers(self._machine, self._target, group)
+            has_failed = False
             while (opening := triggers.next()) is not None:
                 self._window = LiveWindow(self._machine, self._target, opening)
                 try:
@@ -122,18 +130,27 @@ class Stage:
                         self._window, self._command(opening.scenario), budget=self._config.budget
                     )
                 except ReferenceFailsError as failure:
+                    has_failed = True
                     yield Plan(_document(self._window), (), failure.result)
                 else:
                     yield self._plan(self._window)
                     self._injector.close()
                 self._window.leave()
-            self.not_opened += [
-                NotOpened(
-                    scenario=scenario.name, why="its window did not open before the guest ended"
-                )
-                for scenario in triggers.missing
-            ]
+            yield from self._missing(triggers.missing, has_failed=has_failed)
             self._close()
+
+    def _missing(self, scenarios: Sequence[Scenario], *, has_failed: bool) -> Iterator[Plan]:
+        """Tell of windows that did not open; a guest that died by itself is a finding, once."""
+        assert self._machine is not None
+        outcome = self._machine.host.outcome
+        why = "its window did not open before the guest ended"
+        if scenarios and outcome is not None and has_died(outcome):
+            why = f"the guest died before its window opened: {outcome.detail.removesuffix('.')}"
+            if not has_failed:
+                first, *scenarios = scenarios
+                window, result = death(self._machine, self._target, first, self._command(first))
+                yield Plan(window, (), result)
+        self.not_opened += [NotOpened(scenario=one.name, why=why) for one in scenarios]
 
     def run(self, task: Task) -> list[Result]:
         """Run a task of the window that is open."""
@@ -186,10 +203,15 @@ class Stage:
 
     def _plan(self, window: LiveWindow) -> Plan:
         forbidden: list[Forbidden] = []
+        not_tried = list(_untried_entries(window))
         boundaries = []
         for inject in window.scenario.inject:
             chosen: tuple[int, ...]
-            if self._config.exactly is not None:
+            why = _not_possible(window, inject)
+            if why is not None:
+                chosen = ()
+                not_tried.append(NotTried(event=inject.event, why=why))
+            elif self._config.exactly is not None:
                 chosen = (self._exact_boundary(window),)
             elif self._config.beyond_rules:
                 chosen = tuple(range(len(window.steps)))
@@ -197,7 +219,7 @@ class Stage:
                 chosen, refused = _allowed(window, inject)
                 forbidden += refused
             boundaries.append(chosen)
-        return Plan(_document(window, forbidden), tuple(boundaries))
+        return Plan(_document(window, forbidden, not_tried), tuple(boundaries))
 
     def _exact_boundary(self, window: LiveWindow) -> int:
         assert self._config.exactly is not None
@@ -210,14 +232,50 @@ class Stage:
         return boundary
 
 
-def _document(window: LiveWindow, forbidden: Sequence[Forbidden] = ()) -> Window:
+def _document(
+    window: LiveWindow, forbidden: Sequence[Forbidden] = (), not_tried: Sequence[NotTried] = ()
+) -> Window:
     return Window(
         scenario=window.scenario.name,
         title=window.scenario.title,
         instructions=len(window.steps),
         boundaries=window.boundaries,
         forbidden=tuple(forbidden),
+        not_tried=tuple(not_tried),
     )
+
+
+def _untried_entries(window: LiveWindow) -> Iterator[NotTried]:
+    """Tell of entry code that the kernel has for a processor that is not this one."""
+    features = window.vcpu.cpuid_features
+    if features.get(_FRED_LEAF, 0) >> _FRED_BIT & 1:
+        return
+    entries = window.target.addresses(names.FRED_ENTRIES)
+    if entries:
+        yield NotTried(
+            event="FRED",
+            why="the processor of the model does not offer it: events come through the IDT, and "
+            f"{' and '.join(entries.values())} are not reached",
+        )
+
+
+def _not_possible(window: LiveWindow, inject: Inject) -> str | None:
+    """Say why a kernel cannot take an event as what it is meant to be; None if it can.
+
+    Vector 0x80 is a system call only where a gate leads to one: without IA32_EMULATION it is an
+    external interrupt like others, and `irq:0x80` tries it as that.
+    """
+    if inject.event != "int80":
+        return None
+    gate = Gate.read(window.vcpu, INT80_VECTOR)
+    if gate is None or not gate.is_present:
+        return "the IDT has no gate for vector 0x80"
+    symbol = window.target.binary.symbol_at(gate.handler)
+    name = None if symbol is None else symbol.name
+    if name is not None and window.target.names.int80.fullmatch(name):
+        return None
+    label = window.target.symbols.locate(gate.handler).label
+    return f"vector 0x80 is no system call of this kernel: its gate leads to {label}"
 
 
 def _allowed(window: LiveWindow, inject: Inject) -> tuple[tuple[int, ...], Sequence[Forbidden]]:

@@ -5,12 +5,12 @@ itself, a TD exit, a handler that runs with what belongs to user mode, or the bu
 of these stands, but for an oops: a kernel that survives it may still panic.
 """
 
-import struct
 from collections import Counter
 from collections.abc import Collection
 from typing import Final, NamedTuple
 
 from trapline.cpu.engine import Exit, Reg
+from trapline.explore.gates import Gate
 from trapline.explore.window import LiveWindow
 from trapline.guest.target import KERNEL_HALF
 from trapline.machine.outcome import OutcomeKind
@@ -21,8 +21,6 @@ from trapline.tdx.vmm_interface import TrapListener, VeInfo
 _VECTOR_NMI: Final = 2
 _VECTOR_DF: Final = 8
 _VECTOR_VE: Final = 20
-_GATE_SIZE: Final = 16
-_IST_MASK: Final = 7
 _GS_BASE: Final = 0xC0000101
 # How long a kernel that has oopsed may take to panic.
 _AFTER_OOPS: Final = 300_000
@@ -30,7 +28,7 @@ _AFTER_OOPS: Final = 300_000
 _WRITING_TDCALLS: Final = frozenset({2, 4, 6})
 _WRITING_TDVMCALLS: Final = frozenset({TdVmCall.MAP_GPA, TdVmCall.GET_QUOTE})
 
-_OUTCOMES: Final[dict[OutcomeKind, Verdict]] = {
+OUTCOMES: Final[dict[OutcomeKind, Verdict]] = {
     OutcomeKind.FATAL_ERROR: "panic",
     OutcomeKind.PANIC: "panic",
     OutcomeKind.DOUBLE_FAULT: "double-fault",
@@ -145,7 +143,7 @@ class Watch(TrapListener):
             self._arm()
         outcome = self._machine.host.outcome
         if outcome is not None and self.ending is None:
-            self.finish(_OUTCOMES.get(outcome.kind, "hang"), outcome.detail)
+            self.finish(OUTCOMES.get(outcome.kind, "hang"), outcome.detail)
 
     def _nmi_is_due(self) -> bool:
         """Whether the module delivers an NMI here: one that it holds, with VE_INFO free."""
@@ -178,11 +176,8 @@ class Watch(TrapListener):
     def _has_stack(self, vector: int) -> bool:
         """Whether the gate of a vector switches stacks (IST)."""
         if vector not in self._gates:
-            gate = self._vcpu.read(
-                self._vcpu.segment("idtr").base + vector * _GATE_SIZE, _GATE_SIZE
-            )
-            ist = struct.unpack_from("<B", gate, 4)[0] & _IST_MASK if gate else 0
-            self._gates[vector] = bool(ist)
+            gate = Gate.read(self._vcpu, vector)
+            self._gates[vector] = gate is not None and bool(gate.ist)
         return self._gates[vector]
 
     def _on_breakpoint(self, rip: int) -> None:

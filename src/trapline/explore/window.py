@@ -193,7 +193,7 @@ class LiveWindow:
         while not closed():
             rip = int(vcpu.regs[Reg.RIP])
             if rip not in texts:
-                texts[rip] = self.text(rip)
+                texts[rip] = instruction_text(self.vcpu, rip)
             steps.append(self.step())
             if len(steps) > _MAX_STEPS or self.machine.host.outcome is not None:
                 self.trouble = self._endless(len(steps))
@@ -231,16 +231,6 @@ class LiveWindow:
 
     # Names.
 
-    def text(self, rip: int) -> str:
-        """Disassemble the instruction at an address, without what moves from build to build."""
-        for size in (_MAX_INSTRUCTION, -rip % 4096):
-            data = self.vcpu.read(rip, size) if size else None
-            if data:
-                instruction = ix.Decoder(64, data, ip=rip).decode()
-                if not instruction.is_invalid:
-                    return normalise(instruction)
-        return "(bad)"
-
     def _describe(self) -> "list[Boundary]":
         seen: Counter[int] = Counter()
         found = []
@@ -257,3 +247,14 @@ class LiveWindow:
             )
             seen[step.rip] += 1
         return found
+
+
+def instruction_text(vcpu: Vcpu, rip: int) -> str:
+    """Disassemble the instruction at an address, without what moves from build to build."""
+    for size in (_MAX_INSTRUCTION, -rip % 4096):
+        data = vcpu.read(rip, size) if size else None
+        if data:
+            instruction = ix.Decoder(64, data, ip=rip).decode()
+            if not instruction.is_invalid:
+                return normalise(instruction)
+    return "(bad)"

@@ -31,6 +31,8 @@ FIXED: Final = {
     "kernel text": ("_stext", "_etext"),
     "read-only data": ("__start_rodata", "__end_rodata"),
 }
+# Where events go on a processor with FRED, in a kernel that has it built in (v6.9).
+FRED_ENTRIES: Final = ("asm_fred_entrypoint_user", "asm_fred_entrypoint_kernel")
 # The first task's stack is as large as any task's (INIT_TASK_DATA, before and since v6.10).
 INIT_STACK: Final = (
     ("__start_init_stack", "__end_init_stack"),
@@ -56,3 +58,5 @@ class KernelNames:
         r"|(?:do_)?int80_emulation|do_int80_syscall_32"
     )
     stub: str = "asm_"
+    # What the gate of vector 0x80 leads to: since v6.7, before that, and with FRED's way to it.
+    int80: re.Pattern[str] = re.compile(r"asm_(?:fred_)?int80_emulation|entry_INT80_(?:compat|32)")

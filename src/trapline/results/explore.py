@@ -98,6 +98,13 @@ class Forbidden(Document, frozen=True, kw_only=True):
     boundaries: int
 
 
+class NotTried(Document, frozen=True, kw_only=True):
+    """An event that this kernel cannot take as what it is meant to be, and why."""
+
+    event: str
+    why: str
+
+
 class Window(Document, frozen=True, kw_only=True):
     """The instructions between a scenario's start and its end, as the reference run took them."""
 
@@ -106,19 +113,20 @@ class Window(Document, frozen=True, kw_only=True):
     instructions: int
     boundaries: tuple[Boundary, ...]
     forbidden: tuple[Forbidden, ...]
+    not_tried: tuple[NotTried, ...] = ()
 
 
 class FootprintWord(Document, frozen=True, kw_only=True):
     """8 bytes that an event changes by its own nature, by the variable's name where it has one.
 
     `was` is without the event. `now` is with it: a number ("value"), one that varies with the
-    virtual time ("time"), the address of the interrupted instruction ("rip"), or `now` bytes
-    below the interrupted stack pointer ("rsp").
+    virtual time ("time"), the address of the interrupted instruction ("rip"), or some address
+    inside the interrupted stack ("stack").
     """
 
     name: str
     gpa: int
-    kind: Literal["value", "time", "rip", "rsp"]
+    kind: Literal["value", "time", "rip", "stack"]
     was: int
     now: int | None
 

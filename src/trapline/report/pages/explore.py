@@ -55,6 +55,7 @@ _RANK: Final = {verdict: rank for rank, verdict in enumerate(SEVERITY)}
 _GROUPS: Final = 8
 _EXAMPLES: Final = 3
 _RANGES: Final = 6
+_KINDS: Final = {"time": "a time", "rip": "the interrupted RIP", "stack": "into the stack"}
 _BASES: Final = {
     "ordinary": "at ordinary places",
     "most": "in most of this window, which has no ordinary place",
@@ -87,6 +88,13 @@ def _head(result: "ExploreResult") -> "Iterator[Block]":
         yield Paragraph(f"build id {result.build_id}")
     for missed in result.not_opened:
         yield Paragraph(f"NOT TRIED: {missed.scenario}: {missed.why}.", hanging=2)
+    untried: dict[tuple[str, str], list[str]] = {}
+    for window in result.windows:
+        for part in window.not_tried:
+            untried.setdefault((part.event, part.why), []).append(window.scenario)
+    for (event, why), scenarios in untried.items():
+        where = "" if len(scenarios) == len(result.windows) else f" in {', '.join(scenarios)}"
+        yield Paragraph(f"NOT TRIED: {event}{where}: {why}.", hanging=2)
 
 
 def _matrix(result: "ExploreResult") -> "Iterator[Block]":
@@ -185,12 +193,7 @@ def _footprints(result: "ExploreResult") -> "Iterator[Block]":
 
 
 def _now(word: "FootprintWord") -> str:
-    if word.kind == "rip":
-        return "RIP"
-    if word.kind == "time":
-        return "a time"
-    assert word.now is not None
-    return f"RSP - {word.now:#x}" if word.kind == "rsp" else f"{word.now:#x}"
+    return f"{word.now:#x}" if word.now is not None else _KINDS[word.kind]
 
 
 def _meant(result: "ExploreResult") -> "Iterator[Block]":
