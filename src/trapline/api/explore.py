@@ -1,6 +1,5 @@
 """`explore`: events injected at every instruction of a window of a running TD."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +8,7 @@ import msgspec
 from trapline.api.kernel import as_kernel
 from trapline.api.progress import Progress
 from trapline.base.errors import BadInputFileError, UsageError
+from trapline.base.workers import cpus
 from trapline.boot.plan import BootOptions, make_plan
 from trapline.explore import baseline as earlier
 from trapline.explore import campaign, scenario
@@ -92,7 +92,7 @@ def explore(
             if cluster is not None:
                 not_opened = ClusterWorkers(config, cluster, ledger).run()
             else:
-                not_opened = LocalWorkers(config, workers or _cpus(), ledger).run()
+                not_opened = LocalWorkers(config, workers or cpus(), ledger).run()
         except KeyboardInterrupt:
             if store is not None and announce is not None:
                 announce(f"what is done is in {store}; go on with --resume.")
@@ -102,10 +102,6 @@ def explore(
         if named and not_opened and not has_died:
             raise _unopened(not_opened)
     return result if before is None else _compared(result, before)
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _to_come(windows: int) -> str:

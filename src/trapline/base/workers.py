@@ -42,6 +42,11 @@ _OWN_SIGNALS: Final = frozenset(
 )
 
 
+def cpus() -> int:
+    """Count the CPUs that this process may use: how many workers there are, if nobody says."""
+    return len(os.sched_getaffinity(0))
+
+
 class Death(NamedTuple):
     """How a worker ended; `status` is negative for a signal, as in `subprocess`."""
 
