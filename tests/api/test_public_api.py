@@ -172,6 +172,18 @@ def test_a_boot_that_makes_no_sense(options, error, says, initrd):
         trapline.boot(guests.build(()), initrd=initrd, memory=guests.MEMORY, **options)
 
 
+@pytest.mark.parametrize("workers", [0, -1])
+def test_no_worker_is_too_few(workers, tiny, initrd):
+    kernel = guests.build(())
+    for call in (
+        lambda: trapline.scan(tiny, workers=workers),
+        lambda: trapline.verify(kernel, workers=workers, scan=False),
+        lambda: trapline.explore(kernel, initrd=initrd, workers=workers),
+    ):
+        with pytest.raises(UsageError, match="one is the least"):
+            call()
+
+
 def test_modules_belong_to_a_kernel_that_is_to_be_opened(tiny):
     with pytest.raises(UsageError, match="open_kernel"):
         trapline.scan(trapline.open_kernel(tiny), modules=tiny.parent)

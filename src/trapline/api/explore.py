@@ -8,7 +8,7 @@ import msgspec
 from trapline.api.kernel import as_kernel
 from trapline.api.progress import Progress
 from trapline.base.errors import BadInputFileError, UsageError
-from trapline.base.workers import cpus
+from trapline.base.workers import how_many
 from trapline.boot.plan import BootOptions, make_plan
 from trapline.explore import baseline as earlier
 from trapline.explore import campaign, scenario
@@ -92,7 +92,7 @@ def explore(
             if cluster is not None:
                 not_opened = ClusterWorkers(config, cluster, ledger).run()
             else:
-                not_opened = LocalWorkers(config, workers or cpus(), ledger).run()
+                not_opened = LocalWorkers(config, how_many(workers), ledger).run()
         except KeyboardInterrupt:
             if store is not None and announce is not None:
                 announce(f"what is done is in {store}; go on with --resume.")

@@ -8,7 +8,7 @@ import msgspec
 from trapline.api.kernel import as_kernel
 from trapline.api.known_scan import KnownScan
 from trapline.api.progress import steps
-from trapline.base.workers import cpus
+from trapline.base.workers import how_many
 from trapline.guest.target import TargetSource
 from trapline.results.verify import VerifiedKernel
 from trapline.rules.tables import DEFAULT_VERSION
@@ -64,7 +64,7 @@ def verify(
     result = rounds.verify(
         source,
         VerifiedKernel(name=opened.name, release=opened.release, build_id=build_id),
-        rounds.Options(workers=workers or cpus(), limit=limit),
+        rounds.Options(workers=how_many(workers), limit=limit),
         None if found is None else Occurrences(found),
         steps("verified", progress),
     )

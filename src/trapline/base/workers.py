@@ -20,7 +20,7 @@ from multiprocessing import connection, resource_tracker
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, Self, TypeVar, cast
 
-from trapline.base.errors import TraplineError, WorkersLostError
+from trapline.base.errors import TraplineError, UsageError, WorkersLostError
 from trapline.base.scarcity import scarce
 
 if TYPE_CHECKING:
@@ -42,9 +42,14 @@ _OWN_SIGNALS: Final = frozenset(
 )
 
 
-def cpus() -> int:
-    """Count the CPUs that this process may use: how many workers there are, if nobody says."""
-    return len(os.sched_getaffinity(0))
+def how_many(wanted: int | None) -> int:
+    """Give the number of workers: what is wanted, or else one for each CPU that may be used.
+
+    Raises UsageError for less than one.
+    """
+    if wanted is not None and wanted < 1:
+        raise UsageError(f"{wanted} workers can do nothing; one is the least.")
+    return wanted or len(os.sched_getaffinity(0))
 
 
 class Death(NamedTuple):

@@ -9,7 +9,7 @@ import msgspec
 
 from trapline.base.errors import BadImageError, KernelNotFoundError
 from trapline.base.version import GENERATOR
-from trapline.base.workers import cpus
+from trapline.base.workers import how_many
 from trapline.kernel.binary import VMLINUX, Binary
 from trapline.results.scan import Kernel, Mapping, ScanResult, Site
 from trapline.scan.attribution import Attribution, SiteCount
@@ -67,7 +67,7 @@ def scan(
     """
     tasks = _tasks(kernel)
     context, facts = _read_kernel(tasks)
-    with scan_pool(context, min(workers or cpus(), len(tasks), _MAX_WORKERS)) as pool:
+    with scan_pool(context, min(how_many(workers), len(tasks), _MAX_WORKERS)) as pool:
         attribution = Attribution(kernel, allow)
         outcomes = scan_all(pool, sorted(tasks, key=_effort), progress)
     main = outcomes.get(VMLINUX)
