@@ -12,26 +12,9 @@ from trapline.kernel.live.runtime import Location
 from trapline.machine.observe.recorder import Place
 from trapline.machine.observe.symbols import GuestSymbols
 from trapline.results.boot import Soundness, Standing, TrapSite
-from trapline.results.scan import ScanResult, Site, TrapClass
-from trapline.tdx.vmm_interface import ExitReason
-
-_CLASSES: Final[dict[int, TrapClass]] = {
-    ExitReason.CPUID: "cpuid",
-    ExitReason.HLT: "hlt",
-    ExitReason.INVD: "wbinvd",
-    ExitReason.RDPMC: "rdpmc",
-    ExitReason.VMCALL: "vmcall",
-    ExitReason.CR_ACCESS: "cr",
-    ExitReason.IO_INSTRUCTION: "pio",
-    ExitReason.RDMSR: "msr",
-    ExitReason.WRMSR: "msr",
-    ExitReason.MWAIT: "mwait",
-    ExitReason.MONITOR: "monitor",
-    ExitReason.EPT_VIOLATION: "mmio",
-    ExitReason.WBINVD: "wbinvd",
-    ExitReason.XSETBV: "xsetbv",
-    ExitReason.TDCALL: "tdcall",
-}
+from trapline.results.scan import ScanResult, Site
+from trapline.results.trapclass import TrapClass
+from trapline.tdx.vmm_interface import trap_class
 
 _OUTSIDE: Final = {
     "decompressor": "code of the boot image's decompressor, which is not part of vmlinux",
@@ -45,11 +28,6 @@ _Key = tuple[str, str, int]
 def _key(image: str, section: str, address: int) -> _Key:
     # In vmlinux the link-time address says it all, and parts of .text have names of their own.
     return image, "" if image == VMLINUX else section, address
-
-
-def trap_class(reason: int) -> TrapClass:
-    """Return the scan's class for an exit reason."""
-    return _CLASSES.get(reason, "other")
 
 
 class SiteIndex:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from trapline.machine.machine import Machine
     from trapline.machine.observe.symbols import GuestSymbols
     from trapline.machine.qemu.pci import Function
-    from trapline.results.scan import Site, TrapClass
+    from trapline.results.scan import Site
     from trapline.results.splat import Splat
+    from trapline.results.trapclass import TrapClass
 
 # A splat has the whole back trace; a forbidden class screams from dozens of places.
 MAX_SPLATS: Final = 16

@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from trapline.allowlist.entries import AllowList
 from trapline.base.errors import UsageError
-from trapline.boot.accounting import trap_class
 from trapline.boot.paravirt import ParavirtCalls
 from trapline.cpu.engine import Reg
-from trapline.tdx.vmm_interface import ExitReason
+from trapline.results.trapclass import POLICY_CLASSES
+from trapline.tdx.vmm_interface import ExitReason, trap_class
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from trapline.machine.machine import Machine
     from trapline.machine.qemu.pci import Function
-    from trapline.results.scan import Site, TrapClass
+    from trapline.results.scan import Site
+    from trapline.results.trapclass import TrapClass
     from trapline.tdx.vmm_interface import VeInfo
 
 Mode = Literal["trap", "paravirt", "forbid"]
 Reason = Literal["forbidden", "not-allowed"]
-CLASSES: Final = ("mmio", "pio", "msr", "cpuid")
 MODES: Final[tuple[Mode, ...]] = ("trap", "paravirt", "forbid")
 PORT_SHIFT: Final = 16
 # A guest can access the host from any number of places.
@@ -42,10 +42,10 @@ def parse(texts: "Iterable[str]") -> dict[str, Mode]:
     for text in texts:
         name, equals, value = text.partition("=")
         mode = next((known for known in MODES if known == value), None)
-        if not equals or name not in CLASSES or mode is None:
+        if not equals or name not in POLICY_CLASSES or mode is None:
             raise UsageError(
-                f"--policy {text!r} is not CLASS=MODE with one of {', '.join(CLASSES)} and one "
-                f"of {', '.join(MODES)}."
+                f"--policy {text!r} is not CLASS=MODE with one of {', '.join(POLICY_CLASSES)} "
+                f"and one of {', '.join(MODES)}."
             )
         if policies.get(name, mode) != mode:
             raise UsageError(f"--policy names {name} twice; give it once.")

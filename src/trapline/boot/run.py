@@ -8,7 +8,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, Self
 
 from trapline.base.version import GENERATOR
-from trapline.boot.accounting import SiteIndex, account, soundness, trap_class
+from trapline.boot.accounting import SiteIndex, account, soundness
 from trapline.boot.enforcement import BootGuard
 from trapline.boot.milestones import Milestones
 from trapline.boot.trace import describe
@@ -27,6 +27,7 @@ from trapline.results.boot import (
     Hashes,
     Refusals,
 )
+from trapline.tdx.vmm_interface import trap_class
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -28,6 +28,7 @@ from trapline.report.output import Destination, standard_output
 from trapline.report.records import BOOT
 from trapline.report.terminal import Screen
 from trapline.results.findings import exit_code
+from trapline.results.trapclass import POLICY_CLASSES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +46,7 @@ def _policies(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     del context, parameter
-    words = (f"{name}={mode}" for name in policy.CLASSES for mode in policy.MODES)
+    words = (f"{name}={mode}" for name in POLICY_CLASSES for mode in policy.MODES)
     return [CompletionItem(word) for word in words if word.startswith(incomplete)]
 
 
@@ -127,7 +128,7 @@ def _policies(
     multiple=True,
     metavar="CLASS=MODE",
     shell_complete=_policies,
-    help=f"What to do about {', '.join(policy.CLASSES)}: {', '.join(policy.MODES)}; repeatable.",
+    help=f"What to do about {', '.join(POLICY_CLASSES)}: {', '.join(policy.MODES)}; repeatable.",
 )
 @click.option(
     "--on-forbidden",

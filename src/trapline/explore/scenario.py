@@ -29,6 +29,7 @@ from trapline.base import decode, files
 from trapline.base.errors import BadInputFileError, UsageError
 from trapline.base.nearest import nearest
 from trapline.results.explore import Verdict
+from trapline.results.trapclass import EmulatedClass
 
 _MAX_FILE: Final = 64 << 10
 _INTERRUPT: Final = r"^(timer|0x[2-9a-f][0-9a-f])$"
@@ -36,7 +37,7 @@ _SYMBOL: Final = r"^[A-Za-z_.$][\w.$]{0,199}$"
 
 Symbol = Annotated[str, msgspec.Meta(pattern=_SYMBOL)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
-TrapName = Literal["cpuid", "hlt", "pio", "mmio", "msr", "any"]
+TrapName = Literal[EmulatedClass, "any"]
 EndName = Literal["return", "veinfo-get", "user"]
 
 EVENTS: Final[dict[str, str]] = {

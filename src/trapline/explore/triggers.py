@@ -7,16 +7,8 @@ from trapline.cpu.engine import Exit, Reg
 from trapline.explore.scenario import EndSymbol, Scenario, Start
 from trapline.guest.target import Target
 from trapline.machine.machine import Machine
-from trapline.tdx.vmm_interface import ExitReason, TrapListener, VeInfo
+from trapline.tdx.vmm_interface import TrapListener, VeInfo, trap_class
 
-_TRAPS: Final[dict[int, str]] = {
-    ExitReason.CPUID: "cpuid",
-    ExitReason.HLT: "hlt",
-    ExitReason.IO_INSTRUCTION: "pio",
-    ExitReason.EPT_VIOLATION: "mmio",
-    ExitReason.RDMSR: "msr",
-    ExitReason.WRMSR: "msr",
-}
 # How far up the stack `within` looks for a return address.
 _STACK_SEARCH: Final = 4096
 _RFLAGS_IF: Final = 1 << 9
@@ -101,7 +93,7 @@ class Triggers(TrapListener):
     def on_ve(self, rip: int, info: VeInfo, *, double_fault: bool) -> None:
         """Note a #VE; it is not delivered yet."""
         del rip, double_fault
-        self._trap = _TRAPS.get(info.reason, "other")
+        self._trap = trap_class(info.reason)
         self._frame = self._here()
 
     def on_tdcall(self, rip: int, leaf: int, status: int) -> None:

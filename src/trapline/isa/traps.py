@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     # At run time iced's enumerations are modules of integers; the types are only in its stubs.
     from iced_x86._iced_x86_py import Code as CodeValue
 
-    from trapline.results.scan import Access, TrapClass
+    from trapline.results.scan import Access
+    from trapline.results.trapclass import TrapClass
 
 
 class Trap(NamedTuple):

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from trapline.results.scan import Access, TrapClass
+    from trapline.results.scan import Access
+    from trapline.results.trapclass import TrapClass
 
 _SIZES: Final = {"b": 1, "w": 2, "l": 4, "q": 8}
 _BITS: Final = {"8": 1, "16": 2, "32": 4, "64": 8}

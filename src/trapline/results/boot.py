@@ -9,8 +9,9 @@ from typing import ClassVar, Final, Literal
 import msgspec
 
 from trapline.results.document import Document, ResultDocument
-from trapline.results.scan import Frame, TrapClass
+from trapline.results.scan import Frame
 from trapline.results.splat import Splat
+from trapline.results.trapclass import TrapClass
 
 SCHEMA: Final = "trapline/boot"
 VERSION: Final = 1

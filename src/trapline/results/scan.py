@@ -8,27 +8,11 @@ written as hexadecimal strings since JSON numbers lose bits above 2**53.
 from typing import ClassVar, Final, Literal
 
 from trapline.results.document import Document, ResultDocument
+from trapline.results.trapclass import TrapClass
 
 SCHEMA: Final = "trapline/scan"
 VERSION: Final = 1
 
-TrapClass = Literal[
-    "mmio",
-    "pio",
-    "msr",
-    "cpuid",
-    "hlt",
-    "mwait",
-    "monitor",
-    "wbinvd",
-    "cr",
-    "tdcall",
-    "vmcall",
-    "rdpmc",
-    "encls",
-    "xsetbv",
-    "other",
-]
 Access = Literal["read", "write", "read-write", "execute"]
 Form = Literal["instruction", "paravirt", "call"]
 

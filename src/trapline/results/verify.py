@@ -3,11 +3,11 @@
 from typing import ClassVar, Final, Literal
 
 from trapline.results.document import Document, ResultDocument
+from trapline.results.trapclass import EmulatedClass
 
 SCHEMA: Final = "trapline/verify"
 VERSION: Final = 1
 
-EmulatedClass = Literal["mmio", "pio", "cpuid", "msr", "hlt"]
 Kind = Literal[
     "not-refused",
     "crash",

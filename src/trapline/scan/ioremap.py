@@ -1,10 +1,9 @@
 """Finds where one object maps device memory: ioremap() and kin, called or inlined."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from trapline.linux.accessors import MAPPERS, PARAVIRT_MAPPERS
-from trapline.results.scan import Mapping
-from trapline.scan.identity import Key, key
+from trapline.scan.found import FoundMapping
 from trapline.scan.places import place_of
 
 if TYPE_CHECKING:
@@ -12,13 +11,6 @@ if TYPE_CHECKING:
 
     from trapline.kernel.binary import Binary
     from trapline.scan.code import Code
-
-
-class FoundMapping(NamedTuple):
-    """A mapping with what its id is made of; id, driver and subsystem are filled in later."""
-
-    mapping: Mapping
-    key: Key
 
 
 def find_mappings(binary: "Binary", code: "Code") -> "Iterator[FoundMapping]":
@@ -32,24 +24,5 @@ def find_mappings(binary: "Binary", code: "Code") -> "Iterator[FoundMapping]":
             if sweep.address <= address < sweep.address + len(sweep.data):
                 found.setdefault(address, name)
         for address in sorted(found):
-            yield _document(binary, address, found[address])
-
-
-def _document(binary: "Binary", address: int, mapper: str) -> FoundMapping:
-    place = place_of(binary, address)
-    mapping = Mapping(
-        id="",
-        mapper=mapper,
-        module=binary.name,
-        object=place.object,
-        function=place.function,
-        file=place.file,
-        line=place.line,
-        inlined=place.inlined,
-        address=place.address,
-        section=place.section,
-        driver=None,
-        subsystem="",
-    )
-    where = place.object or binary.name
-    return FoundMapping(mapping, key("mapping", where, place.function, place.inlined, mapper, ""))
+            place = place_of(binary, address)
+            yield FoundMapping(module=binary.name, mapper=found[address], place=place)

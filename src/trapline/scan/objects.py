@@ -7,9 +7,9 @@ import msgspec
 
 from trapline.kernel.binary import Binary, has_code, has_dwarf, open_module_files
 from trapline.kernel.drivers.modinfo import ModuleInfo, module_info
-from trapline.results.scan import Mapping, Outside, Site, Unrecognised
+from trapline.results.scan import Outside, Unrecognised
 from trapline.scan.code import Code
-from trapline.scan.identity import Key
+from trapline.scan.found import FoundMapping, FoundSite
 from trapline.scan.ioremap import find_mappings
 from trapline.scan.sites import SiteFinder
 from trapline.scan.triage import may_have_sites
@@ -30,11 +30,10 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ObjectResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What one object has; sites and mappings still lack id, driver and subsystem.
+    """What one object has.
 
-    `site_keys` and `mapping_keys` are what their ids are made from, in the same order. `info` is
-    None for a vmlinux. `has_symbols`, `has_dwarf` and `has_code` say how much could be seen,
-    `outside` what was not taken for code, `unrecognised` what may be an accessor.
+    `info` is None for a vmlinux. `has_symbols`, `has_dwarf` and `has_code` say how much could be
+    seen, `outside` what was not taken for code, `unrecognised` what may be an accessor.
     """
 
     name: str
@@ -44,10 +43,8 @@ class ObjectResult(msgspec.Struct, frozen=True, kw_only=True):
     has_code: bool = True
     outside: tuple[Outside, ...] = ()
     unrecognised: list[Unrecognised] = []
-    sites: list[Site] = []
-    site_keys: list[Key] = []
-    mappings: list[Mapping] = []
-    mapping_keys: list[Key] = []
+    sites: list[FoundSite] = []
+    mappings: list[FoundMapping] = []
 
 
 def scan_object(task: Task, context: "ScanContext") -> ObjectResult:
@@ -87,7 +84,6 @@ def _scan_module(task: Task, context: "ScanContext") -> ObjectResult:
 def _scan(binary: Binary, context: "ScanContext", info: ModuleInfo | None = None) -> ObjectResult:
     code = Code(binary, context)
     sites = list(SiteFinder(binary, code, context).sites())
-    mappings = list(find_mappings(binary, code))
     return ObjectResult(
         name=binary.name,
         info=info,
@@ -95,9 +91,7 @@ def _scan(binary: Binary, context: "ScanContext", info: ModuleInfo | None = None
         has_dwarf=binary.has_dwarf,
         has_code=has_code(binary.elf) if binary.is_module else bool(binary.text),
         outside=code.outside,
-        unrecognised=list(Unnamed(binary, code, [(f.address, f.site) for f in sites]).functions()),
-        sites=[found.site for found in sites],
-        site_keys=[found.key for found in sites],
-        mappings=[mapping for mapping, _ in mappings],
-        mapping_keys=[key for _, key in mappings],
+        unrecognised=list(Unnamed(binary, code, sites).functions()),
+        sites=sites,
+        mappings=list(find_mappings(binary, code)),
     )

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trapline.kernel.binary import REPLACEMENTS
+from trapline.results.scan import Frame
 
 if TYPE_CHECKING:
     from trapline.kernel.binary import Binary
-    from trapline.results.scan import Frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Place:
     function: str
     file: str | None
     line: int | None
-    inlined: "tuple[Frame, ...]"
+    inlined: tuple[Frame, ...]
     address: str
     section: str
     origin: str | None

@@ -9,7 +9,7 @@ What is not found: dereferences of mapped memory without an accessor. docs/limit
 which these are.
 """
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from iced_x86 import Mnemonic
 
@@ -17,9 +17,8 @@ from trapline.isa import traps
 from trapline.isa.operands import format_instruction, memory_operands, normalise
 from trapline.linux import ve_handler
 from trapline.linux.accessors import CALLED, INLINED, PARAVIRT, QUEUES
-from trapline.results.scan import Site
 from trapline.scan import verdicts
-from trapline.scan.identity import Key, key
+from trapline.scan.found import FoundSite, What
 from trapline.scan.places import place_of
 
 if TYPE_CHECKING:
@@ -30,8 +29,7 @@ if TYPE_CHECKING:
     from trapline.isa.sweep import Sweep
     from trapline.kernel.binary import Binary
     from trapline.linux.accessors import Inlined
-    from trapline.linux.ve_handler import Emulation
-    from trapline.results.scan import Access, Form, Frame, TrapClass
+    from trapline.results.scan import Access
     from trapline.scan.code import Code
     from trapline.scan.kernelfacts import ScanContext
 
@@ -47,27 +45,6 @@ _READ_MARK: Final = "fromio"
 _WRITE_MARK: Final = "toio"
 
 
-class Found(NamedTuple):
-    """A site with what its id is made of; id, driver and subsystem are filled in later."""
-
-    site: Site
-    key: Key
-    address: int
-
-
-class _What(NamedTuple):
-    """What a site is, apart from where."""
-
-    trap: "TrapClass"
-    form: "Form"
-    access: "Access"
-    width: int
-    accessor: str | None
-    text: str
-    normal: str
-    verdict: "Emulation"
-
-
 class SiteFinder:
     """Finds the sites of one binary; `sites` gives them in the order of sections and addresses."""
 
@@ -76,31 +53,31 @@ class SiteFinder:
         self._code = code
         self._context = context
 
-    def sites(self) -> "Iterator[Found]":
+    def sites(self) -> "Iterator[FoundSite]":
         """Yield all sites, each address once."""
         for sweep in self._code.sweeps:
-            found: dict[int, _What] = {}
+            found: dict[int, What] = {}
             for what in (self._traps, self._mmio, self._calls, self._paravirt):
                 for address, site in what(sweep):
                     found.setdefault(address, site)
             for address in sorted(found):
-                yield self._document(sweep, address, found[address])
+                yield self._found(sweep, address, found[address])
 
-    def _traps(self, sweep: "Sweep") -> "Iterator[tuple[int, _What]]":
+    def _traps(self, sweep: "Sweep") -> "Iterator[tuple[int, What]]":
         for address in sweep.trap_candidates():
             instruction = sweep.decode(address)
             trap = traps.classify(instruction)
             if trap is not None:
                 yield (
                     address,
-                    _What(
+                    What(
                         *(trap.kind, "instruction", trap.access, trap.width, None),
                         *(format_instruction(instruction), normalise(instruction)),
                         ve_handler.emulable(instruction, self._context.handler),
                     ),
                 )
 
-    def _mmio(self, sweep: "Sweep") -> "Iterator[tuple[int, _What]]":
+    def _mmio(self, sweep: "Sweep") -> "Iterator[tuple[int, What]]":
         for start, end, name in self._code.inlined:
             if not sweep.address <= start < sweep.address + len(sweep.data):
                 continue
@@ -111,26 +88,26 @@ class SiteFinder:
                     access, width = match
                     yield (
                         address,
-                        _What(
+                        What(
                             *("mmio", "instruction", access, width, name),
                             *(format_instruction(instruction), normalise(instruction)),
                             ve_handler.emulable_mmio(instruction, self._context.handler),
                         ),
                     )
 
-    def _calls(self, sweep: "Sweep") -> "Iterator[tuple[int, _What]]":
+    def _calls(self, sweep: "Sweep") -> "Iterator[tuple[int, What]]":
         for address, instruction, name in self._code.calls(sweep, CALLED):
             called = CALLED[name]
             text = f"{format_instruction(instruction).partition(' ')[0]} {name}"
             yield (
                 address,
-                _What(
+                What(
                     *(called.trap, "call", called.access, called.width, name, text, text),
                     verdicts.of_call(called, self._context.handler, name),
                 ),
             )
 
-    def _paravirt(self, sweep: "Sweep") -> "Iterator[tuple[int, _What]]":
+    def _paravirt(self, sweep: "Sweep") -> "Iterator[tuple[int, What]]":
         for address, instruction, member in self._code.paravirt_calls(sweep):
             called = PARAVIRT.get(member)
             if called is None:
@@ -138,7 +115,7 @@ class SiteFinder:
             text = f"{format_instruction(instruction).partition(' ')[0]} *pv_ops.{member}"
             yield (
                 address,
-                _What(
+                What(
                     *(called.trap, "paravirt", called.access, called.width),
                     *(f"pv_ops.{member}", text, text),
                     verdicts.of_call(called, self._context.handler),
@@ -194,38 +171,11 @@ class SiteFinder:
         code = None if symbol is None else self._binary.read(symbol.address, _PROLOGUE)
         return code is not None and any(setup in code for setup in _FRAME_SETUP)
 
-    def _document(self, sweep: "Sweep", address: int, what: _What) -> Found:
-        place = place_of(self._binary, address)
-        inlined: tuple[Frame, ...] = place.inlined
-        site = Site(
-            id="",
-            trap=what.trap,
-            form=what.form,
-            access=what.access,
-            width=what.width,
-            accessor=what.accessor,
+    def _found(self, sweep: "Sweep", address: int, what: What) -> FoundSite:
+        return FoundSite(
+            at=address,
             module=self._binary.name,
-            object=place.object,
-            function=place.function,
-            file=place.file,
-            line=place.line,
-            inlined=inlined,
-            instruction=what.text,
+            what=what,
+            place=place_of(self._binary, address),
             bytes=sweep.bytes_of(sweep.decode(address)).hex(),
-            address=place.address,
-            section=place.section,
-            origin=place.origin,
-            emulable=what.verdict.emulable,
-            reason=what.verdict.reason,
-            driver=None,
-            subsystem="",
         )
-        identity = key(
-            what.form,
-            place.object or self._binary.name,
-            place.function,
-            inlined,
-            what.accessor,
-            what.normal,
-        )
-        return Found(site, identity, address)

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from trapline.isa.sweep import Sweep
     from trapline.kernel.binary import Binary
     from trapline.kernel.elf.functions import Symbol
-    from trapline.results.scan import Site
     from trapline.scan.code import Code as ObjectCode
+    from trapline.scan.found import FoundSite, What
 
 _SMALL: Final = 256  # bytes; the largest known, pcie_capability_clear_and_set_word(), has 200
 _TINY: Final = 64  # bytes, of what has nothing to choose: WBINVD and little else
@@ -57,24 +57,22 @@ _FIXED_PORTS: Final = frozenset(
 
 
 class Unnamed:
-    """Looks at the functions of one object that have sites; `sites` is by address."""
+    """Looks at the functions of one object that have sites."""
 
-    def __init__(
-        self, binary: "Binary", code: "ObjectCode", sites: "Sequence[tuple[int, Site]]"
-    ) -> None:
+    def __init__(self, binary: "Binary", code: "ObjectCode", sites: "Sequence[FoundSite]") -> None:
         self._binary = binary
         self._code = code
-        self._sites: dict[int, list[tuple[int, Site]]] = {}
+        self._sites: dict[int, list[tuple[int, What]]] = {}
         self._symbols: dict[int, Symbol] = {}
-        for address, site in sites:
-            symbol = binary.symbol_at(address)
+        for site in sites:
+            symbol = binary.symbol_at(site.at)
             if symbol is not None and 0 < symbol.size <= _SMALL:
                 self._symbols[symbol.address] = symbol
-                self._sites.setdefault(symbol.address, []).append((address, site))
+                self._sites.setdefault(symbol.address, []).append((site.at, site.what))
 
     def functions(self) -> "Iterator[Unrecognised]":
         """Yield what is neither known nor reviewed, by address."""
-        found: dict[int, Site] = {}
+        found: dict[int, What] = {}
         for address in self._public(self._symbols):
             for site in self._chosen_by_caller(address):
                 if site.trap not in _WHOLE or self._symbols[address].size <= _TINY:
@@ -100,7 +98,7 @@ class Unnamed:
             if not is_known and self._binary.is_public(address):
                 yield address
 
-    def _that_hand_on(self) -> "Iterator[tuple[int, Site]]":
+    def _that_hand_on(self) -> "Iterator[tuple[int, What]]":
         """Give small functions that hand on one whose caller says what is accessed."""
         for sweep in self._code.sweeps:
             for place in sweep.pointer_loads(self._symbols):
@@ -116,7 +114,7 @@ class Unnamed:
                         self._symbols.setdefault(address, taker)
                         yield address, site
 
-    def _chosen_by_caller(self, function: int) -> "Iterator[Site]":
+    def _chosen_by_caller(self, function: int) -> "Iterator[What]":
         """Yield the sites of a function that access what its caller says."""
         sites = dict(self._sites[function])
         sweep = self._sweep_of(function)
@@ -137,7 +135,7 @@ class Unnamed:
         return None
 
 
-def _is_chosen(instruction: "Instruction", site: "Site", state: "State") -> bool:
+def _is_chosen(instruction: "Instruction", site: "What", state: "State") -> bool:
     if site.form == "instruction":
         return _is_chosen_operand(instruction, site, state)
     if site.form == "paravirt":
@@ -152,7 +150,7 @@ def _is_chosen(instruction: "Instruction", site: "Site", state: "State") -> bool
     return _is_callers(flow.argument(state, called.operand), site)
 
 
-def _is_chosen_operand(instruction: "Instruction", site: "Site", state: "State") -> bool:
+def _is_chosen_operand(instruction: "Instruction", site: "What", state: "State") -> bool:
     if site.trap == "mmio":
         if instruction.is_string_instruction:
             return True
@@ -165,7 +163,7 @@ def _is_chosen_operand(instruction: "Instruction", site: "Site", state: "State")
     return _is_callers(state.get(register), site)
 
 
-def _is_callers(value: "flow.Value | None", site: "Site") -> bool:
+def _is_callers(value: "flow.Value | None", site: "What") -> bool:
     if value is None:
         return False
     if value.kind == "argument member":

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from trapline.allowlist.entries import AllowList
     from trapline.kernel.find.files import KernelFiles
     from trapline.results.scan import Driver
+    from trapline.scan.found import FoundMapping, FoundSite
     from trapline.scan.kernelfacts import ScanContext
     from trapline.scan.pool import Progress
 
@@ -145,29 +146,27 @@ def _version(vmlinux: Binary) -> str | None:
 def _attribute(
     results: "Iterable[ObjectResult]", attribution: Attribution
 ) -> tuple[tuple[Site, ...], tuple[Mapping, ...]]:
-    """Fill in ids, drivers and subsystems; keep the order."""
+    """Name what was found, in its order."""
     results = list(results)
-    site_ids = iter(ids(key for result in results for key in result.site_keys))
-    mapping_ids = iter(ids(key for result in results for key in result.mapping_keys))
-    sites = tuple(
-        msgspec.structs.replace(site, id=next(site_ids), **_owner(site, attribution))
-        for result in results
-        for site in result.sites
+    sites = [site for result in results for site in result.sites]
+    mappings = [mapping for result in results for mapping in result.mappings]
+    return (
+        tuple(
+            site.named(identity, *_owner(site, attribution))
+            for site, identity in zip(sites, ids(site.key for site in sites), strict=True)
+        ),
+        tuple(
+            mapping.named(identity, *_owner(mapping, attribution))
+            for mapping, identity in zip(mappings, ids(m.key for m in mappings), strict=True)
+        ),
     )
-    mappings = tuple(
-        msgspec.structs.replace(mapping, id=next(mapping_ids), **_owner(mapping, attribution))
-        for result in results
-        for mapping in result.mappings
-    )
-    return sites, mappings
 
 
-def _owner(finding: Site | Mapping, attribution: Attribution) -> dict[str, str | None]:
-    where = (finding.module, finding.object, finding.file)
-    return {
-        "driver": attribution.driver_of(*where),
-        "subsystem": attribution.subsystem_of(*where, finding.function),
-    }
+def _owner(found: "FoundSite | FoundMapping", attribution: Attribution) -> tuple[str | None, str]:
+    """Return the driver and the subsystem."""
+    place = found.place
+    where = (found.module, place.object, place.file)
+    return attribution.driver_of(*where), attribution.subsystem_of(*where, place.function)
 
 
 def _kernel(kernel: "KernelFiles", facts: _Facts, main: ObjectResult | None) -> Kernel:

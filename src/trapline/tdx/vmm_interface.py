@@ -10,7 +10,9 @@ and returns to let the guest go on. A VMM that wants the guest stopped calls `Vc
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
+
+from trapline.results.trapclass import TrapClass
 
 
 class ExitReason(IntEnum):
@@ -38,6 +40,30 @@ class ExitReason(IntEnum):
     APIC_WRITE = 56
     PCONFIG = 65
     TDCALL = 77
+
+
+_TRAP_CLASSES: Final[dict[int, TrapClass]] = {
+    ExitReason.CPUID: "cpuid",
+    ExitReason.HLT: "hlt",
+    ExitReason.INVD: "wbinvd",
+    ExitReason.RDPMC: "rdpmc",
+    ExitReason.VMCALL: "vmcall",
+    ExitReason.CR_ACCESS: "cr",
+    ExitReason.IO_INSTRUCTION: "pio",
+    ExitReason.RDMSR: "msr",
+    ExitReason.WRMSR: "msr",
+    ExitReason.MWAIT: "mwait",
+    ExitReason.MONITOR: "monitor",
+    ExitReason.EPT_VIOLATION: "mmio",
+    ExitReason.WBINVD: "wbinvd",
+    ExitReason.XSETBV: "xsetbv",
+    ExitReason.TDCALL: "tdcall",
+}
+
+
+def trap_class(reason: int) -> TrapClass:
+    """Return the class that results have for an exit reason."""
+    return _TRAP_CLASSES.get(reason, "other")
 
 
 class ExtendedQualification(IntEnum):

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, Self
 import iced_x86 as ix
 
 from trapline.cpu.engine import Reg
-from trapline.results.verify import EmulatedClass
+from trapline.results.trapclass import EmulatedClass
 from trapline.rules.rows import CpuidRule, MsrRule
 from trapline.rules.tables import RuleSet
 from trapline.verify.forms import Form, probes

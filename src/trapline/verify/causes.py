@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Final, NamedTuple
 
-from trapline.results.verify import EmulatedClass, Kind
+from trapline.results.trapclass import EmulatedClass
+from trapline.results.verify import Kind
 from trapline.verify import features
 from trapline.verify.cases import Case
 from trapline.verify.differences import Mismatch, symptom

@@ -10,12 +10,9 @@ from typing import Final, NamedTuple
 import iced_x86 as ix
 
 from trapline.isa import traps
-from trapline.results.verify import EmulatedClass
+from trapline.results.trapclass import EMULATED_CLASSES, EmulatedClass
 from trapline.verify.inputs import memory_kinds
 from trapline.verify.testpages import OPERAND, OPERAND_BELOW_4G
-
-# Classes of `isa.traps` that the handler may take upon itself; memory operands are "mmio".
-CLASSES: Final[tuple[EmulatedClass, ...]] = ("mmio", "pio", "cpuid", "msr", "hlt")
 
 # Immediates and displacements are cut from this: no byte twice, the first of an imm8 positive.
 _TAIL: Final = bytes((0x5A, 0xC3, 0x17, 0xE9, 0x2D, 0x84, 0x71, 0xB6))
@@ -38,7 +35,7 @@ _NO_FLOW: Final = frozenset(
 
 
 class Form(NamedTuple):
-    """One form: the decoder's name of it and an instruction. `trap` is one of `CLASSES`."""
+    """One form: the decoder's name of it and an instruction."""
 
     trap: EmulatedClass
     code: int  # of iced_x86.Code
@@ -52,7 +49,7 @@ def classify(instruction: ix.Instruction) -> EmulatedClass | None:
         return None
     trap = traps.classify(instruction)
     if trap is not None:
-        return next((kind for kind in CLASSES if kind == trap.kind), None)
+        return next((kind for kind in EMULATED_CLASSES if kind == trap.kind), None)
     return "mmio" if memory_kinds(instruction) and _touches(instruction) else None
 
 

@@ -9,9 +9,9 @@ import iced_x86 as ix
 
 from trapline.base.version import GENERATOR
 from trapline.guest.target import TargetSource
+from trapline.results.trapclass import EMULATED_CLASSES, EmulatedClass
 from trapline.results.verify import (
     SEVERITY,
-    EmulatedClass,
     Finding,
     Refused,
     VerifiedKernel,
@@ -22,7 +22,7 @@ from trapline.verify.cases import Case, Subjects, first_round, ring3_round, seco
 from trapline.verify.causes import Cause, Tried, find_causes
 from trapline.verify.chunks import run_cases, verify_pool
 from trapline.verify.differences import Mismatch
-from trapline.verify.forms import CLASSES, Form, name_of
+from trapline.verify.forms import Form, name_of
 from trapline.verify.inputs import decode
 from trapline.verify.judge import Judgement
 from trapline.verify.occurs import Occurrences
@@ -154,7 +154,7 @@ def result(
     occurrences: Occurrences | None,
 ) -> VerifyResult:
     """Turn judgements into findings."""
-    verdicts: dict[str, Counter[str]] = {trap: Counter() for trap in CLASSES}
+    verdicts: dict[str, Counter[str]] = {trap: Counter() for trap in EMULATED_CLASSES}
     for each in tried:
         verdicts[each.case.trap][each.judgement.verdict] += 1
     refused = _refused_forms(tried, occurrences)
@@ -166,7 +166,7 @@ def result(
     findings += _refused_findings(refused)
     findings.sort(
         key=lambda finding: (
-            SEVERITY.index(finding.kind), CLASSES.index(finding.trap), finding.cause,
+            SEVERITY.index(finding.kind), EMULATED_CLASSES.index(finding.trap), finding.cause,
             finding.forms,
         )
     )  # fmt: skip
@@ -212,7 +212,7 @@ def _refused_forms(tried: Sequence[Tried], occurrences: Occurrences | None) -> t
 def _refused_findings(refused: Sequence[Refused]) -> list[Finding]:
     """Report the forms that the kernel itself uses on what its handler must emulate."""
     found = []
-    for trap in CLASSES:
+    for trap in EMULATED_CLASSES:
         forms = [form for form in refused if form.trap == trap and form.occurs]
         if not forms:
             continue
