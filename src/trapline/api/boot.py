@@ -19,7 +19,7 @@ from trapline.boot.policy import Guard, parse
 from trapline.boot.run import BootRun, trace_header
 from trapline.boot.trace import TraceWriter
 from trapline.machine.gdb.server import GdbServer
-from trapline.machine.machine import DEFAULT_MEMORY
+from trapline.machine.loader.gpamap import DEFAULT_MEMORY
 from trapline.rules.tables import DEFAULT_VERSION
 
 if TYPE_CHECKING:

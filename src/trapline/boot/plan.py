@@ -16,9 +16,10 @@ from trapline.kernel.elf.file import MAX_MODULE, ElfFile
 from trapline.kernel.find import deb
 from trapline.kernel.find.files import KernelFiles, ModuleFile
 from trapline.machine.loader import initramfs, kernelimage
-from trapline.machine.loader.acpi import Board
+from trapline.machine.loader.acpi import BOARD_DEVICES, Board
+from trapline.machine.loader.gpamap import DEFAULT_MEMORY
 from trapline.machine.loader.kernelimage import KernelImage
-from trapline.machine.machine import DEFAULT_MEMORY, DEFAULT_VIRTUAL_SECONDS
+from trapline.machine.machine import DEFAULT_VIRTUAL_SECONDS
 from trapline.machine.qemu import catalogue
 from trapline.machine.qemu.catalogue import Request
 
@@ -26,8 +27,6 @@ from trapline.machine.qemu.catalogue import Request
 DISTRIBUTION_COMMAND_LINE: Final = (
     "console=tty0 console=ttyS0,115200 earlyprintk=ttyS0,115200 consoleblank=0"
 )
-# Devices of the machine itself; all others are QEMU's.
-BOARD_DEVICES: Final = ("ioapic", "hpet", "mmio-uart")
 BUSYBOX_PACKAGE: Final = "busybox-static"
 _BUSYBOX_PATHS: Final = ("bin/busybox", "usr/bin/busybox")
 _MAX_MODULE: Final = 256 << 20

@@ -9,7 +9,6 @@ from click.shell_completion import CompletionItem
 
 import trapline
 from trapline.boot import policy
-from trapline.boot.plan import BOARD_DEVICES
 from trapline.cli.command import Command
 from trapline.cli.options import (
     PATH,
@@ -22,7 +21,8 @@ from trapline.cli.options import (
 )
 from trapline.cli.progress import ProgressReport
 from trapline.cli.sizes import SECONDS, SIZE
-from trapline.machine.machine import DEFAULT_MEMORY
+from trapline.machine.loader.acpi import BOARD_DEVICES
+from trapline.machine.loader.gpamap import DEFAULT_MEMORY
 from trapline.machine.qemu.catalogue import CATALOGUE
 from trapline.report.output import Destination, standard_output
 from trapline.report.records import BOOT

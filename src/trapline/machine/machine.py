@@ -34,7 +34,6 @@ from trapline.tdx.sept import Sept
 from trapline.tdx.vmm_interface import TdConfig
 
 PORT_SPACE: Final = 1 << 16
-DEFAULT_MEMORY: Final = 512 * gpamap.MIB
 DEFAULT_VIRTUAL_SECONDS: Final = 300
 # Ends that may only follow from what the guest died of.
 CONSEQUENCES: Final = frozenset(
@@ -62,7 +61,7 @@ class MachineConfig:
     image: KernelImage
     command_line: str
     initrd: bytes
-    memory: int = DEFAULT_MEMORY
+    memory: int = gpamap.DEFAULT_MEMORY
     unaccepted: int = 0
     board: Board = field(default_factory=Board)
     devices: tuple[Request, ...] = ()

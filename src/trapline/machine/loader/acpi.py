@@ -8,6 +8,7 @@ announced.
 
 import struct
 from dataclasses import dataclass
+from itertools import compress
 from typing import NamedTuple
 
 from trapline.base.errors import BadMachineError
@@ -43,6 +44,10 @@ IOAPIC_ID = 1
 PCI_SLOTS = 32
 
 
+#: What `--device` calls the devices of the board itself; all others are QEMU's.
+BOARD_DEVICES = ("ioapic", "hpet", "mmio-uart")
+
+
 @dataclass(frozen=True, slots=True)
 class Board:
     """What is on the board beyond processor, serial port, clock and power registers."""
@@ -55,8 +60,8 @@ class Board:
     @property
     def extras(self) -> tuple[str, ...]:
         """What of it `--device` names, in the words used there."""
-        parts = {"ioapic": self.ioapic, "hpet": self.hpet, "mmio-uart": self.mmio_uart}
-        return tuple(name for name, there in parts.items() if there)
+        there = (self.ioapic, self.hpet, self.mmio_uart)
+        return tuple(compress(BOARD_DEVICES, there))
 
 
 class Tables(NamedTuple):

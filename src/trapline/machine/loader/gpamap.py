@@ -9,6 +9,7 @@ from typing import Final
 PAGE: Final = 4096
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
+DEFAULT_MEMORY: Final = 512 * MIB
 
 GDT: Final = 0x6000
 BOOT_STACK: Final = 0x8000  # grows down; the decompressor and the kernel set up their own
