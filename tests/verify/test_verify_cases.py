@@ -5,10 +5,11 @@ import pytest
 from trapline.rules.tables import load
 from trapline.verify import features
 from trapline.verify.cases import Case, Subjects, first_round, ring3_round, second_round
-from trapline.verify.causes import Tried, find_causes
+from trapline.verify.causes import SOMETIMES, Tried, find_causes
 from trapline.verify.differences import Mismatch
 from trapline.verify.inputs import (
     LANES,
+    Field,
     Request,
     decode,
     lanes,
@@ -113,8 +114,8 @@ def test_features_of_code():
         assert features.of_code(bytes.fromhex(code)) <= features.CODE
 
 
-def tried(code, *kinds, form=1, seed=0):
-    mismatches = tuple(Mismatch(kind, "", "this", "that") for kind in kinds)
+def tried(code, *kinds, form=1, seed=0, detail=""):
+    mismatches = tuple(Mismatch(kind, detail, "this", "that") for kind in kinds)
     verdict = "different" if kinds else "same"
     return Tried(
         Case("mmio", bytes.fromhex(code), seed), form, f"form {form}",
@@ -156,3 +157,53 @@ def test_two_causes_in_one_form_are_told_apart():
 
 def test_a_clean_run_has_no_cause():
     assert find_causes([tried("8803"), tried("8823")]) == ()
+
+
+def test_chance_is_no_cause():
+    """A fault of half the values: some prefix only has failing ones, and explains nothing."""
+    failing = [tried("8803", "wrong-memory", seed=seed) for seed in range(20)]
+    failing += [tried("f28803", "wrong-memory", seed=seed) for seed in range(4)]
+    failing += [tried("678803", "wrong-memory", seed=seed) for seed in range(3)]
+    passing = [tried("8803", seed=seed) for seed in range(40, 80)]
+    (cause,) = find_causes(failing + passing)
+    assert cause.features == (SOMETIMES,)
+    assert cause.cases == 27
+    # What fails much more often than the rest is a cause of its own.
+    more = [tried("f28803", "wrong-memory", seed=seed) for seed in range(4, 40)]
+    assert {each.features for each in find_causes(failing + more + passing)} == {
+        ("prefix F2",), (SOMETIMES,),
+    }  # fmt: skip
+
+
+def test_a_general_cause_is_better_than_one_value():
+    code = NAMES["WRMSR"].bytes
+
+    def case(index, *kinds):
+        return Tried(
+            Case("msr", code, index, pinned=((Field(1, 0xFFFFFFFF), index),)), 1, "WRMSR",
+            Judgement("same", tuple(Mismatch(kind, "", "", "x") for kind in kinds), True, True),
+        )  # fmt: skip
+
+    others = [case(0x40000000 + index) for index in range(20)]
+    (cause,) = find_causes([case(0x6E0, "wrong-access"), *others, case(0x10), case(0x1B)])
+    assert cause.features == ("MSR 0x6e0",)
+    low = [case(index, "wrong-access") for index in (0x10, 0x1B, 0x6E0)]
+    (cause,) = find_causes([*low, *others])
+    assert cause.features == ("an MSR of the range 00000000h",)
+
+
+def test_a_wrong_register_that_held_the_value_is_the_same_fault():
+    cases = [tried(code, "wrong-register", detail="another register") for code in ("8a23", "8a3b")]
+    cases += [tried(code) for code in ("8a03", "8a0b", "8a13", "408a23")]
+    cases += [tried("8a2b", "stale-bits")]
+    (cause,) = find_causes(cases)
+    assert cause.features == ("register AH, CH, DH or BH",)
+    assert (cause.kind, cause.detail, cause.cases) == ("wrong-register", "another register", 3)
+
+
+def test_values_are_told_by_their_sign_and_what_is_not_their_sign():
+    case = Case("mmio", bytes.fromhex("0fbe03"), 0)
+    assert features.NEGATIVE in features.of_case(case, 0x80)
+    assert "values in memory whose bit 6 is not their sign" in features.of_case(case, 0x80)
+    assert not {word for word in features.of_case(case, 0xC0) if "bit 6" in word}
+    assert not {word for word in features.of_case(case, 0x00) if "sign" in word}

@@ -59,6 +59,10 @@ class _Failure(NamedTuple):
     features: frozenset[str]
 
 
+# Class, kind and detail -> features -> what fails by them.
+_Symptoms = dict[tuple[EmulatedClass, Kind, str], dict[tuple[str, ...], list[_Failure]]]
+
+
 def find_causes(tried: Sequence[Tried]) -> tuple[Cause, ...]:
     """Group all mismatches."""
     by_form: dict[tuple[EmulatedClass, int], list[Tried]] = defaultdict(list)
@@ -70,18 +74,49 @@ def find_causes(tried: Sequence[Tried]) -> tuple[Cause, ...]:
     for (trap, _), of_form in failures.items():
         for (kind, detail), group in of_form.items():
             common[trap, kind, detail].update(word for each in group for word in each.features)
-    symptoms: dict[tuple[EmulatedClass, Kind, str], dict[tuple[str, ...], list[_Failure]]]
-    symptoms = defaultdict(lambda: defaultdict(list))
+    symptoms: _Symptoms = defaultdict(lambda: defaultdict(list))
     for (trap, form), of_form in failures.items():
         for (kind, detail), group in of_form.items():
             passing = _passing(by_form[trap, form], kind, detail, group)
             for shared, part in _explain(group, passing, common[trap, kind, detail]):
                 symptoms[trap, kind, detail][shared].extend(part)
+    _adopt(symptoms)
     return tuple(
         _cause(*symptom, shared, failures)
         for symptom, groups in symptoms.items()
         for shared, failures in _merged(groups).items()
     )
+
+
+def _adopt(symptoms: _Symptoms) -> None:
+    """Count what is unexplained to a cause by which the same form fails in another way.
+
+    A value that is written to the wrong register does not show there where the register happened
+    to hold it.
+    """
+    for (trap, kind, _), groups in symptoms.items():
+        if kind not in _REGISTER:
+            continue
+        siblings = [
+            (shared, failures)
+            for (other, other_kind, _), others in symptoms.items()
+            if other == trap and other_kind in _REGISTER and others is not groups
+            for shared, failures in others.items()
+            if shared and SOMETIMES not in shared
+        ]
+        left: list[_Failure] = []
+        for failure in groups.pop((SOMETIMES,), ()):
+            home = (
+                failures for shared, failures in siblings if _is_home(failure, shared, failures)
+            )
+            next(home, left).append(failure)
+        if left:
+            groups[SOMETIMES,] = left
+
+
+def _is_home(failure: _Failure, shared: tuple[str, ...], failures: list[_Failure]) -> bool:
+    forms = {each.tried.form for each in failures}
+    return failure.tried.form in forms and failure.features.issuperset(shared)
 
 
 def _merged(groups: dict[tuple[str, ...], list[_Failure]]) -> dict[tuple[str, ...], list[_Failure]]:
@@ -216,7 +251,8 @@ def _cause(
     example = min(
         failures,
         key=lambda failure: (
-            failure.tried.case.ring3, len(failure.tried.case.code), failure.tried.case[1:],
+            failure.mismatch.detail != detail, failure.tried.case.ring3,
+            len(failure.tried.case.code), failure.tried.case[1:],
         ),
     )  # fmt: skip
     kinds = {failure.mismatch.kind for failure in failures}
