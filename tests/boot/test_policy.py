@@ -3,8 +3,10 @@
 import pytest
 
 from trapline.base.errors import UsageError
+from trapline.boot import enforcer as enforcers
 from trapline.boot import policy
-from trapline.boot.policy import Enforcer, Guard
+from trapline.boot.enforcer import Enforcer
+from trapline.boot.policy import Guard
 from trapline.cpu.engine import Reg
 from trapline.tdx.vmm_interface import ExitReason, VeInfo
 
@@ -138,7 +140,7 @@ def test_a_device_that_is_not_listed_screams_and_the_others_do_not():
 
 
 def test_the_number_of_places_is_bounded(monkeypatch):
-    monkeypatch.setattr(policy, "MAX_PLACES", 4)
+    monkeypatch.setattr(enforcers, "MAX_PLACES", 4)
     made, heard = enforcer({"pio": "forbid"})
     for _ in range(10):
         made._machine.regs[Reg.RIP] += 1

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Final
 
-from trapline.boot.policy import Access, Enforcer
+from trapline.boot.enforcer import Access, Enforcer
 from trapline.machine.outcome import OutcomeKind
 from trapline.machine.qemu.catalogue import CATALOGUE
 from trapline.results.boot import BootDevice, BootPolicy, Scream
