@@ -43,10 +43,13 @@ types: $(VENV)/.dev
 docs: $(VENV)/.dev
 	@NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict --quiet
 
+# Benchmarks that take no kernel.
+WITHOUT_KERNEL := benchmarks/engine.py benchmarks/startup.py
+
 ## bench: measure everything that the documentation gives a number for
 bench: $(VENV)/.dev
-	@echo "== benchmarks/engine.py"; $(RUN)/python benchmarks/engine.py
-	@for each in $(filter-out benchmarks/engine.py,$(wildcard benchmarks/*.py)); do \
+	@for each in $(WITHOUT_KERNEL); do echo "== $$each"; $(RUN)/python $$each; done
+	@for each in $(filter-out $(WITHOUT_KERNEL),$(wildcard benchmarks/*.py)); do \
 	  echo "== $$each"; $(RUN)/python $$each '$(KERNEL)'; \
 	done
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import diewalk
 import suspectwalk
 from trapline.allowlist.listfile import load
-from trapline.kernel.find.files import KernelFiles
+from trapline.kernel.find.kernelfiles import KernelFiles
 from trapline.kernel.find.locate import locate
 from trapline.results.scan import Mapping, ScanResult, Site
 from trapline.scan.wholekernel import scan

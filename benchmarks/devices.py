@@ -16,7 +16,7 @@ from trapline.boot.plan import BootOptions, make_plan, parse_devices
 from trapline.boot.run import BootRun
 from trapline.cpu import memoryfile
 from trapline.cpu.engine import Reg
-from trapline.kernel.find.files import KernelFiles
+from trapline.kernel.find.kernelfiles import KernelFiles
 from trapline.kernel.find.locate import locate
 from trapline.machine.devices.bus import Bus
 from trapline.machine.devices.lapic import LocalApic

@@ -20,7 +20,7 @@ from typing import NamedTuple, Self
 
 from trapline.allowlist.listfile import load
 from trapline.kernel.binary import Binary
-from trapline.kernel.find.files import KernelFiles
+from trapline.kernel.find.kernelfiles import KernelFiles
 from trapline.kernel.find.locate import locate
 from trapline.scan.wholekernel import scan
 

@@ -14,7 +14,7 @@ from trapline.boot.plan import (
 )
 from trapline.boot.policy import Guard
 from trapline.boot.run import trace_header
-from trapline.kernel.find.files import KernelFiles
+from trapline.kernel.find.kernelfiles import KernelFiles
 from trapline.machine.loader.kernelimage import KernelImage
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from trapline.cpu.engine import Reg, Segment
 from trapline.kernel.binary import Binary
-from trapline.kernel.find.files import ModuleFile
+from trapline.kernel.find.kernelfiles import ModuleFile
 from trapline.kernel.live.modules import Area, LoadedModule, ModuleReader
 from trapline.kernel.live.runtime import KERNEL_MAP, PHYSICAL_ALIGN
 from trapline.kernel.types.btf import Btf, Member

@@ -5,7 +5,7 @@ import pytest
 from trapline.allowlist.listfile import load
 from trapline.kernel.drivers.modinfo import ModuleInfo, module_info
 from trapline.kernel.elf.file import MAX_MODULE, ElfFile
-from trapline.kernel.find.files import KernelFiles, ModuleFile
+from trapline.kernel.find.kernelfiles import KernelFiles, ModuleFile
 from trapline.linux import subsystems
 from trapline.scan.attribution import VMLINUX, Attribution, SiteCount
 

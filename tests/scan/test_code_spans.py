@@ -9,7 +9,7 @@ import tiny_kernel
 from trapline.allowlist.listfile import load
 from trapline.base.errors import ExitCode
 from trapline.kernel.codespans import CodeSpans
-from trapline.kernel.find.files import KernelFiles, ModuleFile
+from trapline.kernel.find.kernelfiles import KernelFiles, ModuleFile
 from trapline.report.records import SCAN
 from trapline.results.findings import exit_code
 from trapline.scan.wholekernel import scan

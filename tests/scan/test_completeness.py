@@ -8,7 +8,7 @@ import diewalk
 import suspectwalk
 import tiny_kernel
 from trapline.allowlist.listfile import load
-from trapline.kernel.find.files import KernelFiles
+from trapline.kernel.find.kernelfiles import KernelFiles
 from trapline.scan.wholekernel import scan
 
 # Folders of modules with many MMIO sites, and few enough to walk in a test.

@@ -8,7 +8,7 @@ import pytest
 
 from trapline.allowlist.listfile import load
 from trapline.kernel.binary import Binary
-from trapline.kernel.find.files import KernelFiles
+from trapline.kernel.find.kernelfiles import KernelFiles
 from trapline.results.scan import ScanResult
 from trapline.scan.wholekernel import scan
 

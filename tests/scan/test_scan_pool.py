@@ -10,7 +10,7 @@ import pytest
 import tiny_kernel
 from trapline.allowlist.listfile import load
 from trapline.base.errors import BadImageError, WorkersLostError
-from trapline.kernel.find.files import KernelFiles, ModuleFile
+from trapline.kernel.find.kernelfiles import KernelFiles, ModuleFile
 from trapline.scan import pool
 from trapline.scan.wholekernel import scan
 

@@ -12,7 +12,7 @@ import tiny_kernel
 from trapline.allowlist.listfile import load
 from trapline.base.errors import BadImageError, KernelNotFoundError, TraplineError
 from trapline.kernel.elf.file import ElfFile
-from trapline.kernel.find.files import KernelFiles, ModuleFile
+from trapline.kernel.find.kernelfiles import KernelFiles, ModuleFile
 from trapline.linux import ve_handler
 from trapline.linux.accessors import CALLED, PARAVIRT
 from trapline.scan.kernelfacts import ScanContext

@@ -8,7 +8,7 @@ import scan_documents
 import tiny_kernel
 from trapline.allowlist.listfile import load
 from trapline.base.errors import BadInputFileError
-from trapline.kernel.find.files import ModuleFile
+from trapline.kernel.find.kernelfiles import ModuleFile
 from trapline.kernel.find.locate import locate
 from trapline.scan import stored
 from trapline.scan.stored import require_same_kernel

@@ -5,7 +5,7 @@ import pytest
 import tiny_kernel
 from trapline.allowlist.listfile import load
 from trapline.base.errors import ExitCode
-from trapline.kernel.find.files import KernelFiles, ModuleFile
+from trapline.kernel.find.kernelfiles import KernelFiles, ModuleFile
 from trapline.report.records import SCAN
 from trapline.results.findings import exit_code
 from trapline.scan.wholekernel import scan

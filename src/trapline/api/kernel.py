@@ -11,7 +11,7 @@ from trapline.kernel.find.locate import locate
 
 if TYPE_CHECKING:
     from trapline.api.progress import Announce
-    from trapline.kernel.find.files import KernelFiles
+    from trapline.kernel.find.kernelfiles import KernelFiles
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from trapline.api.progress import OnProgress
-    from trapline.kernel.find.files import KernelFiles, ModuleFile
+    from trapline.kernel.find.kernelfiles import KernelFiles, ModuleFile
 
 #: A scan, the file of one (JSON), True for one that is made once and cached, False for none.
 AnyScan = ScanResult | str | os.PathLike[str] | bool

@@ -14,7 +14,7 @@ from trapline.kernel.drivers.modinfo import module_info
 from trapline.kernel.elf import compression
 from trapline.kernel.elf.file import MAX_MODULE, ElfFile
 from trapline.kernel.find import deb
-from trapline.kernel.find.files import KernelFiles, ModuleFile
+from trapline.kernel.find.kernelfiles import KernelFiles, ModuleFile
 from trapline.machine.loader import initramfs, kernelimage
 from trapline.machine.loader.acpi import BOARD_DEVICES, Board
 from trapline.machine.loader.gpamap import DEFAULT_MEMORY

@@ -14,7 +14,7 @@ from trapline.base.printable import printable
 from trapline.base.scarcity import scarce
 from trapline.base.version import __version__
 from trapline.cli.command import Group
-from trapline.cli.start import leave
+from trapline.cli.signals import leave
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -3,7 +3,8 @@
 import os
 import signal
 import sys
-from typing import NoReturn
+
+from trapline.cli.signals import leave
 
 
 def main() -> None:
@@ -14,11 +15,6 @@ def main() -> None:
     from trapline.cli.main import main as program  # noqa: PLC0415 - what takes long comes now
 
     program()
-
-
-def leave(*_: object) -> NoReturn:
-    """End at once, as interrupted."""
-    os._exit(128 + signal.SIGINT)
 
 
 def _open_standard_descriptors() -> None:

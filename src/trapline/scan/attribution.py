@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from trapline.allowlist.entries import AllowList
-    from trapline.kernel.find.files import KernelFiles
+    from trapline.kernel.find.kernelfiles import KernelFiles
 
 #: What `Site.module` holds for built-in code.
 VMLINUX: Final = "vmlinux"

@@ -9,7 +9,7 @@ from trapline.scan.pool import Failure
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from trapline.kernel.find.files import KernelFiles
+    from trapline.kernel.find.kernelfiles import KernelFiles
 
 # Measured on Debian's linux-image-6.12.117+deb12-cloud-amd64, with and without its DWARF.
 _WITHOUT_DWARF: Final = (

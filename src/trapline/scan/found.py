@@ -13,7 +13,7 @@ from trapline.linux.ve_handler import Emulation
 from trapline.results.scan import Access, Form, Mapping, Site
 from trapline.results.trapclass import TrapClass
 from trapline.scan.identity import Key, key
-from trapline.scan.places import Place
+from trapline.scan.location import Place
 
 
 class What(NamedTuple):

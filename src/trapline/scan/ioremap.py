@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from trapline.linux.accessors import MAPPERS, PARAVIRT_MAPPERS
 from trapline.scan.found import FoundMapping
-from trapline.scan.places import place_of
+from trapline.scan.location import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """One object to scan; `path` and `debug` as in `trapline.kernel.find.files.ModuleFile`."""
+    """One object to scan; `path` and `debug` as in `kernel.find.kernelfiles.ModuleFile`."""
 
     name: str
     kind: Literal["vmlinux", "vmlinuz", "module"]

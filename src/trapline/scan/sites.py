@@ -19,7 +19,7 @@ from trapline.linux import ve_handler
 from trapline.linux.accessors import CALLED, INLINED, PARAVIRT, QUEUES
 from trapline.scan import verdicts
 from trapline.scan.found import FoundSite, What
-from trapline.scan.places import place_of
+from trapline.scan.location import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from trapline.allowlist.entries import AllowList
-    from trapline.kernel.find.files import KernelFiles, ModuleFile
+    from trapline.kernel.find.kernelfiles import KernelFiles, ModuleFile
     from trapline.scan.pool import Progress
 
 _MAX_SIZE: Final = 1 << 30  # bytes; the full Debian flavour with all modules has 60 MB

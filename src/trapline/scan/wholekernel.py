@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from trapline.allowlist.entries import AllowList
-    from trapline.kernel.find.files import KernelFiles
+    from trapline.kernel.find.kernelfiles import KernelFiles
     from trapline.results.scan import Driver
     from trapline.scan.found import FoundMapping, FoundSite
     from trapline.scan.kernelfacts import ScanContext

@@ -20,7 +20,7 @@ from trapline.tradeoff.workload import COMMAND_LINE, MODULES, Workload
 if TYPE_CHECKING:
     from trapline.boot.plan import BootPlan
     from trapline.kernel.binary import Binary
-    from trapline.kernel.find.files import KernelFiles
+    from trapline.kernel.find.kernelfiles import KernelFiles
     from trapline.results.boot import BootResult
     from trapline.results.scan import ScanResult
 

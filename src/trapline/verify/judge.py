@@ -7,19 +7,16 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import iced_x86 as ix
 
-from trapline.cpu.engine import Reg
 from trapline.verify.cases import Case
+from trapline.verify.comparison import CPUID, Comparison
 from trapline.verify.differences import (
-    FLOATS,
     Mismatch,
     accesses_text,
     ending_text,
     find_leaks,
-    flag_mismatches,
     from_host,
     memory_mismatch,
     merge,
-    register_mismatches,
     symptom,
     without_consequences,
 )
@@ -34,8 +31,8 @@ from trapline.verify.inputs import (
     pattern,
     target_of,
 )
-from trapline.verify.testpages import KERNEL_BASE, OPERAND_AT, PAGE, USER_BASE
-from trapline.verify.world import GARBAGE, M64, Access, World
+from trapline.verify.testpages import KERNEL_BASE, OPERAND_AT, PAGE, USER_BASE, USER_HALF_END
+from trapline.verify.world import GARBAGE, M64, World
 
 if TYPE_CHECKING:
     from trapline.results.verify import Kind
@@ -53,12 +50,9 @@ Verdict = Literal[
 
 _UNDEFINED: Final = "6"
 _BMI: Final = frozenset((ix.CpuidFeature.BMI1, ix.CpuidFeature.BMI2))
-_LOW_HALF: Final = 1 << 47
 _STACK_SIZE: Final = 0x3400
 _PORT: Final = 0x8182_8384_8586_8788
 _MSR: Final = 0xF1F2_F3F4_95A6_B7C8
-_SOFTWARE_LEAVES: Final = 4  # bits 31:28 of the leaf
-_CPUID: Final = (0x91A1_B1C1, 0xA2B2_C2D2, 0xB3C3_D3E3, 0xC4D4_E4F4)
 
 
 class Judgement(NamedTuple):
@@ -103,6 +97,7 @@ class _Trial:
         is_mmio = case.trap == "mmio"
         self._mmio = tuple(is_mmio and page != case.private for page in range(2))
         self._lanes: Lanes
+        self._comparison: Comparison
 
     def judge(self) -> Judgement:
         case, stage = self._case, self._stage
@@ -119,6 +114,7 @@ class _Trial:
         if found is None:
             return Judgement("unreachable")
         self._lanes = found
+        self._comparison = Comparison(case, self._instruction, found)
         if not self._valid:
             return Judgement("not-comparable")  # a processor raises #UD, without a trap
         native = stage.native(self._setup(0))
@@ -157,7 +153,7 @@ class _Trial:
         return (
             bool(self._case.rewritten)
             or self._case.ring3
-            or self._lanes.gla < _LOW_HALF
+            or self._lanes.gla < USER_HALF_END
             or offset + size > PAGE
         )
 
@@ -165,7 +161,7 @@ class _Trial:
 
     def _setup(self, lane: int, *, garbage: int | None = None, code: bytes = b"") -> Setup:
         world = World(self._device_memory())
-        world.port, world.msr, world.cpuid = _PORT, _MSR, _CPUID
+        world.port, world.msr, world.cpuid = _PORT, _MSR, CPUID
         return Setup(
             code or self._case.code,
             self._lanes.regs[lane],
@@ -289,14 +285,14 @@ class _Trial:
     def _judge_handled(self, native: Outcome, trapped: Outcome) -> Judgement:
         case = self._case
         found: list[Mismatch] = []
-        if self._lanes.gla < _LOW_HALF and case.trap == "mmio":
+        if self._lanes.gla < USER_HALF_END and case.trap == "mmio":
             found.append(
                 Mismatch(
                     "not-refused", "", "refused: the address is the user's",
                     accesses_text(trapped.accesses),
                 )
             )  # fmt: skip
-        found += self._compare(0, native, trapped)
+        found += self._comparison.compare(0, native, trapped)
         # Zeros are what an instruction that traps by itself is most likely to be tried with.
         for lane in (1,) if case.trap == "mmio" else (1, 2):
             found = self._try_lane(lane, trapped, found)
@@ -315,14 +311,14 @@ class _Trial:
         native = self._stage.native(self._setup(lane))
         trapped = self._stage.trapped(self._setup(lane, garbage=self._garbage(lane)))
         known = {symptom(mismatch) for mismatch in found}
-        of_lane = self._compare(lane, native, trapped)
+        of_lane = self._comparison.compare(lane, native, trapped)
         leaks = find_leaks(first, trapped)
-        answers = self._answers(first, trapped)
+        answers = self._comparison.answers(first, trapped)
         if not leaks and not answers and {symptom(each) for each in of_lane} <= known:
             return found
         honest = self._stage.trapped(self._setup(lane))
-        in_honest = self._compare(lane, native, honest)
-        new = [*in_honest, *find_leaks(first, honest), *self._answers(first, honest)]
+        in_honest = self._comparison.compare(lane, native, honest)
+        new = [*in_honest, *find_leaks(first, honest), *self._comparison.answers(first, honest)]
         known |= {symptom(mismatch) for mismatch in in_honest}
         new += [from_host(each) for each in of_lane if symptom(each) not in known]
         return merge(found, new)
@@ -335,104 +331,6 @@ class _Trial:
         number = next(iter(self._target.written), None)
         return GARBAGE if number is None else self._lanes.regs[lane][number] ^ M64
 
-    # Comparing.
-
-    def _compare(self, lane: int, native: Outcome, trapped: Outcome) -> list[Mismatch]:
-        """Compare two runs that both went on behind the instruction."""
-        if trapped.ending != "done" or native.ending != "done":
-            if (trapped.ending, trapped.detail) == (native.ending, native.detail):
-                return []
-            return [Mismatch("wrong-exception", "", ending_text(native), ending_text(trapped))]
-        wanted = self._wanted_accesses(native, trapped)
-        got = trapped.accesses
-        trusted = self._trusted_answer(trapped)
-        if wanted is not None and _shapes(wanted) != _shapes(got):
-            # What the guest then has in registers and memory only follows from it.
-            return [*trusted, _wrong_access(wanted, got)]
-        expected = native.regs
-        if self._case.trap == "cpuid":
-            expected = self._free_answer(lane, trapped)
-        found = [
-            *trusted,
-            *register_mismatches(self._target, self._lanes.regs[lane], expected, trapped.regs),
-            *flag_mismatches(native.rflags, trapped.rflags),
-            *_beside_registers(native, trapped),
-        ]
-        # The wrong value is reported as wrong memory, where there is memory.
-        if wanted is not None and wanted != got and native.memory == trapped.memory:
-            found.append(_wrong_access(wanted, got))
-        return found
-
-    def _free_answer(self, lane: int, trapped: Outcome) -> tuple[int, ...]:
-        """Return what CPUID may leave: any answer of 32 bits, the rest as it was."""
-        expected = list(self._lanes.regs[lane])
-        asked = bool(trapped.accesses)
-        order = (Reg.RAX, Reg.RBX, Reg.RCX, Reg.RDX)
-        for number, value in zip(order, _CPUID, strict=True):
-            expected[number] = value if asked else trapped.regs[number] & 0xFFFFFFFF
-        return tuple(expected)
-
-    def _trusted_answer(self, trapped: Outcome) -> list[Mismatch]:
-        """Find a leaf of the processor's that the host was asked for.
-
-        Only leaves 40000000h to 4FFFFFFFh are nobody's but software's (SDM volume 2, CPUID).
-        """
-        asked = [access.address for access in trapped.accesses if access.what == "cpuid"]
-        if not asked or asked[0] >> 28 == _SOFTWARE_LEAVES:
-            return []
-        return [
-            Mismatch(
-                "from-host", "answer", "no answer of the host: the leaf is the processor's",
-                accesses_text(trapped.accesses),
-            )
-        ]  # fmt: skip
-
-    def _answers(self, first: Outcome, second: Outcome) -> list[Mismatch]:
-        """Compare answers to CPUID: they follow from EAX and ECX, the same in all lanes."""
-        order = (Reg.RAX, Reg.RBX, Reg.RCX, Reg.RDX)
-        one, two = (
-            [outcome.regs[number] & 0xFFFFFFFF for number in order] for outcome in (first, second)
-        )
-        if self._case.trap != "cpuid" or one == two:
-            return []
-        names = ("EAX", "EBX", "ECX", "EDX")
-        texts = [
-            ", ".join(f"{name}={value:#x}" for name, value in zip(names, values, strict=True))
-            for values in (one, two)
-        ]
-        expected = "the same answer whatever RAX[63:32] and the other registers hold"
-        return [Mismatch("wrong-register", "answer", expected, f"{texts[0]}; or {texts[1]}")]
-
-    def _wanted_accesses(self, native: Outcome, trapped: Outcome) -> tuple[Access, ...] | None:
-        """Return what the device must see; None where native execution does not say.
-
-        A handler may answer CPUID without its host; if it asks, then for that leaf.
-        """
-        if self._case.trap == "cpuid" and not trapped.accesses:
-            return None
-        if self._case.trap != "mmio":
-            return native.accesses
-        used = ix.InstructionInfoFactory().info(self._instruction).used_memory()
-        window = (USER_BASE if self._lanes.gla < _LOW_HALF else KERNEL_BASE) + OPERAND_AT
-        wanted = []
-        for memory in used:
-            size = ix.MemorySizeExt.size(memory.memory_size)
-            if len(used) != 1 or memory.access not in {ix.OpAccess.READ, ix.OpAccess.WRITE}:
-                return None
-            offset = self._lanes.gla - window
-            is_write = memory.access == ix.OpAccess.WRITE
-            value = 0
-            if is_write:
-                value = int.from_bytes(native.memory[offset : offset + size], "little")
-            wanted.append(Access("mmio", is_write, offset, size, value))
-        if (
-            self._case.crossing
-            and wanted
-            and wanted[0].address // PAGE != (wanted[0].address + wanted[0].size - 1) // PAGE
-        ):
-            return None
-        return tuple(wanted)
-
 
 def _stack(lane: int) -> bytes:
     """Fill the stack, above RSP and where it is dead; the lanes share no byte."""
@@ -444,34 +342,6 @@ def _stack(lane: int) -> bytes:
 
 
 _STACKS: Final = tuple(_stack(lane) for lane in range(LANES))
-
-
-def _shapes(accesses: tuple[Access, ...]) -> list[Access]:
-    """Leave out the values of writes to memory."""
-    return [each._replace(value=0) if each.what == "mmio" else each for each in accesses]
-
-
-def _wrong_access(wanted: tuple[Access, ...], got: tuple[Access, ...]) -> Mismatch:
-    return Mismatch("wrong-access", "", accesses_text(wanted), accesses_text(got))
-
-
-def _beside_registers(native: Outcome, trapped: Outcome) -> list[Mismatch]:
-    """Compare memory, stack, x87 and SSE."""
-    found = []
-    if native.memory != trapped.memory:
-        found.append(memory_mismatch(native.memory, trapped.memory))
-    if native.fpu != trapped.fpu:
-        found.append(
-            Mismatch(
-                "wrong-register", FLOATS, "as the instruction leaves them",
-                "other contents",
-            )
-        )  # fmt: skip
-    if native.stack != trapped.stack:
-        found.append(
-            Mismatch("wrong-memory", "stack", "the stack above RSP as it was", "it changed")
-        )
-    return found
 
 
 def _different(mismatch: Mismatch, *, handled: bool = False) -> Judgement:

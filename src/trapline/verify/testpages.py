@@ -31,6 +31,8 @@ KERNEL_BASE: Final = 0xFFFF_FFFF_FD00_0000
 # Where a process has nothing unless it asks for it.
 USER_BASE: Final = 0x1000_0000
 
+USER_HALF_END: Final = 1 << 47
+
 CODE_AT: Final = 0x0000
 OPERAND_AT: Final = 0x1000
 OPERAND_SIZE: Final = 2 * PAGE

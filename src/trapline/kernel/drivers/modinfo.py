@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from trapline.kernel.find.files import KernelFiles
+    from trapline.kernel.find.kernelfiles import KernelFiles
 
 # amdgpu's .modinfo is 100 KB, modules.builtin.modinfo of an allyesconfig some megabytes.
 _MAX_MODINFO: Final = 64 << 20

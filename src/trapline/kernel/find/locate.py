@@ -13,7 +13,7 @@ from trapline.base.scarcity import scarce
 from trapline.kernel.elf import bzimage
 from trapline.kernel.elf.file import ElfFile
 from trapline.kernel.find import deb, distributions, kconfig, layouts, modulefiles
-from trapline.kernel.find.files import KernelFiles, ModuleFile
+from trapline.kernel.find.kernelfiles import KernelFiles, ModuleFile
 
 Announce = Callable[[str], None]
 Kind = Literal["vmlinux", "vmlinuz", "module"]

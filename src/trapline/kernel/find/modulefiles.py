@@ -6,7 +6,7 @@ from typing import Final
 from trapline.base.printable import printable
 from trapline.kernel.elf.file import MAX_KERNEL, MAX_MODULE, ElfFile
 from trapline.kernel.find import layouts
-from trapline.kernel.find.files import ModuleFile
+from trapline.kernel.find.kernelfiles import ModuleFile
 
 _SUFFIXES: Final = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
 _DEBUG_SUFFIXES: Final = (*_SUFFIXES, ".ko.debug")

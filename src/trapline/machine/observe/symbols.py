@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from trapline.cpu.engine import Vcpu
-    from trapline.kernel.find.files import ModuleFile
+    from trapline.kernel.find.kernelfiles import ModuleFile
 
 _KERNEL_HALF: Final = 1 << 63
 _BANNER_SIZE: Final = 64
