@@ -1,8 +1,10 @@
 """`import trapline`: what it gives, what it loads, and what its functions refuse."""
 
+import inspect
 import subprocess
 import sys
 
+import click
 import pytest
 
 import guests
@@ -10,6 +12,7 @@ import tiny_kernel
 import trapline
 from trapline.api.progress import Progress
 from trapline.base.errors import BadInputFileError, NoDebugInfoError, UsageError
+from trapline.cli.main import cli
 from trapline.machine.loader import initramfs
 
 # What takes long to load, and none needs who only asks for help.
@@ -104,6 +107,31 @@ def test_progress_is_told(tiny):
     assert str(told[0]) == "scanned: 1 of 1"
     more = Progress("explored", 1000, 2000, "up to 2 more windows to come")
     assert str(more) == "explored: 1,000 of 2,000 (up to 2 more windows to come)"
+
+
+@pytest.mark.parametrize(
+    ("command", "function"),
+    [
+        ("scan", "scan"), ("boot", "boot"), ("explore", "explore"), ("verify", "verify"),
+        ("tradeoff", "tradeoff"), ("filter check", "check"), ("filter live", "check_machine"),
+        ("filter export", "export_filter"),
+    ],
+)  # fmt: skip
+def test_an_option_of_a_command_is_an_argument(command, function):
+    """What the page says of names holds for each."""
+    named = {"device": "devices", "scenario": "scenarios", "policy": "policies", "no_scan": "scan"}
+    printing = {"format", "output", "verbose", "quiet", "list"}
+    context = click.Context(cli, info_name="trapline")
+    found = cli
+    for word in command.split():
+        found = found.get_command(context, word)
+    options = {
+        parameter.opts[-1].removeprefix("--").replace("-", "_")
+        for parameter in found.params
+        if isinstance(parameter, click.Option)
+    }
+    arguments = inspect.signature(getattr(trapline, function)).parameters
+    assert {named.get(name, name) for name in options - printing} <= set(arguments)
 
 
 def test_functions_print_nothing(tiny, initrd, capfd):

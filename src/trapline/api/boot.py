@@ -42,7 +42,7 @@ def boot(
     initrd: "AnyPath | None" = None,
     insmod: "Iterable[str]" = (),
     append: "Iterable[str]" = (),
-    command_line: str | None = None,
+    cmdline: str | None = None,
     memory: int = DEFAULT_MEMORY,
     unaccepted: int = 0,
     devices: "Iterable[str]" = (),
@@ -63,7 +63,7 @@ def boot(
     """Run a kernel as a TD to its end, and account for every trap.
 
     Sizes are in bytes, times in seconds. `initrd` replaces the self-test, for which `insmod`
-    names modules to load. `append` goes behind the command line, `command_line` replaces it.
+    names modules to load. `append` goes behind the kernel's command line, `cmdline` replaces it.
     `unaccepted` memory, at the end of `memory`, is left for the guest to accept. `devices` are
     named as for `--device`. `policies` map "mmio", "pio", "msr" and "cpuid" to "trap",
     "paravirt" or "forbid"; unlike elsewhere, no `allow` means no allow list. Traps are looked up in
@@ -82,7 +82,7 @@ def boot(
         raise UsageError("--policy and --allow-mode report need a scan; leave --no-scan out.")
     options = BootOptions(
         initrd=None if initrd is None else Path(initrd),
-        command_line=command_line,
+        command_line=cmdline,
         append=tuple(append),
         insmod=tuple(insmod),
         memory=memory,

@@ -205,7 +205,7 @@ def command(
             initrd=initrd,
             insmod=insmod,
             append=append,
-            command_line=cmdline,
+            cmdline=cmdline,
             memory=memory,
             unaccepted=unaccepted,
             devices=devices,
