@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import sys
 
 import msgspec
@@ -14,6 +15,10 @@ from trapline.base.errors import FetchError
 from trapline.kernel.find.locate import locate
 from trapline.results.scan import ScanResult
 from trapline.scan.wholekernel import scan
+
+# A shell that starts the tests in the background has Ctrl-C ignored; some of them press it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is no bug: no example has a deadline.
 settings.register_profile(

@@ -161,7 +161,8 @@ def _quiet_interrupt() -> "Iterator[None]":
 def main() -> None:
     """Console entry point."""
     signal.signal(signal.SIGTERM, _terminate)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) is leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     code = run()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done, and cleaned up
     sys.exit(code)

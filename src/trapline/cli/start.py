@@ -9,8 +9,10 @@ from trapline.cli.signals import leave
 
 def main() -> None:
     """Start the program; never returns."""
-    # Until there is something to clean up, Ctrl-C ends it without a word.
-    signal.signal(signal.SIGINT, leave)
+    # Until there is something to clean up, Ctrl-C ends it without a word. A shell that starts it
+    # in the background may want it to be ignored.
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, leave)
     _open_standard_descriptors()
     from trapline.cli.main import main as program  # noqa: PLC0415 - what takes long comes now
 
