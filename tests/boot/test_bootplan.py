@@ -74,6 +74,7 @@ def header(initrd=b"one", **options):
         {"insmod": ("tdx-guest",)},
         {"seed": 2},
         {"virtual_seconds": 7},
+        {"console_limit": 7},
         *({"board": parse_devices([name])[0]} for name in ("ioapic", "hpet", "mmio-uart")),
         {"devices": parse_devices(["e1000"])[1]},
         {"guard": Guard(classes={"mmio": "forbid"})},

@@ -18,6 +18,7 @@ from trapline.boot.plan import (
 from trapline.boot.policy import Guard, parse
 from trapline.boot.run import BootRun, trace_header
 from trapline.boot.trace import TraceWriter
+from trapline.machine.devices.console import DEFAULT_LIMIT
 from trapline.machine.gdb.server import GdbServer
 from trapline.machine.loader.gpamap import DEFAULT_MEMORY
 from trapline.rules.tables import DEFAULT_VERSION
@@ -55,6 +56,7 @@ def boot(
     trace: "AnyPath | None" = None,
     gdb: str | None = None,
     timeout: float | None = None,
+    console_limit: int = DEFAULT_LIMIT,
     reproduce: str = "",
     console: "Callable[[bytes], None] | None" = None,
     progress: "OnProgress | None" = None,
@@ -69,7 +71,8 @@ def boot(
     "paravirt" or "forbid"; unlike elsewhere, no `allow` means no allow list. Traps are looked up in
     `scan`: a scan of this kernel, the JSON file of one, True to make it once into the cache,
     False for none. `trace` is written as JSON Lines. `gdb` is an address to wait for a debugger
-    at. `timeout` is of wall-clock time. `reproduce` is the command that does the same, for the
+    at. `timeout` is of wall-clock time; a guest that prints more than `console_limit` is ended,
+    too. `reproduce` is the command that does the same, for the
     splat of a guest that dies. `console` gets the guest's output as it is written.
 
     A guest that dies is a result, not an error. Raises KernelNotFoundError, BadImageError,
@@ -92,6 +95,7 @@ def boot(
         guard=guard,
         module_version=module_version,
         timeout=timeout,
+        console_limit=console_limit,
     )
     known = KnownScan.of(scan)
     opened = as_kernel(kernel, modules, announce)

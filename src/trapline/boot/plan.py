@@ -15,6 +15,7 @@ from trapline.kernel.elf import compression
 from trapline.kernel.elf.file import MAX_MODULE, ElfFile
 from trapline.kernel.find import deb
 from trapline.kernel.find.kernelfiles import KernelFiles, ModuleFile
+from trapline.machine.devices.console import DEFAULT_LIMIT
 from trapline.machine.loader import initramfs, kernelimage
 from trapline.machine.loader.acpi import BOARD_DEVICES, Board
 from trapline.machine.loader.gpamap import DEFAULT_MEMORY
@@ -54,6 +55,7 @@ class BootOptions:
     module_version: str = "1.5.01"
     timeout: float | None = None
     virtual_seconds: int = DEFAULT_VIRTUAL_SECONDS
+    console_limit: int = DEFAULT_LIMIT
     seed: int = 1
     guard: Guard = field(default_factory=Guard)
 

@@ -83,6 +83,7 @@ class BootRun:
                 seed=options.seed,
                 seconds=options.timeout,
                 virtual_seconds=options.virtual_seconds,
+                console_limit=options.console_limit,
                 echo=echo,
                 on_line=self._on_line,
                 trap_sink=sink,
@@ -346,6 +347,7 @@ def trace_header(plan: "BootPlan") -> dict[str, object]:
         "allow_mode": "hide" if guard.hide else "report",
         "module_version": options.module_version,
         "virtual_seconds": options.virtual_seconds,
+        "console_limit": options.console_limit,
         "seed": options.seed,
         "generator": GENERATOR,
     }

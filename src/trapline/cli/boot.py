@@ -21,6 +21,7 @@ from trapline.cli.options import (
 )
 from trapline.cli.progress import ProgressReport
 from trapline.cli.sizes import SECONDS, SIZE
+from trapline.machine.devices.console import DEFAULT_LIMIT
 from trapline.machine.loader.acpi import BOARD_DEVICES
 from trapline.machine.loader.gpamap import DEFAULT_MEMORY
 from trapline.machine.qemu.catalogue import CATALOGUE
@@ -57,7 +58,15 @@ def _policies(
         "What runs": ("modules", "initrd", "insmod", "append", "cmdline"),
         "The machine": ("memory", "unaccepted", "devices", "module_version"),
         "What the guest may do": ("allow", "allow_mode", "policies", "on_forbidden"),
-        "Watching it": ("scan_file", "no_scan", "trace", "gdb", "timeout", "quiet"),
+        "Watching it": (
+            "scan_file",
+            "no_scan",
+            "trace",
+            "gdb",
+            "timeout",
+            "console_limit",
+            "quiet",
+        ),
         "The result": ("format_name", "output", "verbosity"),
     },
     examples=(
@@ -154,6 +163,13 @@ def _policies(
     show_default=True,
     help="End the run after this much wall-clock time.",
 )
+@click.option(
+    "--console-limit",
+    type=SIZE,
+    default=DEFAULT_LIMIT,
+    show_default="4M",
+    help="End the run when the guest has printed more than this.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Do not show the guest's console.")
 @format_option(BOOT.format_names)
 @output_option
@@ -179,6 +195,7 @@ def command(
     trace: "Path | None",
     gdb: str | None,
     timeout: float,
+    console_limit: int,
     quiet: bool,
     format_name: str,
     output: "Path | None",
@@ -218,6 +235,7 @@ def command(
             trace=trace,
             gdb=gdb,
             timeout=timeout,
+            console_limit=console_limit,
             reproduce=shlex.join(["trapline", *sys.argv[1:]]),
             console=screen,
             progress=report.advance,

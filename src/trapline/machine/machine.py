@@ -278,7 +278,7 @@ class Machine:
     def _console_flood(self) -> None:
         self.host.end(
             OutcomeKind.CONSOLE_FLOOD,
-            f"The guest printed more than {self.config.console_limit} bytes.",
+            f"The guest printed more than {self.config.console_limit:,} bytes on its console.",
         )
 
     def _console_line(self, line: bytes) -> None:
