@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from trapline.cpu.default import open_engine
-from trapline.cpu.engine import Engine, Exit, ExitHandler, Reg, Segment
+from trapline.cpu.engine import Engine, Exit, ExitHandler, Reg, SegmentRegister
 
 RAM = 512 << 20
 GDT, IDT, TABLES, CODE, STACK = 0x1000, 0x2000, 0x10000, 0x100000, 0x200000
@@ -131,15 +131,15 @@ def guest(source: str, gates: dict[int, int] | None = None) -> Engine:
     pages = [page << 21 | 0x83 for page in range(RAM >> 21)]
     pages.append(engine.memory.shared_bit | 0x83)  # right behind RAM: nothing there
     ram[TABLES + 0x2000 : TABLES + 0x2000 + len(pages) * 8] = struct.pack(f"<{len(pages)}Q", *pages)
-    vcpu.set_segment("gdtr", Segment(0, GDT, 23, 0))
-    vcpu.set_segment("idtr", Segment(0, IDT, 0xFFF, 0))
+    vcpu.set_segment("gdtr", SegmentRegister(0, GDT, 23, 0))
+    vcpu.set_segment("idtr", SegmentRegister(0, IDT, 0xFFF, 0))
     vcpu.set_msr(0xC0000080, 0xD00)
     vcpu.set_cr(4, 0x20)
     vcpu.set_cr(3, TABLES)
     vcpu.set_cr(0, 0x80010033)
-    vcpu.set_segment("cs", Segment(8, 0, 0xFFFFFFFF, 0x00AF9B00))
+    vcpu.set_segment("cs", SegmentRegister(8, 0, 0xFFFFFFFF, 0x00AF9B00))
     for name in ("ss", "ds", "es"):
-        vcpu.set_segment(name, Segment(16, 0, 0xFFFFFFFF, 0x00CF9300))
+        vcpu.set_segment(name, SegmentRegister(16, 0, 0xFFFFFFFF, 0x00CF9300))
     vcpu.rflags = 2
     vcpu.regs[Reg.RIP], vcpu.regs[Reg.RSP] = CODE, STACK
     return engine

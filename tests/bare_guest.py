@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from trapline.cpu.default import open_engine
-from trapline.cpu.engine import Exit, Reg, Segment
+from trapline.cpu.engine import Exit, Reg, SegmentRegister
 
 RAM = 16 << 20
 GDT = 0x1000
@@ -151,16 +151,16 @@ class BareGuest:
                 vector = int(label.removeprefix("vec_"))
                 self.gate(vector, address, ist.get(vector, 0), 3 if vector in user_gates else 0)
         self._page_tables()
-        vcpu.set_segment("gdtr", Segment(0, GDT, 8 * 8 - 1, 0))
-        vcpu.set_segment("idtr", Segment(0, IDT, 0xFFF, 0))
-        vcpu.set_segment("tr", Segment(TSS_SELECTOR, TSS, 0x67, 0x8B00))
+        vcpu.set_segment("gdtr", SegmentRegister(0, GDT, 8 * 8 - 1, 0))
+        vcpu.set_segment("idtr", SegmentRegister(0, IDT, 0xFFF, 0))
+        vcpu.set_segment("tr", SegmentRegister(TSS_SELECTOR, TSS, 0x67, 0x8B00))
         vcpu.set_msr(EFER, EFER_LME | EFER_LMA | EFER_NXE)
         vcpu.set_cr(4, 0x20)
         vcpu.set_cr(3, TABLES)
         vcpu.set_cr(0, 0x80010033)
-        vcpu.set_segment("cs", Segment(KERNEL_CS, 0, 0xFFFFFFFF, 0x00AF9B00))
+        vcpu.set_segment("cs", SegmentRegister(KERNEL_CS, 0, 0xFFFFFFFF, 0x00AF9B00))
         for name in ("ss", "ds", "es"):
-            vcpu.set_segment(name, Segment(KERNEL_SS, 0, 0xFFFFFFFF, 0x00CF9300))
+            vcpu.set_segment(name, SegmentRegister(KERNEL_SS, 0, 0xFFFFFFFF, 0x00CF9300))
         vcpu.rflags = 2
         vcpu.regs[Reg.RIP] = CODE
         vcpu.regs[Reg.RSP] = STACK

@@ -35,7 +35,7 @@ def plan(**changes):
         "initrd": b"x" * 5000,
         "board": Board(),
     }
-    return place.Plan(**{**fields, **changes})
+    return place.LoadPlan(**{**fields, **changes})
 
 
 class FakeMemory:

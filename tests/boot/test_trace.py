@@ -8,11 +8,11 @@ import pytest
 
 from trapline.base.errors import OutputError
 from trapline.boot.trace import TraceWriter
-from trapline.machine.observe.recorder import Kind, Trap
+from trapline.machine.observe.recorder import TrapKind, TrapRecord
 
-VE = Trap(Kind.VE, 1000, 0xFFFFFFFF81000000, 30, (0x3F90000, 0, 0, 1))
-CALL = Trap(Kind.TDVMCALL, 1100, 0xFFFFFFFF81000010, 30, (1, 1, 0x3F9, 5))
-TDCALL = Trap(Kind.TDCALL, 1200, 0xFFFFFFFF81000020, 3, (0, 0, 0, 0))
+VE = TrapRecord(TrapKind.VE, 1000, 0xFFFFFFFF81000000, 30, (0x3F90000, 0, 0, 1))
+CALL = TrapRecord(TrapKind.TDVMCALL, 1100, 0xFFFFFFFF81000010, 30, (1, 1, 0x3F9, 5))
+TDCALL = TrapRecord(TrapKind.TDCALL, 1200, 0xFFFFFFFF81000020, 3, (0, 0, 0, 0))
 HEADER = {"kernel": "6.12", "seed": 1}
 
 

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trapline.base.errors import UsageError
-from trapline.cpu.engine import Exit, Reg, Segment
+from trapline.cpu.engine import Exit, Reg, SegmentRegister
 from trapline.machine.gdb.codec import MAX_PACKET, encode
 from trapline.machine.gdb.commands import MAX_BREAKPOINTS, Interpreter, Resume
 from trapline.machine.gdb.monitor import Monitor
-from trapline.machine.gdb.registers import REGISTERS
 from trapline.machine.gdb.server import GdbServer, parse_address
+from trapline.machine.gdb.targetregisters import REGISTERS
 from trapline.tdx.vmm_interface import ExitReason, VeInfo
 
 CODE = 0x1000
@@ -36,7 +36,7 @@ class CountingVcpu:
         self._stopped = self._boundary = False
 
     def segment(self, name):
-        return Segment({"cs": 0x10, "ss": 0x18}.get(name, 0), 0, 0xFFFFFFFF, 0)
+        return SegmentRegister({"cs": 0x10, "ss": 0x18}.get(name, 0), 0, 0xFFFFFFFF, 0)
 
     def msr(self, index):
         return self.msrs.get(index, 0)

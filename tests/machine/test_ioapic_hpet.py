@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trapline.machine.devices.hpet import CAPABILITIES, Hpet
-from trapline.machine.devices.ioapic import IoApic, Window
+from trapline.machine.devices.ioapic import IoApic, WindowOffset
 
 
 @pytest.fixture
@@ -19,14 +19,14 @@ def ioapic(raised):
 
 
 def register(ioapic, index):
-    ioapic.write(Window.SELECT, 4, index)
-    return ioapic.read(Window.DATA, 4)
+    ioapic.write(WindowOffset.SELECT, 4, index)
+    return ioapic.read(WindowOffset.DATA, 4)
 
 
 def program(ioapic, pin, low, high=0):
     for index, value in ((0x11 + 2 * pin, high), (0x10 + 2 * pin, low)):
-        ioapic.write(Window.SELECT, 4, index)
-        ioapic.write(Window.DATA, 4, value)
+        ioapic.write(WindowOffset.SELECT, 4, index)
+        ioapic.write(WindowOffset.DATA, 4, value)
 
 
 def pulse(ioapic, pin):
@@ -36,8 +36,8 @@ def pulse(ioapic, pin):
 
 def test_identity(ioapic):
     assert register(ioapic, 1) == 0x00170020
-    ioapic.write(Window.SELECT, 4, 0)
-    ioapic.write(Window.DATA, 4, 0xFFFFFFFF)
+    ioapic.write(WindowOffset.SELECT, 4, 0)
+    ioapic.write(WindowOffset.DATA, 4, 0xFFFFFFFF)
     assert register(ioapic, 0) == 0x0F000000
 
 
@@ -82,7 +82,7 @@ def test_a_level_input_waits_for_its_eoi(ioapic, raised):
     ioapic.set_line(9, False)
     ioapic.set_line(9, True)
     assert raised == [0x51]
-    ioapic.write(Window.EOI, 4, 0x51)
+    ioapic.write(WindowOffset.EOI, 4, 0x51)
     assert raised == [0x51, 0x51]  # still asserted
 
 
@@ -100,11 +100,11 @@ def test_no_write_breaks_the_ioapic(writes):
     raised = []
     ioapic = IoApic(raised.append)
     for offset, size, value in writes:
-        ioapic.write(Window.SELECT, 4, value & 0xFF)
+        ioapic.write(WindowOffset.SELECT, 4, value & 0xFF)
         ioapic.write(offset, size, value & (1 << 8 * size) - 1)
-        ioapic.write(Window.DATA, 4, value)
+        ioapic.write(WindowOffset.DATA, 4, value)
         pulse(ioapic, value % 24)
-        assert 0 <= ioapic.read(Window.DATA, 4) < 1 << 32
+        assert 0 <= ioapic.read(WindowOffset.DATA, 4) < 1 << 32
         assert all(0 <= vector <= 0xFF for vector in raised)
 
 

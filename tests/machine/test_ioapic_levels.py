@@ -2,7 +2,14 @@
 
 import pytest
 
-from trapline.machine.devices.ioapic import LEVEL, MASKED, REMOTE_IRR, IoApic, Register, Window
+from trapline.machine.devices.ioapic import (
+    LEVEL,
+    MASKED,
+    REMOTE_IRR,
+    IoApic,
+    Register,
+    WindowOffset,
+)
 
 VECTOR = 0x31
 
@@ -13,12 +20,12 @@ class Board:
         self.chip = IoApic(self.vectors.append)
 
     def set(self, index, value):
-        self.chip.write(Window.SELECT, 4, index)
-        self.chip.write(Window.DATA, 4, value)
+        self.chip.write(WindowOffset.SELECT, 4, index)
+        self.chip.write(WindowOffset.DATA, 4, value)
 
     def get(self, index):
-        self.chip.write(Window.SELECT, 4, index)
-        return self.chip.read(Window.DATA, 4)
+        self.chip.write(WindowOffset.SELECT, 4, index)
+        return self.chip.read(WindowOffset.DATA, 4)
 
     def entry(self, pin, value):
         self.set(Register.TABLE + 2 * pin, value)
@@ -36,12 +43,12 @@ def test_a_level_waits_for_its_eoi_and_comes_again(board):
     board.chip.set_line(10, True)
     assert board.vectors == [VECTOR]
     assert board.get(Register.TABLE + 20) & REMOTE_IRR
-    board.chip.write(Window.EOI, 4, VECTOR + 1)
+    board.chip.write(WindowOffset.EOI, 4, VECTOR + 1)
     assert board.vectors == [VECTOR]
-    board.chip.write(Window.EOI, 4, VECTOR)
+    board.chip.write(WindowOffset.EOI, 4, VECTOR)
     assert board.vectors == [VECTOR, VECTOR]
     board.chip.set_line(10, False)
-    board.chip.write(Window.EOI, 4, VECTOR)
+    board.chip.write(WindowOffset.EOI, 4, VECTOR)
     assert board.vectors == [VECTOR, VECTOR]
     assert not board.get(Register.TABLE + 20) & REMOTE_IRR
 

@@ -6,7 +6,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trapline.cpu.engine import Reg, Segment
+from trapline.cpu.engine import Reg, SegmentRegister
 from trapline.kernel.binary import TextSection
 from trapline.kernel.elf.functions import Symbol
 from trapline.kernel.live.orc import OrcReg, OrcTable, OrcType
@@ -57,7 +57,7 @@ class StoppedVcpu:
         self.debug = {0: 0, 1: 0, 2: 0, 3: 0, 6: 0xFFFF0FF0, 7: 0x400}
 
     def segment(self, name):
-        return Segment({"cs": 0x10, "ss": 0x18}.get(name, 0), 0, 0xFFFFFFFF, 0)
+        return SegmentRegister({"cs": 0x10, "ss": 0x18}.get(name, 0), 0, 0xFFFFFFFF, 0)
 
     def msr(self, index):
         return {0xC0000101: 0xFFFF88801F200000}.get(index, 0)

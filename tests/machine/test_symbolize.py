@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from trapline.cpu.engine import Reg, Segment
+from trapline.cpu.engine import Reg, SegmentRegister
 from trapline.kernel.binary import Binary
 from trapline.kernel.find.kernelfiles import ModuleFile
 from trapline.kernel.live.modules import Area, LoadedModule, ModuleReader
@@ -87,7 +87,7 @@ class Guest:
         return SHARED | (gla - self.slide - KERNEL_MAP + GPA_OF_MAP)
 
     def segment(self, name):
-        return Segment({"cs": 0x10, "ss": 0x18}[name], 0, 0, 0)
+        return SegmentRegister({"cs": 0x10, "ss": 0x18}[name], 0, 0, 0)
 
 
 @pytest.fixture

@@ -1,12 +1,20 @@
 """A CPU engine and a VMM that only remember: what the TDX module is tested against."""
 
-from trapline.cpu.engine import CrWrite, EptViolation, Fault, IoAccess, PageState, Reg, Segment
+from trapline.cpu.engine import (
+    CrWrite,
+    EptViolation,
+    Fault,
+    IoAccess,
+    PageState,
+    Reg,
+    SegmentRegister,
+)
 
 SHARED_BIT = 1 << 39
 CODE = 0x1000  # where the instructions under test are
 EFER_LONG_MODE = 0x500  # LME, LMA
-CODE_64 = Segment(0x10, 0, 0xFFFFFFFF, 0x00AF9B00)
-CODE_32 = Segment(0x10, 0, 0xFFFFFFFF, 0x00CF9B00)
+CODE_64 = SegmentRegister(0x10, 0, 0xFFFFFFFF, 0x00AF9B00)
+CODE_32 = SegmentRegister(0x10, 0, 0xFFFFFFFF, 0x00CF9B00)
 
 
 class FakeMemory:
@@ -81,7 +89,7 @@ class FakeVcpu:
         self.crs[number] = value
 
     def segment(self, name):
-        return self.cs if name == "cs" else Segment(0, 0, 0, 0)
+        return self.cs if name == "cs" else SegmentRegister(0, 0, 0, 0)
 
     def msr(self, index):
         return self.msrs.get(index, 0)

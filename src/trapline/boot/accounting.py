@@ -9,7 +9,7 @@ from typing import Final
 
 from trapline.kernel.binary import VMLINUX
 from trapline.kernel.live.runtime import Location
-from trapline.machine.observe.recorder import Place
+from trapline.machine.observe.recorder import TrapPlace
 from trapline.machine.observe.symbols import GuestSymbols
 from trapline.results.boot import Soundness, Standing, TrapSite
 from trapline.results.scan import ScanResult, Site
@@ -65,7 +65,7 @@ class SiteIndex:
 
 
 def account(
-    places: Iterable[tuple[Place, int]], symbols: GuestSymbols, index: SiteIndex
+    places: Iterable[tuple[TrapPlace, int]], symbols: GuestSymbols, index: SiteIndex
 ) -> tuple[TrapSite, ...]:
     """Describe each place that trapped, the most frequent first.
 
@@ -77,7 +77,7 @@ def account(
     return tuple(sites)
 
 
-def _describe(place: Place, count: int, symbols: GuestSymbols, index: SiteIndex) -> TrapSite:
+def _describe(place: TrapPlace, count: int, symbols: GuestSymbols, index: SiteIndex) -> TrapSite:
     location = symbols.locate(place.rip, is_user=place.is_user)
     trap = trap_class(place.reason)
     standing, scan_id, reason = _stand(location, trap, index, symbols)

@@ -22,7 +22,7 @@ from trapline.machine.loader.gpamap import DEFAULT_MEMORY
 from trapline.machine.loader.kernelimage import KernelImage
 from trapline.machine.machine import DEFAULT_VIRTUAL_SECONDS
 from trapline.machine.qemu import catalogue
-from trapline.machine.qemu.catalogue import Request
+from trapline.machine.qemu.catalogue import DeviceRequest
 
 # What Debian's cloud images put on the command line.
 DISTRIBUTION_COMMAND_LINE: Final = (
@@ -51,7 +51,7 @@ class BootOptions:
     memory: int = DEFAULT_MEMORY
     unaccepted: int = 0
     board: Board = field(default_factory=Board)
-    devices: tuple[Request, ...] = ()
+    devices: tuple[DeviceRequest, ...] = ()
     module_version: str = "1.5.01"
     timeout: float | None = None
     virtual_seconds: int = DEFAULT_VIRTUAL_SECONDS
@@ -114,7 +114,7 @@ def command_line(options: BootOptions) -> str:
     return " ".join(word for word in words if word)
 
 
-def parse_devices(texts: Iterable[str]) -> tuple[Board, tuple[Request, ...]]:
+def parse_devices(texts: Iterable[str]) -> tuple[Board, tuple[DeviceRequest, ...]]:
     """Turn `--device` arguments into a board and QEMU's devices; raises UsageError."""
     words = tuple(texts)
     requests = tuple(catalogue.parse(text) for text in words if text not in BOARD_DEVICES)

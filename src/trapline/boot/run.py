@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from trapline.kernel.binary import Binary
     from trapline.machine.devices.console import Echo
     from trapline.machine.gdb.server import GdbServer
-    from trapline.machine.observe.recorder import Place, Sink, Trap
-    from trapline.machine.outcome import Outcome
+    from trapline.machine.observe.recorder import Sink, TrapPlace, TrapRecord
+    from trapline.machine.outcome import RunOutcome
     from trapline.results.scan import ScanResult
     from trapline.results.splat import Splat
 
@@ -115,7 +115,7 @@ class BootRun:
         self.symbols.close()
         self.machine.close()
 
-    def run(self, gdb: "GdbServer | None" = None) -> "Outcome":
+    def run(self, gdb: "GdbServer | None" = None) -> "RunOutcome":
         """Run the guest to its end, under a debugger if one is given."""
         if gdb is None:
             return self.machine.run()
@@ -143,7 +143,7 @@ class BootRun:
 
     # The result.
 
-    def result(self, outcome: "Outcome", scan: "ScanResult | None") -> BootResult:
+    def result(self, outcome: "RunOutcome", scan: "ScanResult | None") -> BootResult:
         """Describe the run, and free the guest's memory; `scan` is of the same kernel.
 
         Symbols with their inline chains take as much memory as the guest: they come after it.
@@ -239,7 +239,7 @@ class BootRun:
     def _on_line(self, line: bytes) -> None:
         self.milestones.console_line(line)
 
-    def _on_place(self, place: "Place") -> None:
+    def _on_place(self, place: "TrapPlace") -> None:
         """Look at each place that traps for the first time."""
         if place.rip >= KERNEL_HALF:
             if not self._kernel_seen:
@@ -298,7 +298,7 @@ class BootRun:
             what = "The guest took a double fault."
         return f"trapline: {what} ({release}, {self._seconds():.6f} s)"
 
-    def _line(self, trap: "Trap") -> str:
+    def _line(self, trap: "TrapRecord") -> str:
         fields = describe(trap)
         kind = str(fields.pop("kind"))
         label = self.symbols.locate(trap.rip).label

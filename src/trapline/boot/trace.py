@@ -17,7 +17,7 @@ from typing import IO, Final, Self
 from trapline.base import encode
 from trapline.base.errors import OutputError
 from trapline.base.files import why, written
-from trapline.machine.observe.recorder import Kind, Trap
+from trapline.machine.observe.recorder import TrapKind, TrapRecord
 from trapline.machine.vmm.ghci import call_name
 from trapline.tdx.vmm_interface import ExitReason
 
@@ -26,7 +26,7 @@ VERSION: Final = 1
 _REASONS: Final = {reason.value: reason.name for reason in ExitReason}
 
 
-def describe(trap: Trap) -> dict[str, str | int]:
+def describe(trap: TrapRecord) -> dict[str, str | int]:
     """Return the fields of one line, without its number."""
     line: dict[str, str | int] = {
         "cycles": trap.cycles,
@@ -34,13 +34,13 @@ def describe(trap: Trap) -> dict[str, str | int]:
         "rip": f"{trap.rip:#x}",
     }
     first, second, third, fourth = trap.details
-    if trap.kind == Kind.VE:
+    if trap.kind == TrapKind.VE:
         line["reason"] = _REASONS.get(trap.code, str(trap.code))
         line["qualification"] = f"{first:#x}"
         line["gla"] = f"{second:#x}"
         line["gpa"] = f"{third:#x}"
         line["length"] = fourth
-    elif trap.kind == Kind.TDCALL:
+    elif trap.kind == TrapKind.TDCALL:
         line["leaf"] = trap.code
         line["status"] = f"{first:#x}"
     else:
@@ -88,7 +88,7 @@ class TraceWriter:
         except OSError as problem:
             raise self._failed(problem) from None
 
-    def __call__(self, trap: Trap) -> None:
+    def __call__(self, trap: TrapRecord) -> None:
         """Write one trap."""
         self._number += 1
         self._write({"n": self._number, **describe(trap)})

@@ -116,7 +116,7 @@ class PageState(IntEnum):
     MAPPED = 1
 
 
-class Segment(NamedTuple):
+class SegmentRegister(NamedTuple):
     """A segment register with its hidden part; `attributes` as in the high descriptor word."""
 
     selector: int
@@ -228,8 +228,8 @@ class Vcpu(Protocol):
     def cr(self, number: int) -> int: ...
     def set_cr(self, number: int, value: int) -> None: ...
     def dr(self, number: int) -> int: ...
-    def segment(self, name: str) -> Segment: ...  # cs ss ds es fs gs tr ldtr gdtr idtr
-    def set_segment(self, name: str, value: Segment) -> None: ...
+    def segment(self, name: str) -> SegmentRegister: ...  # cs ss ds es fs gs tr ldtr gdtr idtr
+    def set_segment(self, name: str, value: SegmentRegister) -> None: ...
     def msr(self, index: int) -> int: ...  # the value the CPU itself holds
     def set_msr(self, index: int, value: int) -> None: ...
     def native_msr(self, index: int, *, read: bool, write: bool) -> None: ...  # no exit

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from trapline.explore.scenario import Scenario
     from trapline.guest.target import Target
     from trapline.machine.machine import Machine
-    from trapline.machine.outcome import Outcome
+    from trapline.machine.outcome import RunOutcome
 
 # What a host does to a guest, or a guest to itself, and what takes too long is no death.
 _DEATHS: Final = ("panic", "double-fault", "triple-fault", "td-exit")
 
 
-def has_died(outcome: "Outcome | None") -> bool:
+def has_died(outcome: "RunOutcome | None") -> bool:
     """Whether a guest came to an end that no sound kernel comes to."""
     return outcome is not None and not outcome.is_clean and OUTCOMES.get(outcome.kind) in _DEATHS
 

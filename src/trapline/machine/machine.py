@@ -23,10 +23,10 @@ from trapline.machine.devices.lapic import LocalApic
 from trapline.machine.loader import gpamap, place
 from trapline.machine.loader.acpi import Board
 from trapline.machine.loader.kernelimage import KernelImage
-from trapline.machine.observe.recorder import Place, Sink, TrapRecorder
-from trapline.machine.outcome import Outcome, OutcomeKind
+from trapline.machine.observe.recorder import Sink, TrapPlace, TrapRecorder
+from trapline.machine.outcome import OutcomeKind, RunOutcome
 from trapline.machine.qemu.board import QemuBoard
-from trapline.machine.qemu.catalogue import Request
+from trapline.machine.qemu.catalogue import DeviceRequest
 from trapline.machine.qemu.qtest import QemuDiedError
 from trapline.machine.vmm.host import VECTOR_DOUBLE_FAULT, Host, Limits
 from trapline.tdx.module import TdxModule
@@ -64,7 +64,7 @@ class MachineConfig:
     memory: int = gpamap.DEFAULT_MEMORY
     unaccepted: int = 0
     board: Board = field(default_factory=Board)
-    devices: tuple[Request, ...] = ()
+    devices: tuple[DeviceRequest, ...] = ()
     module_version: str = "1.5.01"
     seed: int = 1
     epoch: int = rtc.DEFAULT_EPOCH
@@ -74,7 +74,7 @@ class MachineConfig:
     echo: Echo | None = None
     on_line: Callable[[bytes], None] | None = None
     trap_sink: Sink | None = None
-    on_place: Callable[[Place], None] | None = None
+    on_place: Callable[[TrapPlace], None] | None = None
 
 
 class _ApicPage:
@@ -157,7 +157,7 @@ class Machine:
         self,
         drive: Callable[[ExitHandler], None] | None = None,
         paused: Callable[[], float] = float,
-    ) -> Outcome:
+    ) -> RunOutcome:
         """Run until the guest ends, one way or the other.
 
         `drive` replaces `Vcpu.run`, as a debugger does; it must return once `ended` is true.
@@ -249,7 +249,7 @@ class Machine:
 
     def _load(self) -> place.Placement:
         config = self.config
-        plan = place.Plan(
+        plan = place.LoadPlan(
             config.image, config.command_line, config.initrd, config.board, config.unaccepted
         )
         placement = place.load(self.vcpu, plan)
@@ -311,7 +311,7 @@ class Machine:
             call, self._on_dying = self._on_dying, None
             call(self)
 
-    def _explain(self, outcome: Outcome) -> Outcome:
+    def _explain(self, outcome: RunOutcome) -> RunOutcome:
         """Say what the guest died of, where its end only followed from that."""
         if outcome.kind not in CONSEQUENCES:
             return outcome
@@ -323,4 +323,4 @@ class Machine:
             kind, detail = OutcomeKind.RESET, "The guest reset itself, by a triple fault."
         else:
             return outcome
-        return Outcome(kind, detail, outcome.rip, outcome.cycles)
+        return RunOutcome(kind, detail, outcome.rip, outcome.cycles)

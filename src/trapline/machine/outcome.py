@@ -49,7 +49,7 @@ _EXIT_CODES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RunOutcome:
     """The end of a run: `detail` is one sentence, `rip` where the guest was."""
 
     kind: OutcomeKind

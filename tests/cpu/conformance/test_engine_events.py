@@ -19,7 +19,7 @@ from bare_guest import (
     USER_STACK,
     BareGuest,
 )
-from trapline.cpu.engine import Exit, Reg, Segment
+from trapline.cpu.engine import Exit, Reg, SegmentRegister
 
 HANDLER = "hlt; nop\n"
 
@@ -591,7 +591,7 @@ def test_state_is_exact_at_every_boundary():
 
 def test_segment_registers_read_back_what_was_set():
     with BareGuest("hlt") as guest:
-        value = Segment(0x33, 0x1234_5678_9ABC, 0xFFFFF, 0xC0F300)
+        value = SegmentRegister(0x33, 0x1234_5678_9ABC, 0xFFFFF, 0xC0F300)
         guest.vcpu.set_segment("gs", value)
         assert guest.vcpu.segment("gs") == value
         assert guest.vcpu.msr(0xC0000101) == 0x1234_5678_9ABC

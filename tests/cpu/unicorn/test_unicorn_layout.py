@@ -4,9 +4,9 @@ import pytest
 
 from bare_guest import BareGuest
 from trapline.base.errors import EngineMismatchError, ExitCode
-from trapline.cpu.unicorn import core, layout, selfcheck
+from trapline.cpu.unicorn import core, libunicorn, selfcheck
 from trapline.cpu.unicorn.engine import UnicornEngine, checked_library, open_engine
-from trapline.cpu.unicorn.layout import (
+from trapline.cpu.unicorn.libunicorn import (
     Cpu,
     CpuClass,
     Env,
@@ -88,13 +88,13 @@ def test_an_intercept_that_does_nothing_is_noticed(monkeypatch, code):
 
 
 def test_another_version_is_refused(monkeypatch):
-    monkeypatch.setattr(layout, "KNOWN_VERSION", "2.1.5")
+    monkeypatch.setattr(libunicorn, "KNOWN_VERSION", "2.1.5")
     with pytest.raises(EngineMismatchError, match=r"needs unicorn 2\.1\.5 and 2\.1\.4 is"):
         Library()
 
 
 def test_a_missing_function_is_refused(monkeypatch):
-    monkeypatch.setitem(layout._SYMBOLS, "no_such_function_x86_64", ([], None))
+    monkeypatch.setitem(libunicorn._SYMBOLS, "no_such_function_x86_64", ([], None))
     with pytest.raises(EngineMismatchError, match="does not export no_such_function_x86_64"):
         Library()
 

@@ -310,10 +310,12 @@ def test_a_missing_image_is_named(tmp_path):
 def test_images_are_read_only_unless_asked(tmp_path):
     image = tmp_path / "a,b.img"
     image.write_bytes(bytes(512))
-    words = catalogue.arguments([catalogue.Request("blk", {"file": str(image)})])
+    words = catalogue.arguments([catalogue.DeviceRequest("blk", {"file": str(image)})])
     assert "read-only=on" in words[1]
     assert "a,,b.img" in words[1]
-    words = catalogue.arguments([catalogue.Request("blk", {"file": str(image), "write": "on"})])
+    words = catalogue.arguments(
+        [catalogue.DeviceRequest("blk", {"file": str(image), "write": "on"})]
+    )
     assert "read-only=off" in words[1]
 
 
@@ -338,7 +340,9 @@ def test_every_device_of_the_catalogue_has_the_id_it_claims(name, tmp_path):
     image.write_bytes(bytes(1 << 20))
     options = {"file": str(image), "share": str(tmp_path)}
     model = catalogue.CATALOGUE[name]
-    request = catalogue.Request(name, {k: v for k, v in options.items() if k in model.options})
+    request = catalogue.DeviceRequest(
+        name, {k: v for k, v in options.items() if k in model.options}
+    )
     rig = Rig(catalogue.arguments([request]))
     try:
         (function,) = (f for f in rig.backend.functions if f.id == model.pci_id)

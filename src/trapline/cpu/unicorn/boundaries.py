@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from trapline.cpu.engine import Exit
 from trapline.cpu.unicorn.clock import BYTES_PER_CYCLE
 from trapline.cpu.unicorn.core import Core
-from trapline.cpu.unicorn.events import GuestEvents
-from trapline.cpu.unicorn.layout import Cpu, InterruptRequest, Svm
-from trapline.cpu.unicorn.registers import Registers
-from trapline.cpu.unicorn.slots import NEVER, Delivery, Slot
+from trapline.cpu.unicorn.delivery import EventDelivery
+from trapline.cpu.unicorn.libunicorn import Cpu, InterruptRequest, Svm
+from trapline.cpu.unicorn.registerfile import RegisterFile
+from trapline.cpu.unicorn.slots import NEVER, DeliveryKind, Slot
 
 if TYPE_CHECKING:
     from trapline.cpu.unicorn.parts import Decoders
@@ -31,7 +31,7 @@ class Boundaries:
     """Who wants the guest stopped at a boundary. `is_stepping`: a step is under way."""
 
     def __init__(
-        self, core: Core, slots: memoryview, registers: Registers, events: GuestEvents
+        self, core: Core, slots: memoryview, registers: RegisterFile, events: EventDelivery
     ) -> None:
         self._core = core
         self._slots = slots
@@ -73,7 +73,7 @@ class Boundaries:
 
     def arm_step(self) -> None:
         """Let one block of one instruction pass, or none if an event is to be delivered."""
-        if self._slots[Slot.KIND] == Delivery.NONE:
+        if self._slots[Slot.KIND] == DeliveryKind.NONE:
             self.let_one_pass()
         else:
             self._slots[Slot.STEP] = 0

@@ -6,7 +6,7 @@ from trapline.cpu.engine import MAX_ENTRIES, Exit
 from trapline.cpu.unicorn.boundaries import Boundaries
 from trapline.cpu.unicorn.clock import Clock
 from trapline.cpu.unicorn.core import Core
-from trapline.cpu.unicorn.layout import Svm
+from trapline.cpu.unicorn.libunicorn import Svm
 from trapline.cpu.unicorn.native import NativeHooks
 from trapline.cpu.unicorn.slots import COUNT_START, NEVER, Slot
 

@@ -4,7 +4,7 @@ import ctypes
 import mmap
 from typing import Final
 
-from trapline.cpu.unicorn.layout import VMCB_EXIT_INFO_2, VMCB_IOPM, VMCB_MSRPM
+from trapline.cpu.unicorn.libunicorn import VMCB_EXIT_INFO_2, VMCB_IOPM, VMCB_MSRPM
 
 _IOPM: Final = 0x1000  # 12 KiB
 _MSRPM: Final = 0x4000  # 8 KiB

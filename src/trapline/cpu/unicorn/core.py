@@ -5,7 +5,7 @@ from typing import Final
 
 from unicorn.unicorn_const import UC_PROT_ALL
 
-from trapline.cpu.unicorn.layout import (
+from trapline.cpu.unicorn.libunicorn import (
     NESTED_MODE_LONG,
     Cpu,
     Env,

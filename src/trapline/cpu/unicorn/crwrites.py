@@ -6,17 +6,17 @@ import iced_x86 as ix
 
 from trapline.cpu.engine import CrWrite, Exit
 from trapline.cpu.unicorn.core import Core
-from trapline.cpu.unicorn.events import GP, GuestEvents
+from trapline.cpu.unicorn.delivery import GP, EventDelivery
 from trapline.cpu.unicorn.instruction import InstructionView, gpr_index
-from trapline.cpu.unicorn.layout import Svm
+from trapline.cpu.unicorn.libunicorn import Svm
 from trapline.cpu.unicorn.linear import LinearMemory
-from trapline.cpu.unicorn.registers import (
+from trapline.cpu.unicorn.registerfile import (
     CR0_PE,
     CR0_PG,
     CR4_PAE,
     EFER_LMA,
     IA32_EFER,
-    Registers,
+    RegisterFile,
 )
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ class CrWrites:
     def __init__(
         self,
         core: Core,
-        registers: Registers,
-        events: GuestEvents,
+        registers: RegisterFile,
+        events: EventDelivery,
         instruction: InstructionView,
         linear: LinearMemory,
     ) -> None:

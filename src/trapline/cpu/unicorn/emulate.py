@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Final
 
 import iced_x86 as ix
 
-from trapline.cpu.engine import Exit, Segment
+from trapline.cpu.engine import Exit, SegmentRegister
 from trapline.cpu.unicorn.clock import Clock
+from trapline.cpu.unicorn.delivery import BP, DB, GP, OF, UD, EventDelivery
 from trapline.cpu.unicorn.entropy import Entropy
-from trapline.cpu.unicorn.events import BP, DB, GP, OF, UD, GuestEvents
 from trapline.cpu.unicorn.instruction import InstructionView, gpr_index
-from trapline.cpu.unicorn.layout import Svm
-from trapline.cpu.unicorn.registers import (
+from trapline.cpu.unicorn.libunicorn import Svm
+from trapline.cpu.unicorn.registerfile import (
     CR0_PE,
     EFER_LMA,
     EFER_SCE,
@@ -30,9 +30,9 @@ from trapline.cpu.unicorn.registers import (
     RFLAGS_IF,
     RFLAGS_RF,
     RFLAGS_VM,
-    Registers,
+    RegisterFile,
 )
-from trapline.cpu.unicorn.slots import Delivery, Slot
+from trapline.cpu.unicorn.slots import DeliveryKind, Slot
 
 if TYPE_CHECKING:
     from trapline.cpu.unicorn.parts import Decoders
@@ -48,15 +48,15 @@ _RDTSC_CYCLES: Final = 25
 _RDTSC_CODE: Final = 0x310F  # as Slot.CODE shows it
 
 
-class Emulation:
+class InstructionEmulator:
     """Executes one instruction from Python."""
 
     def __init__(
         self,
         slots: memoryview,
-        registers: Registers,
+        registers: RegisterFile,
         clock: Clock,
-        events: GuestEvents,
+        events: EventDelivery,
         instruction: InstructionView,
         entropy: Entropy,
     ) -> None:
@@ -119,12 +119,12 @@ class Emulation:
             vector = instruction.immediate8
         self._slots[Slot.COUNT] += 1
         next_rip = self._regs[16] + instruction.len & _MASK64
-        self._events.queue(Delivery.SOFTWARE, vector, 0, next_rip)
+        self._events.queue(DeliveryKind.SOFTWARE, vector, 0, next_rip)
         return None
 
     def _exit_icebp(self) -> None:
         self._events.advance(self._instruction.length)
-        self._events.queue(Delivery.EXCEPTION, DB, 0)
+        self._events.queue(DeliveryKind.EXCEPTION, DB, 0)
 
     def _exit_syscall(self) -> None:
         registers = self._registers
@@ -153,7 +153,7 @@ class Emulation:
 
     def _enter_ring_0(self, selector: int, *, is_64: bool) -> None:
         code = _CODE_64 if is_64 else _CODE_32
-        self._registers.load_segment("cs", Segment(selector, 0, 0xFFFFFFFF, code))
-        stack = Segment(selector + 8 & 0xFFFF, 0, 0xFFFFFFFF, _DATA)
+        self._registers.load_segment("cs", SegmentRegister(selector, 0, 0xFFFFFFFF, code))
+        stack = SegmentRegister(selector + 8 & 0xFFFF, 0, 0xFFFFFFFF, _DATA)
         self._registers.set_segment("ss", stack)
         self._slots[Slot.COUNT] += 1

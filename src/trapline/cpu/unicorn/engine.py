@@ -8,7 +8,7 @@ from trapline.cpu.unicorn import selfcheck
 from trapline.cpu.unicorn.control import SIZE as CONTROL_SIZE
 from trapline.cpu.unicorn.control import ControlPages
 from trapline.cpu.unicorn.core import Core
-from trapline.cpu.unicorn.layout import PHYSICAL_BITS, Library
+from trapline.cpu.unicorn.libunicorn import PHYSICAL_BITS, Library
 from trapline.cpu.unicorn.memory import UnicornMemory
 from trapline.cpu.unicorn.nested import NestedTables
 from trapline.cpu.unicorn.ram import Ram

@@ -8,9 +8,9 @@ import iced_x86 as ix
 from trapline.cpu.engine import EptViolation, Exit, Fault
 from trapline.cpu.unicorn.control import ControlPages
 from trapline.cpu.unicorn.core import Core
-from trapline.cpu.unicorn.events import GP, TS, UD, GuestEvents
+from trapline.cpu.unicorn.delivery import GP, TS, UD, EventDelivery
 from trapline.cpu.unicorn.instruction import TDCALL, InstructionView
-from trapline.cpu.unicorn.layout import (
+from trapline.cpu.unicorn.libunicorn import (
     EXCP_VMEXIT,
     NPF_FETCH,
     NPF_WRITE,
@@ -19,8 +19,8 @@ from trapline.cpu.unicorn.layout import (
     Svm,
 )
 from trapline.cpu.unicorn.linear import LinearMemory
-from trapline.cpu.unicorn.registers import RFLAGS_VM, Registers
-from trapline.cpu.unicorn.slots import Delivery, Slot, Walk
+from trapline.cpu.unicorn.registerfile import RFLAGS_VM, RegisterFile
+from trapline.cpu.unicorn.slots import DeliveryKind, FailedWalk, Slot
 
 if TYPE_CHECKING:
     from trapline.cpu.unicorn.parts import Decoders
@@ -64,9 +64,9 @@ class Exits:
         core: Core,
         control: ControlPages,
         slots: memoryview,
-        registers: Registers,
+        registers: RegisterFile,
         linear: LinearMemory,
-        events: GuestEvents,
+        events: EventDelivery,
         instruction: InstructionView,
         draw_random: Callable[[ix.Instruction], None],
     ) -> None:
@@ -156,10 +156,14 @@ class Exits:
         slots = self._slots
         gpa, gla, information = self._control.fault_gpa, slots[Slot.GLA], slots[Slot.INFO]
         walk = slots[Slot.WALK]
-        if walk == Walk.UNKNOWN:
+        if walk == FailedWalk.UNKNOWN:
             target = self._linear.translate(gla)
-            walk = Walk.PAGE if target is not None and (target ^ gpa) >> 12 == 0 else Walk.TABLE
-        is_walk = walk == Walk.TABLE
+            walk = (
+                FailedWalk.PAGE
+                if target is not None and (target ^ gpa) >> 12 == 0
+                else FailedWalk.TABLE
+            )
+        is_walk = walk == FailedWalk.TABLE
         self.ept = EptViolation(
             gpa=gpa,
             gla=gla,
@@ -181,4 +185,4 @@ class Exits:
             return code
         if code & _IDT and self._env32[_HFLAGS] & HFlags.LMA:
             code = code >> 1 & ~7 | code & 7
-        return code | (self._events.interrupted != Delivery.SOFTWARE)
+        return code | (self._events.interrupted != DeliveryKind.SOFTWARE)

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Final
 import iced_x86 as ix
 
 from trapline.cpu.engine import IoAccess
-from trapline.cpu.unicorn.events import UD
-from trapline.cpu.unicorn.layout import EXCP_VMEXIT, Svm
+from trapline.cpu.unicorn.delivery import UD
+from trapline.cpu.unicorn.libunicorn import EXCP_VMEXIT, Svm
 from trapline.cpu.unicorn.linear import LinearMemory
-from trapline.cpu.unicorn.registers import Registers
+from trapline.cpu.unicorn.registerfile import RegisterFile
 from trapline.cpu.unicorn.slots import Slot
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def gpr_index(register: "RegisterValue") -> int:
 class InstructionView:
     """Looks at the instruction at RIP; has no effect on the guest."""
 
-    def __init__(self, slots: memoryview, registers: Registers, linear: LinearMemory) -> None:
+    def __init__(self, slots: memoryview, registers: RegisterFile, linear: LinearMemory) -> None:
         self._slots = slots
         self._registers = registers
         self._regs = registers.regs

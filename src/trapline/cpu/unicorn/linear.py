@@ -3,9 +3,9 @@
 from typing import Final
 
 from trapline.cpu.unicorn.core import Core
-from trapline.cpu.unicorn.layout import Env, HFlags
+from trapline.cpu.unicorn.libunicorn import Env, HFlags
 from trapline.cpu.unicorn.memory import UnicornMemory
-from trapline.cpu.unicorn.registers import CR0_PG, CR4_PAE, CR4_PSE, Registers
+from trapline.cpu.unicorn.registerfile import CR0_PG, CR4_PAE, CR4_PSE, RegisterFile
 
 _PAGE: Final = 4096
 _ADDRESS = 0xFFFFFFFFFF000  # bits 51:12 of a page table entry
@@ -14,7 +14,7 @@ _ADDRESS = 0xFFFFFFFFFF000  # bits 51:12 of a page table entry
 class LinearMemory:
     """Memory as the code that executes sees it."""
 
-    def __init__(self, core: Core, registers: Registers, memory: UnicornMemory) -> None:
+    def __init__(self, core: Core, registers: RegisterFile, memory: UnicornMemory) -> None:
         self._env32 = core.fields.env32
         self._cr = registers.cr
         self._memory = memory

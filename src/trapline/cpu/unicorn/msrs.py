@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Final
 from trapline.cpu.engine import Exit
 from trapline.cpu.unicorn.clock import Clock
 from trapline.cpu.unicorn.control import ControlPages
-from trapline.cpu.unicorn.events import GuestEvents
+from trapline.cpu.unicorn.delivery import EventDelivery
 from trapline.cpu.unicorn.instruction import InstructionView
-from trapline.cpu.unicorn.layout import Svm
-from trapline.cpu.unicorn.registers import IA32_TSC, Registers, is_core_msr
+from trapline.cpu.unicorn.libunicorn import Svm
+from trapline.cpu.unicorn.registerfile import IA32_TSC, RegisterFile, is_core_msr
 from trapline.cpu.unicorn.slots import Slot
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ class NativeMsrs:
         self,
         control: ControlPages,
         slots: memoryview,
-        registers: Registers,
+        registers: RegisterFile,
         clock: Clock,
-        events: GuestEvents,
+        events: EventDelivery,
         instruction: InstructionView,
     ) -> None:
         self._control = control

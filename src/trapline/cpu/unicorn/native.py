@@ -25,8 +25,8 @@ from unicorn.unicorn_const import (
 from trapline.base.errors import EngineMismatchError
 from trapline.cpu.unicorn.assembler import Assembler, CodePage
 from trapline.cpu.unicorn.core import Core
-from trapline.cpu.unicorn.delivery import InterruptHook, assemble_host_address
-from trapline.cpu.unicorn.layout import (
+from trapline.cpu.unicorn.interrupthook import InterruptHook, assemble_host_address
+from trapline.cpu.unicorn.libunicorn import (
     EXCP_VMEXIT,
     KNOWN_VERSION,
     Cpu,

@@ -7,7 +7,7 @@ from trapline.cpu.engine import Exit
 
 # What the handler is told of an exit, or None when the part has done what there was to do.
 Decoder = Callable[[], Exit | None]
-Decoders = dict[int, Decoder]  # by the core's code of the exit (`layout.Svm`)
+Decoders = dict[int, Decoder]  # by the core's code of the exit (`libunicorn.Svm`)
 
 
 class Stateful(Protocol):

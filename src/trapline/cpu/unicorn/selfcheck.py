@@ -1,4 +1,4 @@
-"""Does the loaded library have the layout that `layout` states? Tried once per process.
+"""Does the loaded library have the layout that `libunicorn` states? Tried once per process.
 
 `check_fields` reads a throw-away CPU through /proc/self/mem, so that a wrong offset gives an
 error and not a crash: registers written by the documented API must appear at their offsets,
@@ -18,9 +18,9 @@ from unicorn import unicorn_const as const
 from unicorn import x86_const as x86
 
 from trapline.base.errors import EngineMismatchError
-from trapline.cpu.engine import Engine, Exit, PageState, Reg, Segment, Vcpu
+from trapline.cpu.engine import Engine, Exit, PageState, Reg, SegmentRegister, Vcpu
 from trapline.cpu.unicorn.assembler import Assembler
-from trapline.cpu.unicorn.layout import (
+from trapline.cpu.unicorn.libunicorn import (
     KNOWN_VERSION,
     SEGMENT_BASE,
     SEGMENT_LIMIT,
@@ -353,15 +353,15 @@ def _place(vcpu: Vcpu) -> None:
     ram[_TABLES : _TABLES + 8] = struct.pack("<Q", _TABLES + 0x1000 | 7)
     ram[_TABLES + 0x1000 : _TABLES + 0x1008] = struct.pack("<Q", _TABLES + 0x2000 | 7)
     ram[_TABLES + 0x2000 : _TABLES + 0x2010] = struct.pack("<2Q", 0x87, 0x200087)
-    vcpu.set_segment("gdtr", Segment(0, _GDT, 23, 0))
-    vcpu.set_segment("idtr", Segment(0, _IDT, 0xFFF, 0))
+    vcpu.set_segment("gdtr", SegmentRegister(0, _GDT, 23, 0))
+    vcpu.set_segment("idtr", SegmentRegister(0, _IDT, 0xFFF, 0))
     vcpu.set_msr(0xC0000080, 0xD00)
     vcpu.set_cr(4, 0x20)
     vcpu.set_cr(3, _TABLES)
     vcpu.set_cr(0, 0x80010033)
-    vcpu.set_segment("cs", Segment(8, 0, 0xFFFFFFFF, 0x00AF9B00))
+    vcpu.set_segment("cs", SegmentRegister(8, 0, 0xFFFFFFFF, 0x00AF9B00))
     for name in ("ss", "ds", "es"):
-        vcpu.set_segment(name, Segment(16, 0, 0xFFFFFFFF, 0x00CF9300))
+        vcpu.set_segment(name, SegmentRegister(16, 0, 0xFFFFFFFF, 0x00CF9300))
     vcpu.rflags = 2
     vcpu.regs[Reg.RIP] = _CODE
     vcpu.regs[Reg.RSP] = _STACK

@@ -14,7 +14,7 @@ class Slot:
     BYTES: Final = 5  # code bytes entered so far: the base of virtual time
     LIMIT: Final = 6  # exit with Svm.INTR before the next block once BYTES is there
     STEP: Final = 7  # 1: let the next block pass the limit
-    KIND: Final = 8  # event to deliver: Delivery
+    KIND: Final = 8  # event to deliver: DeliveryKind
     VECTOR: Final = 9
     ERROR: Final = 10
     OLD: Final = 11  # what a fault during the delivery is combined with (old_exception)
@@ -31,14 +31,14 @@ class Slot:
     FILLS: Final = 22  # TLB fills so far
     GROW_AT: Final = 23  # flush the TLB, which lets it grow, at this many
     RESUME: Final = 24  # the next block is here and has been counted already
-    WALK: Final = 25  # what the last TLB fill that failed was after: Walk
+    WALK: Final = 25  # what the last TLB fill that failed was after: FailedWalk
     ENTRY_SKIP: Final = 26  # an entry that is not told of, once
     END: Final = 27
     # What follows is no state of the guest: a restore leaves it alone.
     WATCHING: Final = 27  # 1: tell of the entries in EntryTable, and of user code at CPL 0
 
 
-class Walk:
+class FailedWalk:
     """Slot.WALK."""
 
     UNKNOWN: Final = 0
@@ -46,7 +46,7 @@ class Walk:
     PAGE: Final = 2
 
 
-class Delivery:
+class DeliveryKind:
     """Slot.KIND."""
 
     NONE: Final = 0

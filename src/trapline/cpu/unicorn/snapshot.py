@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from trapline.cpu.engine import Snapshot
 from trapline.cpu.unicorn.core import Core
-from trapline.cpu.unicorn.layout import Env
+from trapline.cpu.unicorn.libunicorn import Env
 from trapline.cpu.unicorn.memory import SavedMemory, UnicornMemory
 from trapline.cpu.unicorn.slots import LOG_ENTRIES, Slot
 from trapline.cpu.unicorn.vcpu import UnicornVcpu

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 from iced_x86 import Code, Instruction, MemoryOperand, Register
 
 from trapline.cpu.unicorn.assembler import Assembler
-from trapline.cpu.unicorn.layout import (
+from trapline.cpu.unicorn.libunicorn import (
     MMU_FETCH,
     MMU_KSMAP,
     MMU_STORE,
@@ -38,7 +38,7 @@ from trapline.cpu.unicorn.layout import (
     HFlags,
     Library,
 )
-from trapline.cpu.unicorn.slots import Slot, Walk
+from trapline.cpu.unicorn.slots import FailedWalk, Slot
 
 if TYPE_CHECKING:
     from trapline.cpu.unicorn.nested import NestedTables
@@ -116,7 +116,7 @@ def assemble_tlb_fill(
     a.store(_RBX, Slot.GLA * 8, _RSI)
     a.move(_ECX, _ECX)  # clears the upper half
     a.store(_RBX, Slot.ACCESS * 8, _RCX)
-    a.store_imm(_RBX, Slot.WALK * 8, Walk.UNKNOWN, 8)
+    a.store_imm(_RBX, Slot.WALK * 8, FailedWalk.UNKNOWN, 8)
     a.load(_R10, _RBX, Slot.FILLS * 8)
     a.mem(Code.INC_RM64, _RBX, Slot.FILLS * 8)
     a.reg_mem(Code.CMP_R64_RM64, _R10, _RBX, Slot.GROW_AT * 8)
@@ -167,10 +167,10 @@ def _assemble_install(a: Assembler, library: Library) -> None:
 def _assemble_fallback(a: Assembler, library: Library, log: "WriteLog") -> None:
     """Let the core fill; what it then writes is not listed."""
     a.label("no table")
-    a.store_imm(_RBX, Slot.WALK * 8, Walk.TABLE, 8)
+    a.store_imm(_RBX, Slot.WALK * 8, FailedWalk.TABLE, 8)
     a.jump(Code.JMP_REL32_64, "slow")
     a.label("no page")
-    a.store_imm(_RBX, Slot.WALK * 8, Walk.PAGE, 8)
+    a.store_imm(_RBX, Slot.WALK * 8, FailedWalk.PAGE, 8)
     a.label("slow")
     for register in reversed(_SAVED):
         a.pop(register)

@@ -13,18 +13,18 @@ from trapline.cpu.unicorn.codehooks import CodeHooks
 from trapline.cpu.unicorn.control import ControlPages
 from trapline.cpu.unicorn.core import Core
 from trapline.cpu.unicorn.crwrites import CrWrites
-from trapline.cpu.unicorn.emulate import Emulation
+from trapline.cpu.unicorn.delivery import EventDelivery
+from trapline.cpu.unicorn.emulate import InstructionEmulator
 from trapline.cpu.unicorn.entropy import Entropy
-from trapline.cpu.unicorn.events import GuestEvents
 from trapline.cpu.unicorn.exits import PLAIN, Exits
 from trapline.cpu.unicorn.instruction import InstructionView
-from trapline.cpu.unicorn.layout import EXCP_VMEXIT, Env, HFlags
+from trapline.cpu.unicorn.libunicorn import EXCP_VMEXIT, Env, HFlags
 from trapline.cpu.unicorn.linear import LinearMemory
 from trapline.cpu.unicorn.memory import UnicornMemory
 from trapline.cpu.unicorn.msrs import NativeMsrs
 from trapline.cpu.unicorn.native import NativeHooks
-from trapline.cpu.unicorn.registers import Registers
-from trapline.cpu.unicorn.slots import IN_DELIVERY_FLAG, Delivery, Slot
+from trapline.cpu.unicorn.registerfile import RegisterFile
+from trapline.cpu.unicorn.slots import IN_DELIVERY_FLAG, DeliveryKind, Slot
 
 if TYPE_CHECKING:
     from trapline.cpu.unicorn.parts import Decoder, Stateful
@@ -49,16 +49,16 @@ class UnicornVcpu:
         self._stuck_at = -1
         self._closed = False
 
-        self._registers = registers = Registers(core)
+        self._registers = registers = RegisterFile(core)
         self._linear = linear = LinearMemory(core, registers, memory)
         self._clock = clock = Clock(slots)
-        self._events = events = GuestEvents(core, slots)
+        self._events = events = EventDelivery(core, slots)
         self._instruction = instruction = InstructionView(slots, registers, linear)
         self._boundaries = boundaries = Boundaries(core, slots, registers, events)
         entropy = Entropy(seed)
         code = CodeHooks(core, hooks, clock, boundaries)
         msrs = NativeMsrs(control, slots, registers, clock, events, instruction)
-        emulation = Emulation(slots, registers, clock, events, instruction, entropy)
+        emulation = InstructionEmulator(slots, registers, clock, events, instruction, entropy)
         self._cr_writes = CrWrites(core, registers, events, instruction, linear)
         self._exits = Exits(
             core,
@@ -236,7 +236,7 @@ class UnicornVcpu:
                     handler(kind)
                 if events.vectoring is not None:
                     events.requeue()
-                elif self._slots[Slot.KIND] == Delivery.NONE and self.regs[16] != rip:
+                elif self._slots[Slot.KIND] == DeliveryKind.NONE and self.regs[16] != rip:
                     boundaries.is_stepping = False
         finally:
             boundaries.end_step()
@@ -261,7 +261,7 @@ class UnicornVcpu:
             slots[Slot.EXIT] = code
             self._events.vectoring = slots[Slot.IN_VECTOR]
             self._events.interrupted = slots[Slot.IN_KIND]
-            slots[Slot.IN_KIND] = Delivery.NONE
+            slots[Slot.IN_KIND] = DeliveryKind.NONE
             if code in PLAIN:
                 return PLAIN[code]
         decoder = self._decoders.get(code)

@@ -26,7 +26,7 @@ APIC_ID = 0
 MASK32 = 0xFFFF_FFFF
 
 
-class Window(IntEnum):
+class WindowOffset(IntEnum):
     """Offsets of the MMIO registers."""
 
     SELECT = 0x00
@@ -64,21 +64,21 @@ class IoApic:
         """Answer an MMIO read; only aligned 32-bit ones reach a register."""
         if size != 4:
             return 0
-        if offset == Window.SELECT:
+        if offset == WindowOffset.SELECT:
             return self._select
-        if offset == Window.DATA:
+        if offset == WindowOffset.DATA:
             return self._read_register()
         return 0
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Take an MMIO write."""
-        if offset == Window.SELECT:
+        if offset == WindowOffset.SELECT:
             self._select = value & 0xFF
         elif size != 4:
             return
-        elif offset == Window.DATA:
+        elif offset == WindowOffset.DATA:
             self._write_register(value)
-        elif offset == Window.EOI:
+        elif offset == WindowOffset.EOI:
             self._end_of_interrupt(value & 0xFF)
 
     def _read_register(self) -> int:

@@ -13,7 +13,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
 
 from trapline.machine.gdb.codec import MAX_PACKET
-from trapline.machine.gdb.registers import (
+from trapline.machine.gdb.targetregisters import (
     REGISTERS,
     RIP_NUMBER,
     read_register,

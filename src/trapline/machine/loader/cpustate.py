@@ -7,7 +7,7 @@ __BOOT_DS (0x18) flat, interrupts off, RSI at the zero page. All of it is privat
 import struct
 from typing import Final
 
-from trapline.cpu.engine import Reg, Segment, Vcpu
+from trapline.cpu.engine import Reg, SegmentRegister, Vcpu
 from trapline.machine.loader import gpamap
 
 CODE64_DESCRIPTOR: Final = 0x00AF_9B00_0000_FFFF
@@ -59,14 +59,14 @@ def enter_long_mode(vcpu: Vcpu, entry: int) -> None:
     tables = page_tables()
     vcpu.memory.ram[gpamap.GDT : gpamap.GDT + len(gdt)] = gdt
     vcpu.memory.ram[gpamap.PAGE_TABLES : gpamap.PAGE_TABLES + len(tables)] = tables
-    vcpu.set_segment("gdtr", Segment(0, gpamap.GDT, len(gdt) - 1, 0))
-    vcpu.set_segment("idtr", Segment(0, 0, 0, 0))
+    vcpu.set_segment("gdtr", SegmentRegister(0, gpamap.GDT, len(gdt) - 1, 0))
+    vcpu.set_segment("idtr", SegmentRegister(0, 0, 0, 0))
     vcpu.set_msr(EFER, EFER_LME_LMA_NXE)
     vcpu.set_cr(4, CR4_DE_PAE_MCE)
     vcpu.set_cr(3, gpamap.PAGE_TABLES)
     vcpu.set_cr(0, CR0_PE_MP_ET_NE_WP_PG)
-    code = Segment(BOOT_CS, 0, FLAT_LIMIT, _attributes(CODE64_DESCRIPTOR))
-    data = Segment(BOOT_DS, 0, FLAT_LIMIT, _attributes(DATA_DESCRIPTOR))
+    code = SegmentRegister(BOOT_CS, 0, FLAT_LIMIT, _attributes(CODE64_DESCRIPTOR))
+    data = SegmentRegister(BOOT_DS, 0, FLAT_LIMIT, _attributes(DATA_DESCRIPTOR))
     vcpu.set_segment("cs", code)
     for name in ("ss", "ds", "es", "fs", "gs"):
         vcpu.set_segment(name, data)

@@ -69,7 +69,7 @@ say "self-test passed, powering off"
 SELF_TEST: Final = _PROLOGUE + _HELLO + _LOAD + _CHECKS + _EPILOGUE
 
 
-class Entry(NamedTuple):
+class ArchiveEntry(NamedTuple):
     """One file, folder or device node; `mode` holds type and permissions."""
 
     name: str
@@ -78,20 +78,20 @@ class Entry(NamedTuple):
     device: tuple[int, int] = (0, 0)
 
 
-def folder(name: str) -> Entry:
+def folder(name: str) -> ArchiveEntry:
     """Describe a folder."""
-    return Entry(name, stat.S_IFDIR | 0o755)
+    return ArchiveEntry(name, stat.S_IFDIR | 0o755)
 
 
-def program(name: str, data: bytes) -> Entry:
+def program(name: str, data: bytes) -> ArchiveEntry:
     """Describe an executable file."""
-    return Entry(name, stat.S_IFREG | 0o755, data)
+    return ArchiveEntry(name, stat.S_IFREG | 0o755, data)
 
 
-def newc(entries: Iterable[Entry]) -> bytes:
+def newc(entries: Iterable[ArchiveEntry]) -> bytes:
     """Write a cpio archive; times, owners and inode numbers are fixed."""
     archive = bytearray()
-    for number, entry in enumerate([*entries, Entry(TRAILER, 0)], start=1):
+    for number, entry in enumerate([*entries, ArchiveEntry(TRAILER, 0)], start=1):
         name = entry.name.encode() + b"\0"
         fields = (
             number, entry.mode, 0, 0, 1, 0, len(entry.data), 0, 0, *entry.device, len(name), 0,
@@ -121,15 +121,15 @@ def self_test(
     they are to be loaded.
     """
     entries = [folder(name) for name in ("bin", "proc", "sys", "dev")]
-    entries.append(Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)))
+    entries.append(ArchiveEntry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)))
     entries.append(program(BUSYBOX, busybox))
     entries.append(program("init", init.encode()))
     if modules:
         order = "".join(f"{name}\n" for name, _ in modules)
         entries.append(folder(MODULES))
-        entries.append(Entry(f"{MODULES}/order", stat.S_IFREG | 0o644, order.encode()))
+        entries.append(ArchiveEntry(f"{MODULES}/order", stat.S_IFREG | 0o644, order.encode()))
         entries += [
-            Entry(f"{MODULES}/{name}", stat.S_IFREG | 0o644, data) for name, data in modules
+            ArchiveEntry(f"{MODULES}/{name}", stat.S_IFREG | 0o644, data) for name, data in modules
         ]
     return newc(entries)
 

@@ -10,7 +10,7 @@ from trapline.machine.loader.kernelimage import KernelImage
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LoadPlan:
     """What to start and with what; `unaccepted` is in bytes, taken from the end of RAM."""
 
     image: KernelImage
@@ -41,7 +41,7 @@ def check_memory(memory: int) -> None:
         )
 
 
-def plan_memory(plan: Plan, memory: int) -> Placement:
+def plan_memory(plan: LoadPlan, memory: int) -> Placement:
     """Decide where the initrd and the unaccepted range go; raises BadMachineError."""
     check_memory(memory)
     image = plan.image
@@ -57,7 +57,7 @@ def plan_memory(plan: Plan, memory: int) -> Placement:
     return Placement(image.entry, initrd, accepted, memory)
 
 
-def load(vcpu: Vcpu, plan: Plan) -> Placement:
+def load(vcpu: Vcpu, plan: LoadPlan) -> Placement:
     """Fill guest memory and set the processor up; raises BadMachineError or BadImageError."""
     ram = vcpu.memory.ram
     place = plan_memory(plan, len(ram))
@@ -93,7 +93,7 @@ def _put_efi(ram: memoryview, place: Placement, rsdp: int) -> EfiInfo | None:
     return tables.info
 
 
-def _command_line(plan: Plan) -> bytes:
+def _command_line(plan: LoadPlan) -> bytes:
     text = plan.command_line.encode("utf-8", "surrogateescape")
     room = min(plan.image.cmdline_max, gpamap.COMMAND_LINE_ROOM - 1)
     if len(text) > room or b"\0" in text:

@@ -22,7 +22,7 @@ MAX_SITES: Final = 100_000
 LAST: Final = 64
 
 
-class Kind(IntEnum):
+class TrapKind(IntEnum):
     """What was trapped, as part of the trace hash."""
 
     VE = 1
@@ -30,7 +30,7 @@ class Kind(IntEnum):
     TDVMCALL = 3
 
 
-class Place(NamedTuple):
+class TrapPlace(NamedTuple):
     """Where and why: `reason` is an exit reason, TDCALL for both kinds of call."""
 
     reason: int
@@ -38,23 +38,23 @@ class Place(NamedTuple):
     is_user: bool
 
 
-class Trap(NamedTuple):
+class TrapRecord(NamedTuple):
     """One trap of the ring buffer or the trace; `details` depend on the kind."""
 
-    kind: Kind
+    kind: TrapKind
     cycles: int
     rip: int
     code: int  # exit reason, TDCALL leaf or TDVMCALL leaf
     details: tuple[int, ...]
 
 
-Sink = Callable[[Trap], None]
+Sink = Callable[[TrapRecord], None]
 VP_VMCALL: Final = 0
 HASH_STEP: Final = 1 << 16
 # Enumeration members are slow to hash and to compare.
-_VE: Final = int(Kind.VE)
-_TDCALL: Final = int(Kind.TDCALL)
-_TDVMCALL: Final = int(Kind.TDVMCALL)
+_VE: Final = int(TrapKind.VE)
+_TDCALL: Final = int(TrapKind.TDCALL)
+_TDVMCALL: Final = int(TrapKind.TDVMCALL)
 _REASON_TDCALL: Final = int(ExitReason.TDCALL)
 _R11: Final = int(Reg.R11)
 _R12: Final = int(Reg.R12)
@@ -73,7 +73,7 @@ class TrapRecorder:
         self,
         vcpu: Vcpu,
         sink: Sink | None = None,
-        on_place: Callable[[Place], None] | None = None,
+        on_place: Callable[[TrapPlace], None] | None = None,
         on_double_fault: Callable[[], None] | None = None,
     ) -> None:
         self._vcpu = vcpu
@@ -113,14 +113,14 @@ class TrapRecorder:
         return dict(self._tdvmcalls)
 
     @property
-    def sites(self) -> dict[Place, int]:
+    def sites(self) -> dict[TrapPlace, int]:
         """Traps by place."""
-        return {Place(*place): count for place, count in self._sites.items()}
+        return {TrapPlace(*place): count for place, count in self._sites.items()}
 
     @property
-    def last(self) -> tuple[Trap, ...]:
+    def last(self) -> tuple[TrapRecord, ...]:
         """The last traps, oldest first."""
-        return tuple(Trap(Kind(trap[0]), *trap[1:]) for trap in self._last)
+        return tuple(TrapRecord(TrapKind(trap[0]), *trap[1:]) for trap in self._last)
 
     @property
     def digest(self) -> str:
@@ -179,6 +179,6 @@ class TrapRecorder:
             self._hash.update(unhashed)
             unhashed.clear()
         if self._sink is not None:
-            self._sink(Trap(Kind(kind), cycles, rip, code, details))
+            self._sink(TrapRecord(TrapKind(kind), cycles, rip, code, details))
         if is_new and self._on_place is not None:
-            self._on_place(Place(*place))
+            self._on_place(TrapPlace(*place))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Final, Self
 
 from trapline.machine.qemu.doorbell import DOORBELL_OFFSET, VECTORS
-from trapline.machine.qemu.msix import ENTRY, MsixShadow, Table
+from trapline.machine.qemu.msix import ENTRY, MsixShadow, MsixTable
 from trapline.machine.qemu.pci import (
     ADDRESS_PORT,
     BAR0,
@@ -47,7 +47,7 @@ class QemuBackend:
         # MSI messages would end in QEMU's own APIC. Drivers then use MSI-X, or the INTx line.
         self._msi = {f.devfn: f.msi for f in functions if f.msi is not None}
         self._msix = MsixShadow(self._qtest, bell.bars[0].address + DOORBELL_OFFSET, self.functions)
-        self._bases: dict[int, tuple[int, Table]] = {}
+        self._bases: dict[int, tuple[int, MsixTable]] = {}
         self._selected = 0
         self._map_tables()
         self._epoll = select.epoll()
@@ -125,7 +125,7 @@ class QemuBackend:
             base, table = found
             self._msix.write(table, base, address - base, size, value)
 
-    def _table_at(self, address: int) -> tuple[int, Table] | None:
+    def _table_at(self, address: int) -> tuple[int, MsixTable] | None:
         found = self._bases.get(address >> 12)
         if found is None:
             return None

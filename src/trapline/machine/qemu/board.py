@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from trapline.machine.devices.bus import Bus
     from trapline.machine.devices.lapic import LocalApic
-    from trapline.machine.qemu.catalogue import Request
+    from trapline.machine.qemu.catalogue import DeviceRequest
     from trapline.machine.qemu.pci import Function, Space
     from trapline.tdx.sept import Sept
 
@@ -71,7 +71,7 @@ class QemuBoard:
 
     def __init__(
         self,
-        requests: "Sequence[Request]",
+        requests: "Sequence[DeviceRequest]",
         memory: int,
         size: int,
         *,

@@ -23,7 +23,7 @@ _LEGACY: Final = "disable-modern=on,disable-legacy=off"
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class DeviceRequest:
     """One `--device`, parsed: the model's name and its options."""
 
     name: str
@@ -43,7 +43,7 @@ class Request:
         return value
 
 
-Build = Callable[[Request, int], list[str]]
+Build = Callable[[DeviceRequest, int], list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def _escape(value: str) -> str:
 
 
 def _blk(device: str) -> Build:
-    def build(request: Request, number: int) -> list[str]:
+    def build(request: DeviceRequest, number: int) -> list[str]:
         path = Path(request.take("file"))
         writable = request.take("write", "off") == "on"
         if not path.is_file():
@@ -85,7 +85,7 @@ def _blk(device: str) -> Build:
 
 
 def _net(device: str) -> Build:
-    def build(request: Request, number: int) -> list[str]:
+    def build(request: DeviceRequest, number: int) -> list[str]:
         backend = request.take("netdev", "user")
         return [
             *("-netdev", f"{backend},id=net{number}"),
@@ -96,7 +96,7 @@ def _net(device: str) -> Build:
 
 
 def _console(device: str) -> Build:
-    def build(request: Request, number: int) -> list[str]:
+    def build(request: DeviceRequest, number: int) -> list[str]:
         backend = request.take("chardev", "null")
         if path := request.options.get("file"):
             backend = f"file,path={_escape(path)}"
@@ -113,7 +113,7 @@ def _console(device: str) -> Build:
 
 
 def _9p(device: str) -> Build:
-    def build(request: Request, number: int) -> list[str]:
+    def build(request: DeviceRequest, number: int) -> list[str]:
         share = Path(request.take("share"))
         if not share.is_dir():
             raise BadMachineError(f"{share}: no such folder to share by --device {request.name}.")
@@ -159,10 +159,10 @@ def _example(name: str) -> str:
     return f"{name},share=/srv" if name.startswith("9p") else f"{name},file=disk.img"
 
 
-def parse(text: str) -> Request:
+def parse(text: str) -> DeviceRequest:
     """Read one `--device` argument; UsageError for an unknown name or option."""
     if text.startswith(RAW_PREFIX):
-        return Request(RAW_PREFIX, {"device": text.removeprefix(RAW_PREFIX)})
+        return DeviceRequest(RAW_PREFIX, {"device": text.removeprefix(RAW_PREFIX)})
     name, *parts = (part.replace("\0", ",") for part in text.replace(",,", "\0").split(","))
     if name not in CATALOGUE:
         raise UsageError(
@@ -184,10 +184,10 @@ def parse(text: str) -> Request:
         options[key] = value
     if CATALOGUE[name].options is _LINE and len(options) > 1:
         raise UsageError(f"--device {name} takes one of {', '.join(options)}, not all of them.")
-    return Request(name, options)
+    return DeviceRequest(name, options)
 
 
-def arguments(requests: Sequence[Request]) -> list[str]:
+def arguments(requests: Sequence[DeviceRequest]) -> list[str]:
     """Give QEMU's arguments for all devices, in order."""
     words: list[str] = []
     for number, request in enumerate(requests):
@@ -198,6 +198,6 @@ def arguments(requests: Sequence[Request]) -> list[str]:
     return words
 
 
-def needs_io_apic(requests: Sequence[Request]) -> bool:
+def needs_io_apic(requests: Sequence[DeviceRequest]) -> bool:
     """Say whether a device can only interrupt through an IO-APIC."""
     return any(r.name != RAW_PREFIX and CATALOGUE[r.name].needs_io_apic for r in requests)

@@ -21,7 +21,7 @@ MASKED: Final = 1
 
 
 @dataclass(slots=True)
-class Table:
+class MsixTable:
     """One function's table: `words` is the guest's view, four u32 an entry."""
 
     function: Function
@@ -29,7 +29,7 @@ class Table:
     slots: dict[int, int] = field(default_factory=dict)  # entry -> doorbell slot
 
     @classmethod
-    def of(cls, function: Function) -> "Table | None":
+    def of(cls, function: Function) -> "MsixTable | None":
         """Make the table of a function, all entries masked; None if it has no MSI-X."""
         if function.msix is None:
             return None
@@ -52,16 +52,16 @@ class MsixShadow:
     ) -> None:
         self._qtest = qtest
         self._doorbell = doorbell_address
-        self.tables = tuple(t for f in functions if (t := Table.of(f)) is not None)
-        self._owners: list[tuple[Table, int]] = []  # by slot
+        self.tables = tuple(t for f in functions if (t := MsixTable.of(f)) is not None)
+        self._owners: list[tuple[MsixTable, int]] = []  # by slot
 
-    def read(self, table: Table, offset: int, size: int) -> int:
+    def read(self, table: MsixTable, offset: int, size: int) -> int:
         """Read from a table at a byte offset; `size` is 4 or 8, aligned."""
         words = table.words[offset // 4 : (offset + size + 3) // 4]
         value = sum(word << 32 * index for index, word in enumerate(words))
         return value >> 8 * (offset % 4) & (1 << 8 * size) - 1
 
-    def write(self, table: Table, base: int, offset: int, size: int, value: int) -> None:
+    def write(self, table: MsixTable, base: int, offset: int, size: int, value: int) -> None:
         """Write to a table at a byte offset, and update QEMU's entry at `base`."""
         if offset % 4 or size not in {4, 8}:
             return  # the specification leaves other accesses undefined
@@ -71,7 +71,7 @@ class MsixShadow:
                 table.words[word] = value >> 32 * index & 0xFFFF_FFFF
                 self._program(table, base, word // 4, word % 4 * 4)
 
-    def _program(self, table: Table, base: int, entry: int, register: int) -> None:
+    def _program(self, table: MsixTable, base: int, entry: int, register: int) -> None:
         at = base + entry * ENTRY
         if register == CONTROL:
             control = table.words[entry * 4 + 3]
@@ -86,7 +86,7 @@ class MsixShadow:
                 self._qtest.write_memory(at + DATA, 4, Doorbell.message(slot))
             self._qtest.write_memory(at + CONTROL, 4, control)
 
-    def _slot(self, table: Table, entry: int) -> int | None:
+    def _slot(self, table: MsixTable, entry: int) -> int | None:
         """Give the doorbell slot of an entry; None when all are taken."""
         if entry not in table.slots:
             if len(self._owners) >= VECTORS:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from trapline.cpu.engine import Reg, Vcpu
 from trapline.machine.devices.bus import Bus
 from trapline.machine.devices.lapic import LocalApic
-from trapline.machine.outcome import Outcome, OutcomeKind
+from trapline.machine.outcome import OutcomeKind, RunOutcome
 from trapline.machine.vmm.fatal import FatalError
 from trapline.machine.vmm.ghci import PAGE
 from trapline.machine.vmm.services import Services
@@ -57,7 +57,7 @@ class Witness(Protocol):
         """Note that the guest is about to take #DF."""
 
 
-class Outside(Protocol):
+class OutsideDevices(Protocol):
     """Devices that live by the wall clock, and interrupt when they please."""
 
     def poll(self) -> None:
@@ -87,8 +87,8 @@ class Host:
         limits: Limits,
         witness: Witness,
     ) -> None:
-        self.outcome: Outcome | None = None
-        self.outside: Outside | None = None
+        self.outcome: RunOutcome | None = None
+        self.outside: OutsideDevices | None = None
         self._vcpu = vcpu
         self._apic = apic
         self._limits = limits
@@ -127,7 +127,7 @@ class Host:
         """End the run; the first reason stands."""
         if self.outcome is None:
             vcpu = self._vcpu
-            self.outcome = Outcome(kind, detail, vcpu.regs[Reg.RIP], vcpu.cycles)
+            self.outcome = RunOutcome(kind, detail, vcpu.regs[Reg.RIP], vcpu.cycles)
         self._vcpu.stop()
 
     # TD exits (vmm_interface.Vmm).
@@ -239,7 +239,7 @@ class Host:
                 return
             apic.tick()
 
-    def _wait(self, outside: Outside) -> None:
+    def _wait(self, outside: OutsideDevices) -> None:
         """Let real time pass until an interrupt is pending."""
         apic, vcpu = self._apic, self._vcpu
         while apic.pending() is None and self.outcome is None:

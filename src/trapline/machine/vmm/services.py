@@ -48,7 +48,7 @@ QUOTE_VERSION: Final = 1
 MAX_QUOTE: Final = 1 << 20
 
 
-class Events(Protocol):
+class HostEvents(Protocol):
     """What a call can do to the machine as a whole."""
 
     def halt(self, *, interrupts_blocked: bool) -> None:
@@ -79,7 +79,7 @@ class Services:
         apic: LocalApic,
         sept: Sept,
         memory: Memory,
-        events: Events,
+        events: HostEvents,
     ) -> None:
         self.msrs = HostMsrs(apic)
         self.notify_vector: int | None = None

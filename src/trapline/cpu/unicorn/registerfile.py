@@ -3,9 +3,9 @@
 import ctypes
 from typing import Final
 
-from trapline.cpu.engine import Segment
+from trapline.cpu.engine import SegmentRegister
 from trapline.cpu.unicorn.core import Core
-from trapline.cpu.unicorn.layout import (
+from trapline.cpu.unicorn.libunicorn import (
     SEGMENT_BASE,
     SEGMENT_FLAGS,
     SEGMENT_LIMIT,
@@ -93,7 +93,7 @@ def is_core_msr(index: int) -> bool:
     return index in _MSR_FIELDS or index in {IA32_EFER, IA32_SYSENTER_CS}
 
 
-class Registers:
+class RegisterFile:
     """The state of a core by name; `regs` are the 17 of `trapline.cpu.engine.Reg`."""
 
     def __init__(self, core: Core) -> None:
@@ -187,19 +187,19 @@ class Registers:
         """Return DR0 to DR3, DR6 or DR7."""
         return self._env64[Env.DR // 8 + number]
 
-    def segment(self, name: str) -> Segment:
+    def segment(self, name: str) -> SegmentRegister:
         """Return a segment or table register."""
         at = (Env.SEGS + SEGMENT_SIZE * Segs[name.upper()]) // 4
         words = self._env32
         base = self._env64[at // 2 + SEGMENT_BASE // 8]
-        return Segment(words[at], base, words[at + 4], words[at + 5])
+        return SegmentRegister(words[at], base, words[at + 4], words[at + 5])
 
-    def set_segment(self, name: str, value: Segment) -> None:
+    def set_segment(self, name: str, value: SegmentRegister) -> None:
         """Write a segment or table register with its hidden part, and what follows from it."""
         self.load_segment(name, value)
         self._derive_hflags()
 
-    def load_segment(self, name: str, value: Segment) -> None:
+    def load_segment(self, name: str, value: SegmentRegister) -> None:
         """Write a segment register; `set_segment` of another has to follow."""
         index = Segs[name.upper()]
         at = (Env.SEGS + SEGMENT_SIZE * index) // 4

@@ -22,7 +22,7 @@ _MSR_KERNEL_GS_BASE: Final = 0xC0000102
 _MSR_EFER: Final = 0xC0000080
 
 
-class Register(NamedTuple):
+class GdbRegister(NamedTuple):
     """One register. `get` None: unavailable; `put` None: cannot be written."""
 
     name: str
@@ -50,7 +50,7 @@ _GENERAL: Final = (
 _POINTERS: Final = {Reg.RBP: "data_ptr", Reg.RSP: "data_ptr", Reg.RIP: "code_ptr"}
 
 
-def _general(register: Reg) -> Register:
+def _general(register: Reg) -> GdbRegister:
     def get(vcpu: "Vcpu") -> int:
         return int(vcpu.regs[register]) & _MASK64
 
@@ -58,7 +58,7 @@ def _general(register: Reg) -> Register:
         vcpu.regs[register] = value
 
     kind = _POINTERS.get(register, "int64")
-    return Register(register.name.lower(), 64, kind, _CORE, get, put)
+    return GdbRegister(register.name.lower(), 64, kind, _CORE, get, put)
 
 
 def _get_flags(vcpu: "Vcpu") -> int:
@@ -69,37 +69,37 @@ def _put_flags(vcpu: "Vcpu", value: int) -> None:
     vcpu.rflags = value
 
 
-def _selector(name: str) -> Register:
-    return Register(name, 32, "int32", _CORE, lambda vcpu: vcpu.segment(name).selector)
+def _selector(name: str) -> GdbRegister:
+    return GdbRegister(name, 32, "int32", _CORE, lambda vcpu: vcpu.segment(name).selector)
 
 
-def _base(name: str, msr: int) -> Register:
+def _base(name: str, msr: int) -> GdbRegister:
     def put(vcpu: "Vcpu", value: int) -> None:
         vcpu.set_msr(msr, value)
 
-    return Register(name, 64, "int", _SEGMENTS, lambda vcpu: vcpu.msr(msr), put)
+    return GdbRegister(name, 64, "int", _SEGMENTS, lambda vcpu: vcpu.msr(msr), put)
 
 
-def _control(number: int) -> Register:
+def _control(number: int) -> GdbRegister:
     def put(vcpu: "Vcpu", value: int) -> None:
         vcpu.set_cr(number, value)
 
-    return Register(
+    return GdbRegister(
         f"cr{number}", 64, "int64", _CONTROL, lambda vcpu: vcpu.cr(number) & _MASK64, put
     )
 
 
-def _msr(name: str, index: int) -> Register:
-    return Register(name, 64, "int64", _CONTROL, lambda vcpu: vcpu.msr(index))
+def _msr(name: str, index: int) -> GdbRegister:
+    return GdbRegister(name, 64, "int64", _CONTROL, lambda vcpu: vcpu.msr(index))
 
 
 REGISTERS: Final = (
     *(_general(register) for register in _GENERAL),
-    Register("eflags", 32, "i386_eflags", _CORE, _get_flags, _put_flags),
+    GdbRegister("eflags", 32, "i386_eflags", _CORE, _get_flags, _put_flags),
     *(_selector(name) for name in ("cs", "ss", "ds", "es", "fs", "gs")),
-    *(Register(f"st{index}", 80, "i387_ext", _CORE) for index in range(8)),
+    *(GdbRegister(f"st{index}", 80, "i387_ext", _CORE) for index in range(8)),
     *(
-        Register(name, 32, "int", _CORE)
+        GdbRegister(name, 32, "int", _CORE)
         for name in ("fctrl", "fstat", "ftag", "fiseg", "fioff", "foseg", "fooff", "fop")
     ),
     _base("fs_base", _MSR_FS_BASE),
@@ -137,7 +137,7 @@ def target_xml() -> bytes:
     return "".join([*parts, "</target>"]).encode()
 
 
-def read_register(vcpu: "Vcpu", register: Register) -> bytes:
+def read_register(vcpu: "Vcpu", register: GdbRegister) -> bytes:
     """Return the value in target byte order as hexadecimal, `xx…` when unavailable."""
     if register.get is None:
         return b"x" * register.digits
@@ -145,7 +145,7 @@ def read_register(vcpu: "Vcpu", register: Register) -> bytes:
     return value.to_bytes(register.bits // 8, "little").hex().encode()
 
 
-def write_register(vcpu: "Vcpu", register: Register, digits: bytes) -> bool:
+def write_register(vcpu: "Vcpu", register: GdbRegister, digits: bytes) -> bool:
     """Set a register from what came over the wire; False when it cannot be."""
     if register.put is None or len(digits) != register.digits:
         return False
