@@ -15,7 +15,7 @@ PYTEST := $(RUN)/pytest -n $(WORKERS) --max-worker-restart 0
 # The other flavours of the same kernel; the debug package of the first unpacks to 7 GB.
 FLAVOURS ?= deb:linux-image-6.12-amd64|linux-image-amd64 deb:linux-image-6.12-rt-amd64|linux-image-rt-amd64
 
-.PHONY: demo test lint types docs bench flavours devices initramfs lock help clean
+.PHONY: demo test lint types docs bench explore-sensitivity flavours devices initramfs lock help clean
 
 ## demo: scan the newest TDX-enabled Debian cloud kernel, boot it, weigh the designs (450 MB once)
 demo: $(VENV)/.run
@@ -52,6 +52,10 @@ bench: $(VENV)/.dev
 	@for each in $(filter-out $(WITHOUT_KERNEL),$(wildcard benchmarks/*.py)); do \
 	  echo "== $$each"; $(RUN)/python $$each '$(KERNEL)'; \
 	done
+
+## explore-sensitivity: flip bits behind KERNEL's back and count those that explore sees
+explore-sensitivity: $(VENV)/.dev
+	@$(RUN)/python benchmarks/sensitivity.py '$(KERNEL)'
 
 ## flavours: scan, boot, explore, verify the full and real-time kernels (1.4 GB, 14 GB unpacked)
 flavours: $(VENV)/.run

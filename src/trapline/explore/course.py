@@ -32,7 +32,19 @@ class Word(NamedTuple):
 #: Not a word of memory: a digest of the x87 and SSE registers, where kernel code runs.
 FPU_WORD = -1
 
-Words = tuple[Word, ...]
+
+class Words(tuple[Word, ...]):  # noqa: SLOT001 - a tuple has no slots to keep a hash in
+    """Words by GPA. Thousands of runs end with the same object: its hash is told once."""
+
+    def __hash__(self) -> int:
+        """Return the hash that any tuple of these words has."""
+        found: int | None = vars(self).get("hash")
+        if found is None:
+            found = vars(self)["hash"] = super().__hash__()
+        return found
+
+
+NO_WORDS = Words()
 
 
 class Context(NamedTuple):

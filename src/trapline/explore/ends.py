@@ -144,7 +144,7 @@ class Ends:
                     excused.recent.remove(known)
                     excused.recent.insert(0, known)
                 return known.words
-        words = tuple(self._differing(taken, excused, context))
+        words = Words(self._differing(taken, excused, context))
         excused.recent.insert(0, _Known(words))
         del excused.recent[_RECENT:]
         return words

@@ -26,6 +26,7 @@ class Footprints:
 
     def __init__(self, window: LiveWindow) -> None:
         self._window = window
+        self._summaries: dict[str, str] = {}
         self._ids: dict[tuple[str, str | None, Words], str] = {}
         self._documents: dict[str, Footprint] = {}
         self._fresh: list[str] = []
@@ -42,7 +43,12 @@ class Footprints:
 
     def summary(self, identity: str) -> str:
         """Name the first variables of a footprint, and say how many words it has."""
-        document = self._documents[identity]
+        if identity not in self._summaries:
+            self._summaries[identity] = self._summarise(self._documents[identity])
+        return self._summaries[identity]
+
+    @staticmethod
+    def _summarise(document: Footprint) -> str:
         names = list(dict.fromkeys(word.name.partition("+")[0] for word in document.words))
         more = "" if len(names) <= _NAMED else " and others"
         words = "1 word" if document.count == 1 else f"{document.count} words"

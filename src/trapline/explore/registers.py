@@ -12,11 +12,8 @@ from trapline.machine.machine import Machine
 
 # Status flags and IF, DF, NT, AC; RF is for the processor, the others are fixed.
 _RFLAGS: Final = 0x3F7FD7 & ~(1 << 16)
-_SEGMENTS: Final = ("cs", "ss", "ds", "es", "fs", "gs")
-_TABLES: Final = ("gdtr", "idtr", "tr", "ldtr")
+_SEGMENTS: Final = ("cs", "ss", "ds", "es", "fs", "gs", "gdtr", "idtr", "tr", "ldtr")
 _MSRS: Final = {
-    "FS.base": 0xC0000100,
-    "GS.base": 0xC0000101,
     "KERNEL_GS_BASE": 0xC0000102,
     "EFER": 0xC0000080,
     "STAR": 0xC0000081,
@@ -24,34 +21,56 @@ _MSRS: Final = {
     "FMASK": 0xC0000084,
     "PAT": 0x277,
 }
+_CRS: Final = (0, 2, 3, 4)
+_DRS: Final = (0, 1, 2, 3, 6, 7)
 FPU: Final = "x87 and SSE"
 
 
-def registers(machine: Machine) -> dict[str, int]:
-    """Take all registers; `FPU` stands for those of x87 and SSE together.
+# The bases of the others mean nothing in 64-bit mode.
+_NAMES: Final = (
+    *(reg.name for reg in Reg),
+    "RFLAGS",
+    "CPL",
+    *_SEGMENTS,
+    *(f"{name.upper()}.base" for name in _SEGMENTS[4:]),
+    *_MSRS,
+    *(f"CR{number}" for number in _CRS),
+    *(f"DR{number}" for number in _DRS),
+    "NMI blocked",
+    "interrupts in service",
+    FPU,
+)
 
-    User mode owns them. Kernel code may save them and leave its own there until it goes back to
+Registers = tuple[int, ...]
+
+
+def registers(machine: Machine) -> Registers:
+    """Take all registers; the last stands for those of x87 and SSE together.
+
+    User mode owns these. Kernel code may save them and leave its own there until it goes back to
     user mode: what they hold at CPL 0 is judged as memory is, not here.
     """
     vcpu = machine.vcpu
-    values = {reg.name: int(vcpu.regs[reg]) for reg in Reg}
-    values["RFLAGS"] = vcpu.rflags & _RFLAGS
-    values["CPL"] = vcpu.cpl
-    values |= {name: vcpu.segment(name).selector & 0xFFFF for name in _SEGMENTS}
-    values |= {f"{name.upper()}.base": vcpu.segment(name).base for name in _TABLES}
-    values |= {name: vcpu.msr(index) for name, index in _MSRS.items()}
-    # An NMI between a page fault and its handler must leave CR2 alone.
-    values |= {f"CR{number}": vcpu.cr(number) for number in (0, 2, 3, 4)}
-    values |= {f"DR{number}": vcpu.dr(number) for number in (0, 1, 2, 3, 6, 7)}
-    values["NMI blocked"] = int(vcpu.nmi_blocked)
-    values["interrupts in service"] = machine.apic.in_service
-    if vcpu.cpl == 3:
-        values[FPU] = int.from_bytes(vcpu.fpu, "little")
-    return values
+    cpl = vcpu.cpl
+    segments = [vcpu.segment(name) for name in _SEGMENTS]
+    return (
+        *vcpu.regs,
+        vcpu.rflags & _RFLAGS,
+        cpl,
+        *(segment.selector & 0xFFFF for segment in segments),
+        *(segment.base for segment in segments[4:]),
+        *map(vcpu.msr, _MSRS.values()),
+        # An NMI between a page fault and its handler must leave CR2 alone.
+        *map(vcpu.cr, _CRS),
+        *map(vcpu.dr, _DRS),
+        int(vcpu.nmi_blocked),
+        machine.apic.in_service,
+        int.from_bytes(vcpu.fpu, "little") if cpl == 3 else 0,
+    )
 
 
 def differing_registers(
-    reference: dict[str, int], found: dict[str, int], events: Collection[str]
+    reference: Registers, found: Registers, events: Collection[str]
 ) -> tuple[str, ...]:
     """Describe registers that differ, but for those that one of the events may change.
 
@@ -63,7 +82,7 @@ def differing_registers(
     return tuple(
         f"the {name} registers are not as they were"
         if name == FPU
-        else f"{name} is {found[name]:#x}, {value:#x} expected"
-        for name, value in reference.items()
-        if found[name] != value and name not in ignored
+        else f"{name} is {now:#x}, {was:#x} expected"
+        for name, was, now in zip(_NAMES, reference, found, strict=True)
+        if was != now and name not in ignored
     )

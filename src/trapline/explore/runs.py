@@ -11,7 +11,7 @@ from typing import Final
 from trapline.base.errors import NotReproducibleError, UsageError
 from trapline.cpu.engine import Reg
 from trapline.explore import events
-from trapline.explore.course import NO_CONTEXT, Context, Course, Run, Words
+from trapline.explore.course import NO_CONTEXT, NO_WORDS, Context, Course, Run
 from trapline.explore.ends import Excused, Taken
 from trapline.explore.events import Decision
 from trapline.explore.evidence import Evidence
@@ -132,7 +132,7 @@ class Runs:
         vectors = {self._vector(event) for event in named}
         deliveries = watch.after(vectors, start)
         first = next((d for d in deliveries if d.vector == self._vector(run.event)), None)
-        words: Words = ()
+        words = NO_WORDS
         context = NO_CONTEXT
         wrong: tuple[str, ...] = ()
         if ending.verdict is None:

@@ -13,7 +13,7 @@ from trapline.explore.datamap import DataMap
 from trapline.explore.ends import Ends
 from trapline.explore.events import conditions, inject
 from trapline.explore.places import Step
-from trapline.explore.registers import registers
+from trapline.explore.registers import Registers, registers
 from trapline.explore.scenario import EndSymbol
 from trapline.explore.triggers import Opening
 from trapline.guest.frozen import Checkpoint, FrozenMachine
@@ -33,11 +33,11 @@ class ReferenceEnd(NamedTuple):
     rip: int
     rsp: int
     cpl: int
-    registers: dict[str, int]
+    registers: Registers
 
 
 # Of a window that does not close: no stack pointer is odd and negative.
-_NEVER: Final = ReferenceEnd(0, -1, 0, {})
+_NEVER: Final = ReferenceEnd(0, -1, 0, ())
 
 
 class LiveWindow:
