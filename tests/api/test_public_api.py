@@ -11,7 +11,7 @@ import guests
 import tiny_kernel
 import trapline
 from trapline.api.progress import Progress
-from trapline.base.errors import BadInputFileError, NoDebugInfoError, UsageError
+from trapline.base.errors import BadInputFileError, BadMachineError, NoDebugInfoError, UsageError
 from trapline.cli.main import cli
 from trapline.machine.loader import initramfs
 
@@ -192,12 +192,19 @@ def test_a_campaign_is_one_worker_s_or_two_s(initrd, tmp_path):
         ({"allow_mode": "report"}, UsageError, "--allow"),
         ({"devices": ["nonsense"]}, UsageError, "no device is called"),
         ({"module_version": "9.9"}, UsageError, "9.9"),
+        ({"memory": -1}, BadMachineError, "memory"),
+        ({"memory": 1 << 50}, BadMachineError, "memory"),
+        ({"unaccepted": 1 << 50}, BadMachineError, "unaccepted"),
+        ({"unaccepted": -4096}, BadMachineError, "unaccepted"),
+        ({"gdb": "nonsense"}, UsageError, "nonsense"),
+        ({"timeout": float("nan")}, UsageError, "timeout"),
+        ({"timeout": -1}, UsageError, "timeout"),
         ({"scan": "/nowhere.json"}, BadInputFileError, "/nowhere.json"),
     ],
 )
 def test_a_boot_that_makes_no_sense(options, error, says, initrd):
     with pytest.raises(error, match=says):
-        trapline.boot(guests.build(()), initrd=initrd, memory=guests.MEMORY, **options)
+        trapline.boot(guests.build(()), initrd=initrd, **{"memory": guests.MEMORY} | options)
 
 
 @pytest.mark.parametrize("workers", [0, -1])
@@ -210,6 +217,19 @@ def test_no_worker_is_too_few(workers, tiny, initrd):
     ):
         with pytest.raises(UsageError, match="one is the least"):
             call()
+
+
+def test_one_name_is_not_a_sequence_of_letters(initrd):
+    kernel = guests.build(())
+    run = trapline.boot(
+        kernel, initrd=initrd, memory=guests.MEMORY, scan=False, append="quiet", devices="hpet"
+    )
+    assert run.machine.command_line.endswith(" quiet")
+    assert "HPET" in run.machine.devices
+    with pytest.raises(UsageError, match="'sycall-gap'; did you mean syscall-gap"):
+        trapline.explore(kernel, scenarios="sycall-gap")
+    with pytest.raises(trapline.TraplineError, match="no module e1000"):
+        trapline.boot(kernel, insmod="e1000")
 
 
 def test_modules_belong_to_a_kernel_that_is_to_be_opened(tiny):

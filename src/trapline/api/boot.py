@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from trapline.api.allow import allow_list
 from trapline.api.kernel import as_kernel
 from trapline.api.known_scan import KnownScan
+from trapline.api.several import several
 from trapline.base.errors import UsageError
 from trapline.boot.plan import (
     BootOptions,
@@ -41,12 +42,12 @@ def boot(
     *,
     modules: "AnyPath | None" = None,
     initrd: "AnyPath | None" = None,
-    insmod: "Iterable[str]" = (),
-    append: "Iterable[str]" = (),
+    insmod: "str | Iterable[str]" = (),
+    append: "str | Iterable[str]" = (),
     cmdline: str | None = None,
     memory: int = DEFAULT_MEMORY,
     unaccepted: int = 0,
-    devices: "Iterable[str]" = (),
+    devices: "str | Iterable[str]" = (),
     allow: "AnyAllowList" = None,
     allow_mode: AllowMode = "hide",
     policies: "Mapping[str, str] | None" = None,
@@ -79,15 +80,19 @@ def boot(
     NotATdxKernelError, BadMachineError, BadInputFileError, UsageError, OutputError, FetchError,
     ToolMissingError.
     """
-    board, requests = parse_devices(devices)
+    if timeout is not None and not timeout > 0:  # written so that NaN fails too
+        raise UsageError(
+            f"a timeout of {timeout} seconds leaves no time to run; give more, or none."
+        )
+    board, requests = parse_devices(several(devices))
     guard = _guard(allow, allow_mode, policies, on_forbidden)
     if guard.needs_scan and scan is False:
         raise UsageError("--policy and --allow-mode report need a scan; leave --no-scan out.")
     options = BootOptions(
         initrd=None if initrd is None else Path(initrd),
         command_line=cmdline,
-        append=tuple(append),
-        insmod=tuple(insmod),
+        append=several(append),
+        insmod=several(insmod),
         memory=memory,
         unaccepted=unaccepted,
         board=board,

@@ -7,6 +7,7 @@ import msgspec
 
 from trapline.api.kernel import as_kernel
 from trapline.api.progress import Progress
+from trapline.api.several import several
 from trapline.base.errors import BadInputFileError, UsageError
 from trapline.base.workers import how_many
 from trapline.boot.plan import BootOptions, make_plan
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 def explore(
     kernel: "AnyKernel",
     *,
-    scenarios: "Iterable[str]" = (),
+    scenarios: "str | Iterable[str]" = (),
     beyond_rules: bool = False,
     event: str | None = None,
     at: "Sequence[int] | None" = None,
@@ -65,7 +66,7 @@ def explore(
     """
     if resume and store is None:
         raise UsageError("--resume goes on with a campaign in a file; name it with --store.")
-    named = tuple(scenarios)
+    named = several(scenarios)
     references = named or scenario.shipped()
     chosen, exactly = _chosen(_load(references), event, at)
     before = None if baseline is None else earlier.verdicts(*earlier.load(Path(baseline)))

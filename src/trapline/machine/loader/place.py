@@ -44,6 +44,8 @@ def check_memory(memory: int) -> None:
 def plan_memory(plan: LoadPlan, memory: int) -> Placement:
     """Decide where the initrd and the unaccepted range go; raises BadMachineError."""
     check_memory(memory)
+    if plan.unaccepted < 0:
+        raise BadMachineError("less than no memory cannot be left unaccepted.")
     image = plan.image
     accepted = memory - -(-plan.unaccepted // efi.UNIT) * efi.UNIT
     top = min(accepted, image.initrd_max + 1)
