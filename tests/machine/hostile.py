@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from trapline.cpu.default import open_engine
 from trapline.machine.devices.power import PORT, SLP_EN, SLP_TYP_S5, SLP_TYP_SHIFT
 from trapline.machine.loader.kernelimage import KernelImage, Piece
 from trapline.machine.machine import Machine, MachineConfig
@@ -83,7 +84,7 @@ def assemble(source: str) -> bytes:
         return (folder / "guest.bin").read_bytes()
 
 
-def machine_of(source: str, table: bytes = b"", **options) -> Machine:
+def machine_of(source: str, table: bytes = b"", factory=open_engine, **options) -> Machine:
     """Build a machine that starts with `source`; `table` is at TABLE."""
     code = assemble(source)
     image = KernelImage(
@@ -98,7 +99,8 @@ def machine_of(source: str, table: bytes = b"", **options) -> Machine:
         2047,
     )
     settings = {"seconds": SECONDS, "memory": MEMORY, "virtual_seconds": 5} | options
-    machine = Machine(MachineConfig(image=image, command_line="", initrd=b"", **settings))
+    config = MachineConfig(image=image, command_line="", initrd=b"", **settings)
+    machine = Machine(config, factory=factory)
     machine.memory.ram[TABLE : TABLE + len(table)] = table
     return machine
 

@@ -3,6 +3,7 @@
 import hostile
 import pytest
 
+from trapline.cpu.default import open_engine
 from trapline.machine.outcome import OutcomeKind
 
 WRMSR, HLT, MAP_GPA = 32, 12, 0x10001
@@ -42,6 +43,23 @@ ACCEPT = """
         mov eax, 6
         tdcall
 """
+
+
+def test_a_machine_runs_on_the_engine_that_its_factory_opens():
+    opened = []
+
+    def factory(ram_size, **options):
+        opened.append((ram_size, options, open_engine(ram_size, **options)))
+        return opened[0][2]
+
+    machine = hostile.machine_of("power_off", factory=factory, seed=7)
+    ((ram_size, options, engine),) = opened
+    assert (ram_size, options) == (machine.config.memory, {"seed": 7, "split_ram": False})
+    assert machine.engine is engine
+    assert machine.vcpu is engine.vcpus[0]
+    assert machine.memory is engine.memory
+    assert machine.run().kind == OutcomeKind.POWERED_OFF
+    machine.close()
 
 
 def test_hlt_sleeps_until_the_deadline_and_the_interrupt_is_taken():
