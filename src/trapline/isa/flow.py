@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
     from iced_x86 import Instruction
 
-Kind = Literal["argument", "argument member", "constant", "stack", "result", "variable"]
+Kind = Literal["argument", "argument member", "constant", "stack", "result", "table"]
 
 
 class Value(NamedTuple):
     """Where a value comes from.
 
     `what` is the number of the argument, the constant, the offset from the stack pointer at entry,
-    or what the caller of `walk` chose for a call's result and a variable's content.
+    or what the caller chose for a call's result, a variable's content and what is in a table.
     """
 
     kind: Kind
@@ -79,6 +79,13 @@ def entry_state() -> State:
 def argument(state: State, number: int) -> Value | None:
     """Return what a call at this point has for its argument of that number, from 0."""
     return state.get(_ARGUMENTS[number])
+
+
+def moved(instruction: "Instruction", state: State) -> Value | None:
+    """Return what a MOV stores."""
+    if instruction.op1_kind == OpKind.REGISTER:
+        return state.get(full(instruction.op1_register))
+    return Value("constant", _signed(instruction.immediate(1)))
 
 
 def pointed_to(state: State, number: int) -> Value | None:
@@ -267,6 +274,8 @@ class Walk:
         if variable is not None:
             return None if self._content is None else self._content(variable)
         base = address_of(instruction, state)
+        if base is not None and base.kind == "table":
+            return Value("result", base.what)
         if self._members and base is not None and base.kind in {"argument", "argument member"}:
             return Value("argument member", base.what)
         return None

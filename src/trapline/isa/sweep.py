@@ -129,6 +129,18 @@ class Sweep:
 
         return self._pick(reaches)
 
+    def variable_uses(self, targets: "Iterable[int]") -> "list[int]":
+        """Return the addresses of MOVs from or to variables: MOV …(%rip), %reg and back."""
+        wanted = np.unique(np.fromiter(targets, np.uint64))
+
+        def uses(starts: "NDArray[np.int64]", ends: "NDArray[np.int64]") -> "NDArray[np.intp]":
+            opcode, modrm = self._bytes[ends - 6], self._bytes[ends - 5]
+            moves = ((opcode == 0x8B) | (opcode == 0x89)) & ((modrm & 0xC7) == 0x05)
+            places = np.flatnonzero(moves & (ends - starts >= 6))
+            return places[np.isin(self._relative(ends[places]), wanted)]
+
+        return self._pick(uses) if len(wanted) else []
+
     def pointer_loads(self, targets: "Iterable[int]") -> "list[int]":
         """Return the addresses of instructions that load a target: MOV $…, LEA …(%rip)."""
         wanted = np.unique(np.fromiter(targets, np.uint64))

@@ -267,5 +267,25 @@ MAPPERS: Final = frozenset(
         "vm_iomap_memory",
     }
 )
+#: Functions that return a table of such pointers.
+MAPPING_TABLES: Final = frozenset({"pcim_iomap_table"})
+_OF_MEMORY: Final = ("memremap", "acpi_os_map_memory", "acpi_map_table", "fixmap", "ioport")
+#: Those that return where device memory is mapped; the rest map ordinary memory, or return nothing.
+DEVICE_MAPPERS: Final = MAPPING_TABLES | {
+    name for name in MAPPERS if not any(part in name for part in _OF_MEMORY)
+} - {"acpi_os_map_generic_address", "pci_remap_iospace", "vm_iomap_memory"}
+#: Functions that access memory where arguments point to: (number, access) of each.
+COPIERS: "Final[dict[str, tuple[tuple[int, Access], ...]]]" = {
+    **{
+        prefix + name: ((0, "write"), (1, "read"))
+        for prefix in ("", "__")
+        for name in ("memcpy", "memmove")
+    },
+    **{prefix + "memset": ((0, "write"),) for prefix in ("", "__")},
+    "memcmp": ((0, "read"), (1, "read")),
+    "memchr_inv": ((0, "read"),),
+    "strlen": ((0, "read"),),
+    "strncmp": ((0, "read"), (1, "read")),
+}
 #: Those of them that the paravirt table hides.
 PARAVIRT_MAPPERS: Final = {"mmu.set_fixmap": "set_fixmap"}

@@ -31,6 +31,7 @@ REVIEWED: Final[dict[str, str]] = {
     "cpc_write_ffh": _ONE_REGISTER,
     "intel_pmu_save_and_restart": _ONE_REGISTER,
     "x86_pmu_enable_event": _ONE_REGISTER,
+    "perf_msr_probe": "probes the MSRs of a table of its caller's events, once",
     "mce_intel_handle_storm": _ONE_REGISTER,
     "set_dr_addr_mask": _ONE_REGISTER,
     "kvm_add_user_return_msr": "probes one of KVM's own list of MSRs",

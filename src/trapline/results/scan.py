@@ -38,7 +38,8 @@ class Site(Document, frozen=True, kw_only=True, rename={"trap": "class"}):
     0 where the size is not fixed. `inlined` runs from the innermost frame outwards and does
     not hold `function`, the out-of-line function the bytes belong to. `object` is the object
     file below the source tree. Code in .altinstr_replacement is copied to `origin` at boot: all
-    but `address` and `section` is then said of the origin. `emulable` is whether Linux's #VE
+    but `address` and `section` is then said of the origin. `mapped_by` is what returned the pointer
+    where device memory is accessed without an accessor. `emulable` is whether Linux's #VE
     handler emulates the form, `reason` says why or why not.
     """
 
@@ -63,6 +64,7 @@ class Site(Document, frozen=True, kw_only=True, rename={"trap": "class"}):
     reason: str
     driver: str | None
     subsystem: str
+    mapped_by: str | None = None
 
 
 class Mapping(Document, frozen=True, kw_only=True):

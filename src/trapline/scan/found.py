@@ -27,6 +27,7 @@ class What(NamedTuple):
     text: str
     normal: str
     verdict: Emulation
+    mapped_by: str | None = None
 
 
 class FoundSite(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +74,7 @@ class FoundSite(msgspec.Struct, frozen=True, kw_only=True):
             reason=what.verdict.reason,
             driver=driver,
             subsystem=subsystem,
+            mapped_by=what.mapped_by,
         )
 
 

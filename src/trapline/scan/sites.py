@@ -5,8 +5,8 @@ found by their opcodes. MMIO is an ordinary MOV: found where DWARF says that the
 belongs to an inlined `readl`, `writel` or their kin. Calls of out-of-line accessors, and calls
 through pv_ops, are found by their targets.
 
-What is not found: dereferences of mapped memory without an accessor. docs/limitations.md says
-which these are.
+Accesses without an accessor are found where the pointer can be followed from the mapping
+(`trapline.scan.dereferences`); docs/limitations.md says which are not.
 """
 
 from typing import TYPE_CHECKING, Final
@@ -18,6 +18,7 @@ from trapline.isa.operands import format_instruction, memory_operands, normalise
 from trapline.linux import ve_handler
 from trapline.linux.accessors import CALLED, INLINED, PARAVIRT, QUEUES
 from trapline.scan import verdicts
+from trapline.scan.dereferences import Dereferences
 from trapline.scan.found import FoundSite, What
 from trapline.scan.location import place_of
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from trapline.isa.sweep import Sweep
     from trapline.kernel.binary import Binary
     from trapline.linux.accessors import Inlined
-    from trapline.results.scan import Access
+    from trapline.results.scan import Access, Form
     from trapline.scan.code import Code
     from trapline.scan.kernelfacts import ScanContext
 
@@ -52,12 +53,14 @@ class SiteFinder:
         self._binary = binary
         self._code = code
         self._context = context
+        self._by_pointer = Dereferences(binary, code).by_address()
 
     def sites(self) -> "Iterator[FoundSite]":
         """Yield all sites, each address once."""
         for sweep in self._code.sweeps:
             found: dict[int, What] = {}
-            for what in (self._traps, self._mmio, self._calls, self._paravirt):
+            kinds = (self._traps, self._mmio, self._calls, self._paravirt, self._dereferences)
+            for what in kinds:
                 for address, site in what(sweep):
                     found.setdefault(address, site)
             for address in sorted(found):
@@ -121,6 +124,21 @@ class SiteFinder:
                     verdicts.of_call(called, self._context.handler),
                 ),
             )
+
+    def _dereferences(self, sweep: "Sweep") -> "Iterator[tuple[int, What]]":
+        for address, found in self._by_pointer.items():
+            if not sweep.address <= address < sweep.address + len(sweep.data):
+                continue
+            instruction = sweep.decode(address)
+            text, normal = format_instruction(instruction), normalise(instruction)
+            if found.copier is None:
+                verdict = ve_handler.emulable_mmio(instruction, self._context.handler)
+            else:
+                verdict = verdicts.of_copy(self._context.handler)
+                text = normal = f"{text.partition(' ')[0]} {found.copier}"
+            form: Form = "instruction" if found.copier is None else "call"
+            what = (found.access, found.width, found.copier, text, normal, verdict, found.mapper)
+            yield address, What("mmio", form, *what)
 
     def _device_operand(
         self, instruction: "Instruction", accessor: "Inlined"

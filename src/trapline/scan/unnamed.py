@@ -136,6 +136,8 @@ class Unnamed:
 
 
 def _is_chosen(instruction: "Instruction", site: "What", state: "State") -> bool:
+    if site.mapped_by is not None:  # what it accesses is known, and not its caller's
+        return False
     if site.form == "instruction":
         return _is_chosen_operand(instruction, site, state)
     if site.form == "paravirt":

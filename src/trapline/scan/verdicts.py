@@ -45,6 +45,12 @@ def of_call(called: "Called", handler: "VeHandler", accessor: str | None = None)
     return verdict._replace(reason=f"it ends in a trap: {verdict.reason}")
 
 
+def of_copy(handler: "VeHandler") -> "Emulation":
+    """Judge a call of memcpy() or kin on device memory: a string move on today's processors."""
+    verdict = ve_handler.emulable_mmio(Decoder(64, bytes.fromhex("f3a4")).decode(), handler)
+    return verdict._replace(reason=f"it ends in a string move: {verdict.reason}")
+
+
 @cache
 def _of_code(code: str, handler: "VeHandler") -> "Emulation":
     return ve_handler.emulable(Decoder(64, bytes.fromhex(code)).decode(), handler)

@@ -293,7 +293,8 @@ def _not_seen(result: "ScanResult") -> "Iterator[Block]":
     for part in result.coverage.outside:
         yield Item(_data_read_as_code(part))
     yield Item(
-        "Plain dereferences of mapped device memory, which no accessor marks: they look like any "
-        "other load or store. Where device memory is mapped is in the table of mapping sites."
+        "Most plain dereferences of mapped device memory, which no accessor marks: they look like "
+        "any other load or store, and the pointer is followed within the function that maps and "
+        "through variables only. Where device memory is mapped is in the table of mapping sites."
     )
     yield Item("Which of the sites a boot reaches: a site says that the code is there.")

@@ -63,6 +63,9 @@ def _site(site: "Site") -> "Iterator[str]":
 
 def _means(site: "Site") -> str:
     """Say through what the site traps, if not by itself."""
+    if site.mapped_by is not None:
+        through = f"by {site.accessor}() " if site.accessor else ""
+        return f" {through}through what {site.mapped_by}() returned"
     if site.form == "instruction":
         return f" ({site.accessor})" if site.accessor else ""
     if site.form == "call":
