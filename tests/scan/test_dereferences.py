@@ -1,7 +1,7 @@
 """Accesses to device memory without an accessor: planted ones are found, their twins are not."""
 
 import pytest
-from trapline.kernel.find.files import KernelFiles, ModuleFile
+from trapline.kernel.find.kernelfiles import KernelFiles, ModuleFile
 
 import tiny_kernel
 from trapline.allowlist.listfile import load
