@@ -1,10 +1,10 @@
 """Accesses to device memory without an accessor: planted ones are found, their twins are not."""
 
 import pytest
-from trapline.kernel.find.kernelfiles import KernelFiles, ModuleFile
 
 import tiny_kernel
 from trapline.allowlist.listfile import load
+from trapline.kernel.find.kernelfiles import KernelFiles, ModuleFile
 from trapline.report.records import SCAN
 from trapline.scan.wholekernel import scan
 
