@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -138,13 +139,23 @@ def test_a_script_for_each_shell(shell, capsys, tmp_path):
     assert path.read_text() == script
 
 
-def completed(words, tmp_path):
-    """Ask bash what it would offer for the last of the words, as its user does with Tab."""
-    main = "from trapline.cli.start import main; main()"
+def in_shell(shell, script, tmp_path):
+    """Run a script in a shell that finds the program under test as `trapline`; its words."""
     (tmp_path / "bin").mkdir(exist_ok=True)
     program = tmp_path / "bin" / "trapline"
+    main = "from trapline.cli.main import main; main()"
     program.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{main}' \"$@\"\n")
     program.chmod(0o755)
+    environment = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        [*shell, "-c", script], capture_output=True, text=True, check=True, env=environment
+    )
+    assert not done.stderr
+    return done.stdout.split()
+
+
+def completed(words, tmp_path):
+    """Ask bash what it would offer for the last of the words, as its user does with Tab."""
     script = (
         'eval "$(trapline completion bash)"\n'
         "compopt() { :; }\n"  # works only while bash completes
@@ -152,12 +163,7 @@ def completed(words, tmp_path):
         "_trapline_completion trapline\n"
         'printf "%s\\n" "${COMPREPLY[@]}"\n'
     )
-    environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, check=True, env=environment
-    )
-    assert not done.stderr
-    return done.stdout.split()
+    return in_shell(["bash"], script, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +188,27 @@ def test_bash_completes_scenarios_and_else_files(tmp_path):
     assert completed(["trapline", "explore", "x", "--scenario", "./my"], tmp_path) == []
 
 
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+def test_fish_completes(tmp_path):
+    script = 'trapline completion fish | source; complete -C "trapline boot x --policy mmio="'
+    assert in_shell(["fish"], script, tmp_path) == ["mmio=forbid", "mmio=paravirt", "mmio=trap"]
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
+def test_zsh_completes(tmp_path):
+    script = (
+        "compdef() { :; }\n"
+        'eval "$(trapline completion zsh)"\n'
+        "compadd() { print -l ${(P)${@[-1]}} }\n"  # works only while zsh completes
+        "words=(trapline boot x --policy mmio=); CURRENT=5; _trapline_completion\n"
+    )
+    assert in_shell(["zsh", "-f"], script, tmp_path) == [
+        "mmio=trap",
+        "mmio=paravirt",
+        "mmio=forbid",
+    ]
+
+
 # The manual page.
 
 
@@ -202,3 +229,13 @@ def test_the_page_has_all_commands_and_options(page):
 def test_the_page_uses_no_request_that_its_text_did_not_mean(page):
     requests = {line.split()[0] for line in page.splitlines() if line.startswith((".", "'"))}
     assert requests == {".TH", ".SH", ".SS", ".TP", ".PP", ".B", ".nf", ".fi"}
+
+
+@pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
+def test_groff_takes_the_page(page):
+    done = subprocess.run(
+        ["groff", "-man", "-ww", "-Tascii", "-P-cbou"],
+        input=page, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert "trapline boot vmlinuz --policy mmio=forbid --on-forbidden panic" in done.stdout
