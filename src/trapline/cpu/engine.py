@@ -67,6 +67,7 @@ class Exit(IntEnum):
     BREAKPOINT = auto()  # an address given to set_breakpoints() is about to execute
     TRIPLE_FAULT = auto()
     ENTRY = auto()  # asked for by watch_entries()
+    IRET = auto()  # asked for by watch_iret(): one is about to execute
 
 
 class IoAccess(NamedTuple):
@@ -265,6 +266,8 @@ class Vcpu(Protocol):
     # effect, and before code in the user half executes at CPL 0; None: no longer. It costs
     # nothing while that does not happen.
     def watch_entries(self, addresses: frozenset[int] | None) -> None: ...
+    # No state of the guest: a restore leaves both as they are.
+    def watch_iret(self, wanted: bool) -> None: ...
     def exact_counts(self, wanted: bool) -> None: ...
 
 

@@ -668,3 +668,75 @@ def test_an_entry_that_is_stepped_over_is_told_of_once():
 def test_more_entries_than_there_is_room_for():
     with BareGuest("hlt") as guest, pytest.raises(ValueError, match="501 entries"):
         guest.vcpu.watch_entries(frozenset(range(501)))
+
+
+RETURNS = """
+        push 16
+        push STACK
+        push 2
+        push KERNEL_CS
+        lea rax, [rip + first]
+        push rax
+one:    iretq
+first:  int 0x40
+        hlt
+vec_64: nop
+two:    iretq
+"""
+
+
+def irets(guest):
+    return [rip for kind, rip in guest.exits if kind is Exit.IRET]
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_each_iret_is_told_of_before_it_executes(counted):
+    with BareGuest(RETURNS) as guest:
+        guest.vcpu.exact_counts(counted)
+        guest.run()
+        instructions, cycles = guest.vcpu.instructions, guest.vcpu.cycles
+        assert irets(guest) == []
+    with BareGuest(RETURNS) as guest:
+        guest.vcpu.exact_counts(counted)
+        guest.vcpu.watch_iret(True)
+        pointers = []
+        guest.on[Exit.IRET] = lambda: pointers.append(guest.reg("RSP"))
+        guest.run()
+        assert irets(guest) == [guest.labels["one"], guest.labels["two"]]
+        assert pointers == [STACK - 40, STACK - 40]
+        assert (guest.vcpu.instructions, guest.vcpu.cycles) == (instructions, cycles)
+
+
+def test_irets_that_are_stepped_over_are_told_of_and_a_restore_goes_on_with_it():
+    with BareGuest(RETURNS) as guest:
+        snapshot = guest.engine.freeze()
+        guest.vcpu.watch_iret(True)
+        guest.on[Exit.IRET] = lambda: None
+        for _ in range(2):
+            guest.engine.restore(snapshot)
+            guest.exits.clear()
+            for _ in range(11):
+                guest.vcpu.step(guest.handle)
+            assert irets(guest) == [guest.labels["one"], guest.labels["two"]]
+        guest.engine.restore(snapshot)
+        guest.vcpu.watch_iret(False)
+        guest.exits.clear()
+        guest.run()
+        assert irets(guest) == []
+
+
+def test_an_iret_that_is_told_of_unblocks_nmis():
+    with BareGuest("here: nop\n hlt\nvec_2: nop\nback: iretq") as guest:
+        vcpu = guest.vcpu
+        vcpu.watch_iret(True)
+        blocked = []
+        guest.on[Exit.IRET] = lambda: (
+            blocked.append(vcpu.nmi_blocked),
+            vcpu.request_nmi_window(True),
+        )
+        vcpu.deliver_nmi()
+        guest.on[Exit.NMI_WINDOW] = vcpu.stop
+        guest.run()
+        assert blocked == [False]
+        assert [kind for kind, _ in guest.exits] == [Exit.IRET, Exit.NMI_WINDOW]
+        assert guest.at("here")

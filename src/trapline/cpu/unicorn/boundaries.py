@@ -57,7 +57,8 @@ class Boundaries:
     def request_nmi_window(self, wanted: bool) -> None:
         """Exit with NMI_WINDOW before the next instruction at which an NMI may be delivered."""
         self._nmi_window = wanted
-        if wanted and not self._events.nmi_blocked:
+        # Behind an IRET that has begun there is a boundary to come.
+        if wanted and not self._events.nmi_blocked and not self._events.iret_passing:
             self.request_boundary()
 
     def set_time_budget(self, cycles: int | None) -> None:
@@ -110,6 +111,7 @@ class Boundaries:
         used_up = slots[Slot.LIMIT] == self._budget
         requested, self._requested = self._requested, False
         self.is_stepping = False
+        self._events.end_iret()
         if used_up:
             self._budget = NEVER
         self._set_limit()
@@ -125,8 +127,13 @@ class Boundaries:
             return Exit.NMI_WINDOW
         return Exit.BOUNDARY if requested or used_up else None
 
-    def _exit_iret(self) -> None:
+    def _exit_iret(self) -> Exit | None:
         """NMIs are no longer blocked; the IRET itself has yet to execute."""
-        self._events.block_nmi(False)
-        if self._nmi_window:
+        self._events.begin_iret()
+        is_told = self._events.iret_passing
+        if self._nmi_window or is_told:
             self.let_one_pass()
+        if not is_told:
+            return None
+        self._slots[Slot.RESUME] = self._registers.regs[16]
+        return Exit.IRET

@@ -40,12 +40,13 @@ def _make_double_fault(first: int, second: int) -> bool:
 
 
 class SavedEvents(NamedTuple):
-    """What is under delivery, and whether NMIs are blocked."""
+    """What is under delivery, whether NMIs are blocked, and an IRET is passing."""
 
     vectoring: int | None
     interrupted: int
     triple_fault: bool
     nmi_blocked: bool
+    iret_passing: bool
 
 
 class EventDelivery:
@@ -53,7 +54,8 @@ class EventDelivery:
 
     `vectoring` is the vector of the event whose delivery ended in the exit at hand, if any, and
     `interrupted` its kind. `triple_fault`: what was delivered last made one. `nmi_blocked`:
-    an NMI was delivered and no IRET executed since (SDM vol. 3A section 6.7.1).
+    an NMI was delivered and no IRET executed since (SDM vol. 3A section 6.7.1). `iret_watched`:
+    IRETs are to be told of; `iret_passing`: one has been, and has yet to execute.
     """
 
     def __init__(self, core: Core, slots: memoryview) -> None:
@@ -65,6 +67,8 @@ class EventDelivery:
         self.interrupted = DeliveryKind.NONE
         self.triple_fault = False
         self.nmi_blocked = False
+        self.iret_watched = False
+        self.iret_passing = False
         self.intercept_exceptions(frozenset())
 
     def deliver(self, vector: int, error_code: int | None = None) -> None:
@@ -123,6 +127,11 @@ class EventDelivery:
         # #UD always exits: TDCALL and RDRAND are found there.
         self._env32[Env.INTERCEPT_EXCEPTIONS // 4] = mask | 1 << 6
 
+    def watch_iret(self, wanted: bool) -> None:
+        """Exit with IRET before each IRET, or no longer."""
+        self.iret_watched = wanted
+        self._intercept_iret()
+
     def queue(self, kind: int, vector: int, error_code: int, next_rip: int = 0) -> None:
         """Have the native hook deliver an event (`DeliveryKind`) before the next instruction."""
         slots = self._slots
@@ -143,16 +152,38 @@ class EventDelivery:
     def block_nmi(self, blocked: bool) -> None:
         """Block NMIs until an IRET begins, of which the core then tells, or no longer."""
         self.nmi_blocked = blocked
+        self._intercept_iret()
+
+    def begin_iret(self) -> None:
+        """Unblock NMIs, and let the IRET pass of which the core tells."""
+        self.iret_passing = self.iret_watched
+        self.block_nmi(False)
+
+    def end_iret(self) -> None:
+        """Take note of a boundary: no IRET is passing."""
+        if self.iret_passing:
+            self.iret_passing = False
+            self._intercept_iret()
+
+    def _intercept_iret(self) -> None:
         at = Env.INTERCEPT // 8
-        if blocked:
+        if self.nmi_blocked or (self.iret_watched and not self.iret_passing):
             self._env64[at] |= _IRET_BIT
         else:
             self._env64[at] &= ~_IRET_BIT
 
     def save(self) -> SavedEvents:
         """Return what is not in the slots."""
-        return SavedEvents(self.vectoring, self.interrupted, self.triple_fault, self.nmi_blocked)
+        return SavedEvents(
+            self.vectoring,
+            self.interrupted,
+            self.triple_fault,
+            self.nmi_blocked,
+            self.iret_passing,
+        )
 
     def load(self, saved: SavedEvents) -> None:
         """Return to a saved state."""
-        self.vectoring, self.interrupted, self.triple_fault, self.nmi_blocked = saved
+        self.vectoring, self.interrupted, self.triple_fault = saved[:3]
+        self.nmi_blocked, self.iret_passing = saved[3:]
+        self._intercept_iret()

@@ -105,6 +105,7 @@ class UnicornVcpu:
         self.set_instruction_budget = code.set_instruction_budget
         self.set_breakpoints = code.set_breakpoints
         self.watch_entries = code.watch_entries
+        self.watch_iret = events.watch_iret
         self.exact_counts = code.exact_counts
 
     # `cycles`, `rflags` and `cpl` are asked for several times a trap: what a call of the part's own
