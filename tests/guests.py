@@ -24,6 +24,7 @@ _SOURCE = f"""
         .intel_syntax noprefix
         .set BASE, 0xffffffff80000000
         .set USER_STACK, 0x5ff000
+        .set WP, 1 << 16
         .macro tdcall
         .byte 0x66, 0x0f, 0x01, 0xcc
         .endm
@@ -86,6 +87,25 @@ _SOURCE = f"""
         iretq
         .endm
 
+        # Off the stack that the next NMI's frame goes to: below what the first interrupted.
+        .macro copy_frame
+        push rax
+        push rbx
+        mov rax, [rsp + 40]
+        and rax, -16
+        .irp word, 1, 2, 3, 4, 5
+        mov rbx, [rsp + 56 - 8 * \\word]
+        mov [rax - 8 * \\word], rbx
+        .endr
+        mov rbx, [rsp]
+        mov [rax - 48], rbx
+        mov rbx, [rsp + 8]
+        mov [rax - 56], rbx
+        lea rsp, [rax - 56]
+        pop rax
+        pop rbx
+        .endm
+
         .text
         .globl phys_start
         .set phys_start, _start - BASE
@@ -95,6 +115,11 @@ _start: lea rax, [rip + pml4]
         movabs rax, offset high
         jmp rax
 high:   lea rsp, [rip + kstack_top]
+        .ifdef PROTECTED
+        mov rax, cr0
+        or rax, WP
+        mov cr0, rax
+        .endif
         lgdt [rip + gdt_pointer]
         lea rax, [rip + tss]
         mov [rip + gdt + 0x32], ax
@@ -226,7 +251,9 @@ reloaded:
         .ifdef TRAP
         push rbx
         mov eax, 0x40000000
+        .ifndef MASKED
         sti
+        .endif
         cpuid
         cli
         pop rbx
@@ -247,6 +274,9 @@ power_off:
         hlt
 
         function asm_exc_nmi
+        .ifdef NMI_COPIES
+        copy_frame
+        .endif
         paranoid_entry
         call exc_nmi
         .ifdef NO_IRET
@@ -303,6 +333,24 @@ power_off:
         je 3f
         mov byte ptr [rip + bystander], 7
 3:
+        .endif
+        .ifdef NMI_TRAPS
+        push rbx
+        mov eax, 0x40000000
+        cpuid
+        pop rbx
+        .endif
+        .ifdef NMI_WRITES_TEXT
+        cmp byte ptr [rip + busy], 0
+        je 7f
+        mov rax, cr0
+        and rax, ~WP
+        mov cr0, rax
+        mov cl, [rip + power_off]
+        mov [rip + power_off], cl
+        or rax, WP
+        mov cr0, rax
+7:
         .endif
         .ifdef NMI_FAULTS
         mov cr2, rsp
@@ -421,6 +469,13 @@ asm_exc_double_fault:
         .ifdef VE_TOUCHES
         inc qword ptr [rip + bystander]
         .endif
+        .ifdef VE_UNREAD
+        cmp byte ptr [rip + busy], 0
+        je 8f
+        xor eax, eax
+        ret
+8:
+        .endif
         .ifdef EARLY_STI
         sti
         nop
@@ -429,12 +484,17 @@ asm_exc_double_fault:
         .endif
         mov eax, 3
         tdcall
+        .ifdef CONDITIONAL_STI
+        test dword ptr [rsp + 17 * 8], 0x200
+        jz 9f
+        .endif
         .ifndef EARLY_STI
         sti
         nop
         nop
         cli
         .endif
+9:
         mov esi, r10d
         push rsi
         cmp ecx, 32
@@ -484,7 +544,11 @@ pd_low: .quad 0
 pd_high:
         .set at, 0
         .rept 16
+        .ifdef PROTECTED
+        .quad at + 0x83 - 2 * (at == 0x200000)
+        .else
         .quad at + 0x83
+        .endif
         .set at, at + 0x200000
         .endr
         .zero 496 * 8
@@ -537,6 +601,7 @@ SECTIONS {
   . = 0xffffffff80200000;
   .text : AT(0x200000) { *(.text) } :kernel
   .rodata : { *(.rodata) *(.note.*) } :kernel
+  . = ALIGN(0x200000);
   .data : { *(.data) } :kernel
   . = 0x400000;
   .user : AT(0x600000) { *(.user) } :user

@@ -40,7 +40,7 @@ class DataMap:
         self._percpu_pages = dict(self._find_percpu_pages())
         self.table_pages, self._user_pages = self._walk()
         self._descriptors = tuple(self._find_descriptors())
-        self._fixed = dict(self._find_fixed())
+        self._fixed = fixed_ranges(target)
 
     def describe(self, gpa: int) -> str:
         """Name the variable at a GPA as well as can be told."""
@@ -68,16 +68,6 @@ class DataMap:
             return "a descriptor table"
         address = gpa - self._target.physical_base + KERNEL_MAP
         return next((what for what, where in self._fixed.items() if address in where), None)
-
-    def _find_fixed(self) -> Iterator[tuple[str, range]]:
-        for what, (first, last) in names.FIXED.items():
-            start, end = self._target.address(first), self._target.address(last)
-            if start is not None and end is not None:
-                yield what, range(start, end)
-                continue
-            section = self._target.binary.elf.section(_FIXED_SECTIONS[what])
-            if section is not None:
-                yield what, range(section.address, section.address + section.size)
 
     def _find_descriptors(self) -> Iterator[range]:
         """Yield the GPAs of the GDT and the IDT."""
@@ -156,6 +146,20 @@ class DataMap:
             gpa = self._vcpu.translate(start + offset)
             if gpa is not None:
                 yield gpa & -PAGE & ~self._vcpu.memory.shared_bit, section.address + offset
+
+
+def fixed_ranges(target: Target) -> dict[str, range]:
+    """Return what is not written once the kernel runs, by name: GLAs."""
+    found = {}
+    for what, (first, last) in names.FIXED.items():
+        start, end = target.address(first), target.address(last)
+        if start is not None and end is not None:
+            found[what] = range(start, end)
+            continue
+        section = target.binary.elf.section(_FIXED_SECTIONS[what])
+        if section is not None:
+            found[what] = range(section.address, section.address + section.size)
+    return found
 
 
 class _Objects:

@@ -79,6 +79,7 @@ class Injector:
     def close(self) -> None:
         """Take the watch off the machine."""
         self._vcpu.watch_entries(None)
+        self._watch.way.close()
         self._watching.close()
 
     def reference(self) -> ReferenceEnd:

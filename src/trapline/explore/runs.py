@@ -16,7 +16,7 @@ from trapline.explore.ends import Excused, Taken
 from trapline.explore.events import Decision
 from trapline.explore.evidence import Evidence
 from trapline.explore.registers import differing_registers, registers
-from trapline.explore.watch import Watch
+from trapline.explore.watch import Passed, Watch
 from trapline.explore.window import LiveWindow
 
 UNDECIDED: Final = Decision(False, "")
@@ -46,7 +46,7 @@ class Runs:
         self._budget = budget
         self._usual = watch.counts.copy()
         self._vectors: dict[str, int] = {}
-        self._before: tuple[int, Counter[int]] = 0, Counter()
+        self._before = 0, Passed(Counter(), None)
         self._held_until: dict[int, int] = {}
 
     # What the oracle asks for; see `oracle.Runner`.
@@ -220,10 +220,10 @@ class Runs:
     def _go_to(self, boundary: int) -> None:
         """Go to a boundary, and count what is delivered on the way."""
         window, watch, vcpu = self._window, self._watch, self._vcpu
-        number, counts = self._before
-        watch.reset(counts if number <= boundary else None)
+        number, passed = self._before
+        watch.reset(passed if number <= boundary else None)
         window.go_to(boundary, watch.on_exit)
-        self._before = boundary, watch.counts.copy()
+        self._before = boundary, watch.passed
         last = boundary == len(window.steps)
         expected = window.last_step.rip if last else window.steps[boundary].rip
         if vcpu.regs[Reg.RIP] != expected:

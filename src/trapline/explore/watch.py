@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 from trapline.cpu.engine import Exit, Reg
 from trapline.explore.gates import Gate
+from trapline.explore.way import Trap, Way
 from trapline.explore.window import LiveWindow
 from trapline.guest.target import KERNEL_HALF
 from trapline.machine.outcome import OutcomeKind
@@ -58,6 +59,13 @@ class Delivery(NamedTuple):
     rsp: int
 
 
+class Passed(NamedTuple):
+    """What a run went through: how often each vector was delivered, and the traps still handled."""
+
+    counts: Counter[int]
+    traps: tuple[Trap, ...] | None  # None: those of the window's start
+
+
 class Watch(TrapListener):
     """The exit handler of a run. `ending` is set when the run is over."""
 
@@ -74,14 +82,21 @@ class Watch(TrapListener):
         self.breakpoints = frozenset({self._end_rip, *self._oops, *self._panic})
         self.entries = frozenset(self._handlers)
         self._gates: dict[int, bool] = {}
+        self.way = Way(window)
         self.reset()
 
-    def reset(self, counts: Counter[int] | None = None) -> None:
-        """Forget the run before; `counts` were delivered before this one begins."""
+    @property
+    def passed(self) -> Passed:
+        """What the run at hand went through so far."""
+        return Passed(self.counts.copy(), self.way.open)
+
+    def reset(self, passed: Passed | None = None) -> None:
+        """Forget the run before; `passed` is what this one went through before it begins."""
+        self.way.begin(None if passed is None else passed.traps)
         self.ending: Ending | None = None
         self.ends_at_oops = False  # rather than to see whether a panic follows
         self._oopsed: str | None = None
-        self.counts: Counter[int] = Counter() if counts is None else counts.copy()
+        self.counts: Counter[int] = Counter() if passed is None else passed.counts.copy()
         self._deliveries: list[Delivery] = []
         self._ends_at: int | None = None
 
@@ -115,11 +130,8 @@ class Watch(TrapListener):
     def on_exit(self, exit_: Exit) -> None:
         """Serve one exit."""
         vcpu = self._vcpu
-        if exit_ is Exit.BREAKPOINT:
-            self._on_breakpoint(int(vcpu.regs[Reg.RIP]))
-            return
-        if exit_ is Exit.ENTRY:
-            self._check_entry(int(vcpu.regs[Reg.RIP]))
+        if exit_ in (Exit.BREAKPOINT, Exit.ENTRY, Exit.IRET):
+            self._on_watched(exit_, int(vcpu.regs[Reg.RIP]))
             return
         if (
             exit_ is Exit.BOUNDARY
@@ -136,7 +148,8 @@ class Watch(TrapListener):
             pending = self._machine.apic.pending()
         elif exit_ is Exit.NMI_WINDOW and self._nmi_is_due():
             pending = _VECTOR_NMI
-        if pending is not None and not self.note_delivery(pending):
+        is_interrupt = exit_ is Exit.INTERRUPT_WINDOW
+        if pending is not None and not self.note_delivery(pending, is_interrupt=is_interrupt):
             return
         self._window.serve(exit_)
         if not self._window.counts:
@@ -145,12 +158,21 @@ class Watch(TrapListener):
         if outcome is not None and self.ending is None:
             self.finish(OUTCOMES.get(outcome.kind, "hang"), outcome.detail)
 
+    def _on_watched(self, exit_: Exit, rip: int) -> None:
+        """Look at a place that is watched; nobody has to serve it."""
+        if exit_ is Exit.BREAKPOINT:
+            self._on_breakpoint(rip)
+        elif exit_ is Exit.ENTRY:
+            self._check_entry(rip)
+        else:
+            self._is_misstep(self.way.iret())
+
     def _nmi_is_due(self) -> bool:
         """Whether the module delivers an NMI here: one that it holds, with VE_INFO free."""
         module = self._machine.module
         return module.nmi_pending and module.ve_info is None
 
-    def note_delivery(self, vector: int) -> bool:
+    def note_delivery(self, vector: int, *, is_interrupt: bool = False) -> bool:
         """Note that an event is about to be delivered; False when that ends the run."""
         vcpu = self._vcpu
         self.counts[vector] += 1
@@ -163,7 +185,13 @@ class Watch(TrapListener):
                 f"{rsp:#x}, which belongs to user mode.",
             )
             return False
-        return True
+        return not self._is_misstep(self.way.deliver(vector, is_interrupt=is_interrupt))
+
+    def _is_misstep(self, detail: str | None) -> bool:
+        """End the run if there is something to say of its way."""
+        if detail is not None:
+            self.finish("misstep", detail)
+        return detail is not None
 
     def after(self, vectors: Collection[int], instructions: int) -> list[Delivery]:
         """Return what was delivered of these vectors from a count of instructions on."""
@@ -182,7 +210,7 @@ class Watch(TrapListener):
 
     def _on_breakpoint(self, rip: int) -> None:
         if rip == self._end_rip and self._window.is_end():
-            if not self.is_deliverable():
+            if not self.is_deliverable() and not self._is_misstep(self.way.end()):
                 self.finish(None)
             return
         if rip in self._panic:
@@ -225,6 +253,7 @@ class Watch(TrapListener):
             self.finish("privilege", f"{name}() runs on the user's stack, at {rsp:#x}.")
 
     def _announce_all(self) -> None:
+        self.way.announced()
         self._vcpu.memory.code_changed(0, len(self._vcpu.memory.ram))
 
     # vmm_interface.TrapListener
@@ -240,6 +269,7 @@ class Watch(TrapListener):
     def on_tdcall(self, rip: int, leaf: int, status: int) -> None:
         """Announce writes to guest memory by the module: any page may have changed."""
         del rip, status
+        self.way.tdcall(leaf)
         if leaf in _WRITING_TDCALLS:
             self._announce_all()
 

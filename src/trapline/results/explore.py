@@ -19,6 +19,7 @@ Verdict = Literal[
     "triple-fault",
     "td-exit",
     "hang",
+    "misstep",
     "corrupt",
     "privilege",
 ]
@@ -36,6 +37,7 @@ SEVERITY: Final[tuple[Verdict, ...]] = (
     "double-fault",
     "triple-fault",
     "hang",
+    "misstep",
     "corrupt",
     "privilege",
 )

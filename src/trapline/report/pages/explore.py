@@ -40,6 +40,7 @@ MARKS: "Final[dict[Verdict, str]]" = {
     "double-fault": "D",
     "triple-fault": "T",
     "hang": "H",
+    "misstep": "m",
     "corrupt": "C",
     "privilege": "!",
 }

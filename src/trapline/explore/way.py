@@ -1,0 +1,274 @@
+"""What a kernel may not do on its way, though the end may look as it should.
+
+Of each trap that the host or the module delivers it is remembered what was interrupted, until
+the IRET that goes back there. In between
+
+- no interrupt is delivered, if the interrupted code had interrupts off;
+- an NMI may come inside an NMI (the IRET of a #VE in its handler unblocks them) only in a kernel
+  that is built for it: its frame is pushed over that of the first, so that the first can go
+  back only by a copy. Whether there is one is seen by the frame that its IRET takes;
+- VE_INFO is collected, or the next #VE is a double fault.
+
+And no page of kernel text or read-only data that the page tables protect is written, whatever is
+in it at the end: the engine's log of pages written tells.
+
+Exceptions that the guest's own instructions raise are not followed.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from trapline.cpu.engine import Reg, Vcpu
+from trapline.explore.datamap import PAGE, fixed_ranges
+from trapline.explore.gates import Gate
+from trapline.explore.window import LiveWindow
+from trapline.kernel.live.runtime import KERNEL_MAP
+
+_VECTOR_NMI: Final = 2
+_VECTOR_VE: Final = 20
+_NAMES: Final = {_VECTOR_NMI: "NMI", _VECTOR_VE: "#VE", 18: "#MC"}
+_VEINFO_GET: Final = 3  # leaf of TDCALL
+_RFLAGS_IF: Final = 1 << 9
+_CPL: Final = 3
+# What IRETQ pops: RIP, CS, RFLAGS, RSP, SS (SDM 3A, 7.14.2); frames are aligned to 16 bytes.
+_FRAME: Final = struct.Struct("<5Q")
+_ALIGNMENT: Final = 16
+_ISTS: Final = struct.Struct("<36x7Q")  # of the TSS (SDM 3A, 9.7)
+# Page table entries.
+_ADDRESS: Final = 0xFFFFFFFFFF000
+_PRESENT, _WRITABLE, _LARGE = 1, 2, 0x80
+_LA57: Final = 1 << 12  # of CR4
+
+
+class Trap(NamedTuple):
+    """A trap that is being handled: what it interrupted.
+
+    `frame` is where its frame was pushed, on a stack of its own (IST), or None; `overrun` is
+    where a later NMI came whose frame was pushed there, too.
+    """
+
+    vector: int
+    rip: int
+    rsp: int
+    cpl: int
+    has_interrupts: bool
+    frame: int | None
+    overrun: int | None = None
+
+    def is_left_for(self, rsp: int, cpl: int) -> bool:
+        """Whether an IRET to this stack pointer goes back to what was interrupted.
+
+        A handler may change it by a word, to emulate an instruction that pushes or pops.
+        """
+        if _CPL in (cpl, self.cpl):
+            return cpl == self.cpl
+        if self.frame is not None:
+            return abs(rsp - self.rsp) <= _ALIGNMENT
+        return (self.rsp & -_ALIGNMENT) - _FRAME.size < rsp <= self.rsp + _ALIGNMENT
+
+
+class Way:
+    """Watches the way of one window's runs. Make it at the window's start.
+
+    What it returns is a sentence on what went wrong, None where nothing did. `open` are the traps
+    being handled that matter, the innermost last; they are part of the state of a run.
+    """
+
+    def __init__(self, window: LiveWindow) -> None:
+        self._window = window
+        self._vcpu: Vcpu = window.vcpu
+        self._module = window.machine.module
+        self._first = tuple(self._opened())
+        self._usual: frozenset[int] | None = None  # pages that the reference run wrote
+        self._protected: frozenset[int] = frozenset()
+        self.begin()
+
+    def begin(self, traps: tuple[Trap, ...] | None = None) -> None:
+        """Begin a run: at the window's start, or where these traps were being handled."""
+        self.open = self._first if traps is None else traps
+        self._is_told = True  # of each page written
+        self._arm()
+
+    def close(self) -> None:
+        """Watch no longer."""
+        self._vcpu.watch_iret(wanted=False)
+
+    def deliver(self, vector: int, *, is_interrupt: bool) -> str | None:
+        """Note that an event is about to be delivered."""
+        vcpu = self._vcpu
+        trap = self._trap(vector)
+        if trap.cpl == _CPL:
+            self.open = ()
+        off = next((one for one in reversed(self.open) if not one.has_interrupts), None)
+        if is_interrupt:
+            if off is None:
+                return None
+            return (
+                f"Vector {vector:#x} is delivered inside the handling of the "
+                f"{_name(off.vector)} at {self._label(off.rip)}, which had interrupts off."
+            )
+        if vector == _VECTOR_NMI and trap.frame is not None:
+            rip = int(vcpu.regs[Reg.RIP])
+            self.open = tuple(
+                one._replace(overrun=rip) if one.frame == trap.frame else one for one in self.open
+            )
+        if vector in (_VECTOR_NMI, _VECTOR_VE) or not trap.has_interrupts:
+            self.open = (*self.open, trap)
+            self._arm()
+        return None
+
+    def tdcall(self, leaf: int) -> None:
+        """Note a TDCALL that was served: VE_INFO may be free."""
+        if leaf == _VEINFO_GET and self._module.ve_info is None:
+            self.open = tuple(
+                one for one in self.open if one.vector != _VECTOR_VE or not one.has_interrupts
+            )
+            self._arm()
+
+    def announced(self) -> None:
+        """Note that the host or the module may have written any page."""
+        self._is_told = False
+
+    def iret(self) -> str | None:
+        """Look at an IRET that is about to execute."""
+        at = int(self._vcpu.regs[Reg.RSP])
+        data = self._vcpu.read(at, _FRAME.size)
+        if data is None:
+            return None  # it faults
+        rip, cs, _, rsp, _ = _FRAME.unpack(data)
+        left = self._left(rsp, cs & _CPL)
+        if left is None:
+            lost = next((one for one in self.open if one.overrun and one.frame == at), None)
+            if lost is None:
+                return None
+            assert lost.overrun is not None
+            return (
+                f"An NMI at {self._label(lost.overrun)} came inside the NMI at "
+                f"{self._label(lost.rip)}, and its frame took the place of the first one's: the "
+                f"IRET goes back to {self._label(rip)}."
+            )
+        closed, self.open = self.open[left:], self.open[:left]
+        self._arm()
+        if any(one.vector == _VECTOR_VE for one in closed) and self._module.ve_info is not None:
+            trap = next(one for one in reversed(closed) if one.vector == _VECTOR_VE)
+            return (
+                f"The handling of the #VE at {self._label(trap.rip)} ends with VE_INFO not "
+                "collected: the next #VE is a #DF."
+            )
+        return None
+
+    def end(self) -> str | None:
+        """Look at a run that is at the compare point; the first is the reference."""
+        pages = frozenset(self._window.pages_written())
+        if self._usual is None:
+            self._usual = pages
+            self._protected = frozenset(self._find_protected())
+            return None
+        if self._is_told:
+            written = self._protected.intersection(pages).difference(self._usual)
+            if written:
+                gpa = min(written)
+                what = self._label(gpa - self._window.target.physical_base + KERNEL_MAP)
+                return f"{self._what(gpa)} is written, in the page of {what}."
+        valid = self._module.ve_info is not None
+        if valid and not self._window.last_step.conditions.ve_valid:
+            return "VE_INFO is not collected at the compare point: the next #VE is a #DF."
+        return None
+
+    def _arm(self) -> None:
+        self._vcpu.watch_iret(wanted=bool(self.open))
+
+    def _left(self, rsp: int, cpl: int) -> int | None:
+        """Find which of the open traps an IRET goes back from; those inside are over, too."""
+        if cpl == _CPL:
+            return 0 if self.open else None
+        for index in range(len(self.open) - 1, -1, -1):
+            if self.open[index].is_left_for(rsp, cpl):
+                return index
+        return None
+
+    def _trap(self, vector: int) -> Trap:
+        """Describe the trap that a delivery before the instruction at hand makes."""
+        vcpu = self._vcpu
+        gate = Gate.read(vcpu, vector)
+        return Trap(
+            vector,
+            int(vcpu.regs[Reg.RIP]),
+            int(vcpu.regs[Reg.RSP]),
+            vcpu.cpl,
+            bool(vcpu.rflags & _RFLAGS_IF),
+            self._ist_frame(gate.ist) if gate is not None and gate.ist else None,
+        )
+
+    def _ist_frame(self, ist: int) -> int | None:
+        data = self._vcpu.read(self._vcpu.segment("tr").base, _ISTS.size)
+        if data is None:
+            return None
+        return (int(_ISTS.unpack(data)[ist - 1]) & -_ALIGNMENT) - _FRAME.size
+
+    def _opened(self) -> Iterator[Trap]:
+        """Yield the trap whose handler begins where the window does."""
+        opening = self._window.opening
+        vector = _VECTOR_NMI if opening.post == "nmi" else _VECTOR_VE
+        if opening.post != "nmi" and opening.scenario.start.trap is None:
+            return
+        at = int(self._vcpu.regs[Reg.RSP])
+        data = self._vcpu.read(at, _FRAME.size)
+        gate = Gate.read(self._vcpu, vector)
+        if data is None or gate is None:
+            return
+        rip, cs, rflags, rsp, _ = _FRAME.unpack(data)
+        frame = at if gate.ist else None
+        yield Trap(vector, rip, rsp, cs & _CPL, bool(rflags & _RFLAGS_IF), frame)
+
+    # Read-only memory.
+
+    def _find_protected(self) -> Iterator[int]:
+        """Yield the GPAs of pages with what is fixed, and that may not be written."""
+        for where in fixed_ranges(self._window.target).values():
+            yield from unwritable(self._vcpu, where)
+
+    def _what(self, gpa: int) -> str:
+        address = gpa - self._window.target.physical_base + KERNEL_MAP
+        ranges = fixed_ranges(self._window.target)
+        what = next((name for name, where in ranges.items() if address in where), "memory")
+        return what[0].upper() + what[1:]
+
+    def _label(self, address: int) -> str:
+        is_user = address < 1 << 63
+        return self._window.target.symbols.locate(address, is_user=is_user).label
+
+
+def unwritable(vcpu: Vcpu, where: range) -> Iterator[int]:
+    """Yield GPAs of the pages of a range of GLAs that CR3 maps, and lets nobody write."""
+    at = where.start & -PAGE
+    while at < where.stop:
+        gpa, size, is_writable = _leaf(vcpu, at)
+        end = min((at & -size) + size, where.stop)
+        if gpa is not None and not is_writable:
+            start = gpa & ~vcpu.memory.shared_bit
+            yield from range(start, start + (end - at), PAGE)
+        at = (at & -size) + size
+
+
+def _leaf(vcpu: Vcpu, gla: int) -> tuple[int | None, int, bool]:
+    """Walk the page tables: the GPA of a GLA (None: not mapped), what size is mapped, and how."""
+    ram = vcpu.memory.ram
+    table, rights = vcpu.cr(3) & _ADDRESS, _WRITABLE
+    levels = 5 if vcpu.cr(4) & _LA57 else 4
+    for level in range(levels, 0, -1):
+        size = PAGE << 9 * (level - 1)
+        at = table + (gla // size % 512) * 8
+        entry = int.from_bytes(ram[at : at + 8], "little")
+        rights &= entry
+        if not entry & _PRESENT:
+            return None, size, False
+        if level == 1 or (level < 4 and entry & _LARGE):
+            return (entry & _ADDRESS & -size) + gla % size, size, bool(rights & _WRITABLE)
+        table = entry & _ADDRESS & ~vcpu.memory.shared_bit
+    raise AssertionError
+
+
+def _name(vector: int) -> str:
+    return _NAMES.get(vector, f"vector {vector:#x}")
