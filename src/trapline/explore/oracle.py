@@ -76,14 +76,17 @@ class Habit:
         self._runner = runner
         self._places = places
         self._courses: dict[int, Course | None] = {}
-        self.basis: Basis = "ordinary" if places.all else "most"
-        # Boundaries to learn from, in order.
-        self.samples = places.all or tuple(
-            sorted({i * count // _SAMPLE for i in range(min(_SAMPLE, count))})
-        )
-        self._apart = max(1, min(_APART, len(self.samples) // _ANCHORS))
         self.excused = Excused(bare)
-        self._learn(steps=count >= _LONG or key[0].startswith("irq:"))
+        steps = count >= _LONG or key[0].startswith("irq:")
+        # Boundaries to learn from, in order. Where an event cannot come at an ordinary place (a
+        # #VE that the kernel takes for a fault of user mode), the window has none for it.
+        self.samples = places.all
+        self.basis: Basis = "ordinary"
+        if not self.samples or not self._learn(steps=steps):
+            self.basis = "most"
+            self.samples = tuple(range(0, count, -(-count // _SAMPLE)))
+            self._learn(steps=steps)
+        self._apart = max(1, min(_APART, len(self.samples) // _ANCHORS))
         self.most: Course | None = None
         if self.basis == "most":
             self.most = _mode(self._at(place) for place in self.samples)
@@ -139,7 +142,7 @@ class Habit:
 
     def is_anchor(self, place: int) -> bool:
         """Whether a place is an anchor."""
-        return place in self.samples and self.anchor(place) == place
+        return self.anchor(place) == place
 
     def run_at(self, place: int) -> Run | None:
         """Return the run of this event at a place; a nested one comes when the first is over."""
@@ -156,22 +159,28 @@ class Habit:
             self._courses[place] = None if course is None else _come(course)
         return self._courses[place]
 
-    def _learn(self, *, steps: bool) -> None:
-        """Find what is excused: from the first, the middle and the last place to learn from."""
+    def _learn(self, *, steps: bool) -> bool:
+        """Find what is excused: from the first, the middle and the last place to learn from.
+
+        False if no run of these came to its end.
+        """
         samples = self.samples
         stacks = self.excused.stacks.copy()
         times: frozenset[int] = frozenset()
+        has_learnt = False
         chosen = dict.fromkeys((samples[0], samples[len(samples) // 2], samples[-1]))
         for number, place in enumerate(chosen):
             run = self.run_at(place)
             taken = None if run is None else self._runner.end(run, 0)
             if run is None or taken is None:
                 continue
+            has_learnt = True
             times |= twins(self._ends, self._runner, run, taken, _LATER[number % 2 :][:1])
             if steps:
                 stacks.add(self._runner.pointers(run))
                 steps = False
         self.excused = Excused(stacks, times)
+        return has_learnt
 
 
 class Oracle:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from trapline.base.errors import NotReproducibleError, UsageError
-from trapline.cpu.engine import Reg
+from trapline.cpu.engine import Exit, Reg
 from trapline.explore import events
 from trapline.explore.course import NO_CONTEXT, NO_WORDS, Context, Course, Run
 from trapline.explore.ends import Excused, Taken
@@ -61,17 +61,41 @@ class Runs:
             return None
 
     def length(self, run: Run) -> int | None:
-        """Count the instructions that handling a run's event takes."""
-        try:
-            with self.detour():
-                start = self._finish(run, counts=True)[0]
-                ending = self._watch.ending
-                executed = self._vcpu.instructions - start
-        except NotApplicableError:
-            return None
-        if ending is None or ending.verdict is not None:
-            return None
-        return max(executed - (len(self._window.steps) - run.boundary), 0)
+        """Count the instructions that handling a run's event takes, up to where it came.
+
+        0 for one that is held back, None for one from which the guest does not come back.
+        """
+        window, watch, vcpu = self._window, self._watch, self._vcpu
+        window.count(wanted=True)
+        rip, rsp = window.step_at(run.boundary)[:2]
+        back: list[int] = []
+
+        def on_exit(exit_: Exit) -> None:
+            if (
+                exit_ is Exit.BREAKPOINT
+                and self._extra(run.event) > 0
+                and (vcpu.regs[Reg.RIP], vcpu.regs[Reg.RSP]) == (rip, rsp)
+            ):
+                back.append(vcpu.instructions)
+                vcpu.stop()
+            else:
+                watch.on_exit(exit_)
+
+        with self.detour():
+            try:
+                start = self.begin(run)
+            except NotApplicableError:
+                return None
+            if not events.is_open(run.event, events.conditions(self._machine)):
+                return 0
+            vcpu.set_breakpoints(watch.breakpoints | {rip})
+            try:
+                watch.stop_at(start + self._budget)
+                if watch.ending is None:
+                    vcpu.run(on_exit)
+            finally:
+                vcpu.set_breakpoints(watch.breakpoints)
+        return back[0] - start if back else None
 
     def end(self, run: Run, later: int) -> Taken | None:
         """Return the memory at the compare point, with the clock set forward at the event."""
@@ -167,8 +191,7 @@ class Runs:
         if run.boundary not in self._held_until:
             self._held_until = {run.boundary: self._until(run)}
         place = self._held_until[run.boundary]
-        found = self._window.last_step.rip if place == len(steps) else steps[place].rip
-        return place if found == rip else None
+        return place if self._window.step_at(place).rip == rip else None
 
     def _until(self, run: Run) -> int:
         """Say where an event that is held back can be delivered first, by the reference run."""
@@ -224,8 +247,7 @@ class Runs:
         watch.reset(passed if number <= boundary else None)
         window.go_to(boundary, watch.on_exit)
         self._before = boundary, watch.passed
-        last = boundary == len(window.steps)
-        expected = window.last_step.rip if last else window.steps[boundary].rip
+        expected = window.step_at(boundary).rip
         if vcpu.regs[Reg.RIP] != expected:
             raise NotReproducibleError(
                 f"scenario {window.scenario.name}: boundary {boundary} is at "

@@ -157,6 +157,10 @@ class LiveWindow:
         data = DataMap(self.target, self.vcpu)
         self.ends = Ends(self.vcpu, data, self.pages_written(), end.cpl)
 
+    def step_at(self, boundary: int) -> Step:
+        """Return the state before an instruction, or that at the compare point."""
+        return self.last_step if boundary == len(self.steps) else self.steps[boundary]
+
     def step(self) -> Step:
         """Describe the instruction that the machine is at."""
         regs, vcpu = self.vcpu.regs, self.vcpu
