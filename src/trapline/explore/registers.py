@@ -41,6 +41,11 @@ _NAMES: Final = (
     FPU,
 )
 
+# System V psABI for x86-64, 3.2.1: a function need not keep these. RAX and RDX have what it
+# returns.
+_SCRATCH: Final = frozenset(("RCX", "RSI", "RDI", "R8", "R9", "R10", "R11"))
+_STATUS: Final = 0x8D5  # CF, PF, AF, ZF, SF, OF
+
 Registers = tuple[int, ...]
 
 
@@ -70,19 +75,26 @@ def registers(machine: Machine) -> Registers:
 
 
 def differing_registers(
-    reference: Registers, found: Registers, events: Collection[str]
+    reference: Registers, found: Registers, events: Collection[str], *, is_return: bool
 ) -> tuple[str, ...]:
     """Describe registers that differ, but for those that one of the events may change.
 
     An interrupt handler may fault: interrupts are off until a page fault's own has read CR2.
+    `is_return`: the window is a function of the kernel, and closes where it has returned; what is
+    then in registers that a function may leave as it likes says nothing.
     """
     if reference == found:
         return ()
-    ignored = {"CR2"} if any(event.startswith(("irq:", "int80")) for event in events) else set()
-    return tuple(
-        f"the {name} registers are not as they were"
-        if name == FPU
-        else f"{name} is {now:#x}, {was:#x} expected"
-        for name, was, now in zip(_NAMES, reference, found, strict=True)
-        if was != now and name not in ignored
-    )
+    ignored: frozenset[str] = _SCRATCH if is_return else frozenset()
+    if any(event.startswith(("irq:", "int80")) for event in events):
+        ignored |= {"CR2"}
+    texts = []
+    for name, was, now in zip(_NAMES, reference, found, strict=True):
+        mask = ~_STATUS if is_return and name == "RFLAGS" else -1
+        if (was ^ now) & mask and name not in ignored:
+            texts.append(
+                f"the {name} registers are not as they were"
+                if name == FPU
+                else f"{name} is {now:#x}, {was:#x} expected"
+            )
+    return tuple(texts)

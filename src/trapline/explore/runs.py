@@ -160,7 +160,9 @@ class Runs:
         context = NO_CONTEXT
         wrong: tuple[str, ...] = ()
         if ending.verdict is None:
-            wrong = differing_registers(window.end.registers, registers(self._machine), named)
+            wrong = differing_registers(
+                window.end.registers, registers(self._machine), named, is_return=window.is_return
+            )
             taken = self._take()
             context = Context(
                 frozenset(d.rip for d in deliveries),

@@ -53,6 +53,8 @@ class LiveWindow:
         self.target = target
         self.opening = opening
         self.scenario = opening.scenario
+        start, end = opening.scenario.start, opening.scenario.end
+        self.is_return = start.symbol is not None and end.at == "return"
         self.vcpu: Vcpu = machine.vcpu
         self.counts = False
         self.trouble: BadInputFileError | None = None
