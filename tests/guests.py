@@ -240,12 +240,20 @@ reloaded:
         ud2
 6:
         .endif
+        .ifdef OPEN
+        sti
+        .space 24, 0x90
+        .endif
         .ifdef TORN_COUNTER
         mov rcx, [rip + counter]
         add rcx, 1
         mov [rip + counter], rcx
         .else
         add qword ptr [rip + counter], 1
+        .endif
+        .ifdef OPEN
+        .space 24, 0x90
+        cli
         .endif
         mov byte ptr [rip + busy], 0
         .ifdef TRAP
@@ -358,6 +366,46 @@ power_off:
         .ifdef NMI_COUNTS
         inc qword ptr [rip + counter]
         .endif
+        .ifdef NMI_TAKES_TIME
+        rdtsc
+        shl rdx, 32
+        or rax, rdx
+        mov [rip + stamp], rax
+        .endif
+        .ifdef NMI_MEASURES
+        rdtsc
+        mov ecx, eax
+        rdtsc
+        sub eax, ecx
+        mov [rip + stamp], eax
+        .endif
+        .ifdef NMI_KEEPS_RIP
+        mov rax, [rsp + 40]
+        mov [rip + stamp], rax
+        .endif
+        .ifdef NMI_KEEPS_FLAGS
+        mov rax, [rsp + 56]
+        mov [rip + stamp], rax
+        .endif
+        .ifdef NMI_KEEPS_RSP
+        mov rax, [rsp + 64]
+        mov [rip + stamp], rax
+        .endif
+        .ifdef NMI_WRITES_USER
+        inc qword ptr [0x500000]
+        .endif
+        .ifdef NMI_WRITES_TABLE
+        add qword ptr [rip + pd_low + 4088], 2
+        .endif
+        .ifdef NMI_WRITES_IDT
+        inc dword ptr [rip + idt + 16 * 200 + 12]
+        .endif
+        .ifdef NMI_USES_FPU
+        fld1
+        .endif
+        .ifdef NMI_WRITES_DR
+        mov dr0, rsp
+        .endif
         ret
         .size exc_nmi, . - exc_nmi
 
@@ -391,10 +439,12 @@ asm_exc_double_fault:
         mov cr2, rsp
         .endif
         inc qword ptr [rip + irq_count]
+        .ifndef IRQ_WITHOUT_EOI
         mov ecx, 0x80b
         xor eax, eax
         xor edx, edx
         wrmsr
+        .endif
         pop rbx
         pop rdx
         pop rcx
@@ -568,6 +618,7 @@ zeros:  .zero 16
         variable counter
         variable busy
         variable bystander
+        variable stamp
         variable nmi_count
         variable irq_count
         .balign 4096

@@ -194,6 +194,8 @@ class Vcpu(Protocol):
     regs: memoryview  # 17 u64, by Reg
     cycles: int  # virtual TSC; executed code advances it, the handler may add to it
 
+    def reseed(self, seed: int) -> None: ...  # as Factory's `seed`, from here to a restore
+
     # Details of the exit at hand.
     @property
     def io(self) -> IoAccess: ...

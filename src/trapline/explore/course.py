@@ -21,11 +21,12 @@ class Word(NamedTuple):
     """8 bytes of memory that differ from the reference's end.
 
     `value` is what they hold; for "rip" the word holds the address of the interrupted
-    instruction, whatever that is, and for "stack" it points into the interrupted stack.
+    instruction, whatever that is, for "flags" its RFLAGS, and for "stack" it points into the
+    interrupted stack. (The interrupted CS is one number for each mode.)
     """
 
     gpa: int
-    kind: Literal["value", "rip", "stack"]
+    kind: Literal["value", "rip", "flags", "stack"]
     value: int
 
 
@@ -48,13 +49,14 @@ NO_WORDS = Words()
 
 
 class Context(NamedTuple):
-    """What the events interrupted: RIPs, and the stacks (GLAs) that were in use."""
+    """What the events interrupted: RIPs, RFLAGS, and the stacks (GLAs) that were in use."""
 
     rips: frozenset[int]
+    flags: frozenset[int]
     stacks: tuple[range, ...]
 
 
-NO_CONTEXT = Context(frozenset(), ())
+NO_CONTEXT = Context(frozenset(), frozenset(), ())
 
 
 class Course(NamedTuple):

@@ -200,6 +200,8 @@ class Ends:
 def _kind(gpa: int, value: int, context: Context) -> Word:
     if value in context.rips:
         return Word(gpa, "rip", 0)
+    if value in context.flags:
+        return Word(gpa, "flags", 0)
     if any(value in stack for stack in context.stacks):
         return Word(gpa, "stack", 0)
     return Word(gpa, "value", value)

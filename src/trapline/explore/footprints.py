@@ -41,6 +41,10 @@ class Footprints:
             self._ids[key] = self._add(course, judgement)
         return self._ids[key]
 
+    def document(self, identity: str) -> Footprint:
+        """Return a footprint that came up, without its runs."""
+        return self._documents[identity]
+
     def summary(self, identity: str) -> str:
         """Name the first variables of a footprint, and say how many words it has."""
         if identity not in self._summaries:

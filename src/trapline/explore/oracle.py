@@ -34,6 +34,12 @@ _SAMPLE: Final = 12  # boundaries that stand for a window without ordinary place
 _LATER: Final = (7_919, 104_729)  # cycles that the twins' clocks are set forward
 _LONG: Final = 2_000  # instructions of a window from which on the first run is stepped through
 
+_CONTEXT: Final = {
+    "rip": "the interrupted RIP",
+    "flags": "the interrupted RFLAGS",
+    "stack": "a pointer into the interrupted stack",
+}
+
 Key = tuple[str, str | None]
 
 
@@ -340,17 +346,15 @@ class Oracle:
 
     @staticmethod
     def _shown(word: Word) -> str:
-        if word.kind == "rip":
-            return "the interrupted RIP"
-        if word.kind == "stack":
-            return "a pointer into the interrupted stack"
+        if word.kind != "value":
+            return _CONTEXT[word.kind]
         return f"{word.value:#x}"
 
 
 def twins(
     ends: Ends, runner: Runner, run: Run, taken: Taken, times: Iterable[int] = _LATER
 ) -> frozenset[int]:
-    """Find the words that follow the virtual clock: each twin's clock is set forward a little."""
+    """Find the words that follow the clock or chance: a twin's clock is set forward a little."""
     found: frozenset[int] = frozenset()
     for later in times:
         twin = runner.end(run, later)
@@ -415,4 +419,6 @@ def _is_also(one: Word, its: Context, other: Word) -> bool:
         return False
     if one.kind == "rip":
         return other.value in its.rips
+    if one.kind == "flags":
+        return other.value in its.flags
     return one.kind == "stack" and any(other.value in stack for stack in its.stacks)

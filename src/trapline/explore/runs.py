@@ -166,6 +166,7 @@ class Runs:
             taken = self._take()
             context = Context(
                 frozenset(d.rip for d in deliveries),
+                frozenset(d.rflags for d in deliveries),
                 excused.stacks.holding({d.rsp for d in deliveries}),
             )
             words = window.ends.differing(taken, excused, context)
@@ -233,11 +234,12 @@ class Runs:
     def begin(self, run: Run, later: int = 0) -> int:
         """Go to the boundary and inject; return how many instructions had retired there.
 
-        The virtual clock is set forward so many cycles before.
+        The virtual clock is set forward so many cycles before, and chance gets another seed.
         """
         self._go_to(run.boundary)
         if later:
             self._vcpu.cycles += later
+            self._vcpu.reseed(later)
         start = self._vcpu.instructions
         self._inject(run.event)
         return start

@@ -57,6 +57,7 @@ class Delivery(NamedTuple):
     instructions: int
     rip: int
     rsp: int
+    rflags: int
 
 
 class Passed(NamedTuple):
@@ -177,7 +178,9 @@ class Watch(TrapListener):
         vcpu = self._vcpu
         self.counts[vector] += 1
         rsp = int(vcpu.regs[Reg.RSP])
-        self._deliveries.append(Delivery(vector, vcpu.instructions, int(vcpu.regs[Reg.RIP]), rsp))
+        self._deliveries.append(
+            Delivery(vector, vcpu.instructions, int(vcpu.regs[Reg.RIP]), rsp, vcpu.rflags)
+        )
         if vcpu.cpl == 0 and rsp < KERNEL_HALF and not self._has_stack(vector):
             self.finish(
                 "privilege",

@@ -122,13 +122,13 @@ class FootprintWord(Document, frozen=True, kw_only=True):
     """8 bytes that an event changes by its own nature, by the variable's name where it has one.
 
     `was` is without the event. `now` is with it: a number ("value"), one that varies with the
-    virtual time ("time"), the address of the interrupted instruction ("rip"), or some address
-    inside the interrupted stack ("stack").
+    virtual time ("time"), the address of the interrupted instruction ("rip"), its RFLAGS
+    ("flags"), or some address inside the interrupted stack ("stack").
     """
 
     name: str
     gpa: int
-    kind: Literal["value", "time", "rip", "stack"]
+    kind: Literal["value", "time", "rip", "flags", "stack"]
     was: int
     now: int | None
 

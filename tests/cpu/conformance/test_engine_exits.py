@@ -416,6 +416,21 @@ def test_the_time_stamp_counter_advances_and_repeats():
     assert (high, aux) == (2, 77)
 
 
+def test_another_seed_changes_chance_until_a_restore():
+    source = "rdrand rbx\n rdtsc\n mov esi, eax\n rdtsc\n sub eax, esi\n hlt"
+    with BareGuest(source, seed=1) as guest:
+        snapshot = guest.engine.freeze()
+        seen = []
+        for seed in (None, 5, 6, None):
+            guest.engine.restore(snapshot)
+            if seed is not None:
+                guest.vcpu.reseed(seed)
+            guest.run()
+            seen.append((guest.reg("RBX"), guest.reg("RAX")))
+    assert seen[0] == seen[3]
+    assert len({random for random, _ in seen}) == len({took for _, took in seen}) == 3
+
+
 @pytest.mark.parametrize("instruction", ["rdrand", "rdseed"])
 def test_random_numbers_come_from_the_seed(instruction):
     source = f"{instruction} rax\n setc bl\n {instruction} ecx\n {instruction} r9w\n hlt"

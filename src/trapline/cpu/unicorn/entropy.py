@@ -9,6 +9,10 @@ class Entropy:
     """What RDRAND and RDSEED give, and how long RDTSC takes."""
 
     def __init__(self, seed: int) -> None:
+        self.reseed(seed)
+
+    def reseed(self, seed: int) -> None:
+        """Let chance decide otherwise from here on."""
         self._random = seed & _MASK64
         self._noise = seed & 0x7FFFFFFF
 

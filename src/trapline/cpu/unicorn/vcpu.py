@@ -106,6 +106,7 @@ class UnicornVcpu:
         self.set_breakpoints = code.set_breakpoints
         self.watch_entries = code.watch_entries
         self.watch_iret = events.watch_iret
+        self.reseed = entropy.reseed
         self.exact_counts = code.exact_counts
 
     # `cycles`, `rflags` and `cpl` are asked for several times a trap: what a call of the part's own

@@ -56,7 +56,12 @@ _RANK: Final = {verdict: rank for rank, verdict in enumerate(SEVERITY)}
 _GROUPS: Final = 8
 _EXAMPLES: Final = 3
 _RANGES: Final = 6
-_KINDS: Final = {"time": "a time", "rip": "the interrupted RIP", "stack": "into the stack"}
+_KINDS: Final = {
+    "time": "a time",
+    "rip": "the interrupted RIP",
+    "flags": "the interrupted RFLAGS",
+    "stack": "into the stack",
+}
 _BASES: Final = {
     "ordinary": "at ordinary places",
     "most": "in most of this window, which has no ordinary place",
