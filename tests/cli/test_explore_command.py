@@ -1,5 +1,6 @@
 """The command line of explore, on a guest of a hundred instructions."""
 
+import fcntl
 import json
 import os
 import shlex
@@ -166,6 +167,46 @@ def test_a_baseline_that_is_too_large(guest, tmp_path, capsys):
         stream.truncate(1 << 40)  # sparse
     assert run([*guest, "--baseline", str(path)]) == ExitCode.BAD_INPUT_FILE
     assert "is larger than 512 MiB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"schema": "trapline/explore", "generator": "\xff"}',
+        b'{"schema": "trapline/explore", "\\u001b]0;owned\\u0007\\n": 1}',
+        b'{"schema": "trapline/explore", "injected": ' + b"9" * 5000 + b"}",
+    ],
+    ids=["not UTF-8", "an escape sequence", "a number of 5,000 digits"],
+)
+def test_a_hostile_baseline_is_one_printable_sentence(data, guest, tmp_path, capsys):
+    path = tmp_path / "baseline.json"
+    path.write_bytes(data)
+    assert run([*guest, "--baseline", str(path)]) == ExitCode.BAD_INPUT_FILE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.isprintable()
+    assert str(path) in line
+
+
+def test_a_scenario_that_is_a_fifo_or_no_toml(guest, tmp_path, capsys):
+    path = tmp_path / "one.toml"
+    os.mkfifo(path)
+    assert run([*guest[:2], "--scenario", str(path)]) == ExitCode.BAD_INPUT_FILE
+    assert "is not a regular file" in capsys.readouterr().err
+    path.unlink()
+    path.write_bytes(b"nth = " + b"9" * 5000)
+    assert run([*guest[:2], "--scenario", str(path)]) == ExitCode.BAD_INPUT_FILE
+    assert "is not valid TOML" in capsys.readouterr().err
+
+
+def test_a_second_campaign_on_one_store_is_refused_at_once(guest, tmp_path, capsys):
+    """Before it boots anything."""
+    path = tmp_path / "a.db"
+    assert run([*guest, "--store", str(path), "--limit", "1"]) in {0, 1}
+    capsys.readouterr()
+    with path.open("rb") as first:
+        fcntl.flock(first, fcntl.LOCK_EX)  # as the first campaign does
+        assert run([*guest, "--store", str(path), "--resume"]) == ExitCode.OUTPUT_FAILED
+    assert "another command is writing to it" in capsys.readouterr().err
 
 
 def test_a_store_that_is_no_file(guest, tmp_path, capsys):
