@@ -63,6 +63,8 @@ _CONDITIONAL_MOVES: Final = frozenset(
 _IMMEDIATES: Final = frozenset(
     value for name, value in vars(OpKind).items() if name.startswith("IMMEDIATE")
 )
+_JUMPS: Final = frozenset({FlowControl.CONDITIONAL_BRANCH, FlowControl.UNCONDITIONAL_BRANCH})
+_STRAIGHT: Final = frozenset({FlowControl.NEXT, FlowControl.CALL, FlowControl.INDIRECT_CALL})
 _PASSES: Final = 4  # over a function with loops; more than nested loops need
 _MASK: Final = (1 << 64) - 1
 _SIGN: Final = 1 << 63
@@ -145,9 +147,10 @@ class Walk:
     def states(self) -> "Iterator[tuple[Instruction, State]]":
         """Yield each instruction with what holds before it; the state is not to be kept."""
         heads: dict[int, State] = {}
-        for _ in range(_PASSES):
-            if not self._learn(heads):
-                break
+        if any(map(_jumps_back, self._instructions)):
+            for _ in range(_PASSES):
+                if not self._learn(heads):
+                    break
         yield from self._pass(heads, None)
 
     def _learn(self, heads: dict[int, State]) -> bool:
@@ -179,13 +182,13 @@ class Walk:
                 state = {}
             yield instruction, state
             flow = instruction.flow_control
-            if flow in {FlowControl.CONDITIONAL_BRANCH, FlowControl.UNCONDITIONAL_BRANCH}:
+            if flow in _JUMPS:
                 target = instruction.near_branch_target
                 where = ahead if target > place else back
                 if where is not None:
                     known = where.get(target)
                     where[target] = dict(state) if known is None else _join(known, state)
-            if flow in {FlowControl.NEXT, FlowControl.CALL, FlowControl.INDIRECT_CALL}:
+            if flow in _STRAIGHT:
                 self._step(instruction, state, is_call=flow != FlowControl.NEXT)
             elif flow != FlowControl.CONDITIONAL_BRANCH:
                 state = None
@@ -279,6 +282,10 @@ class Walk:
         if self._members and base is not None and base.kind in {"argument", "argument member"}:
             return Value("argument member", base.what)
         return None
+
+
+def _jumps_back(instruction: "Instruction") -> bool:
+    return instruction.flow_control in _JUMPS and instruction.near_branch_target <= instruction.ip
 
 
 def variable_of(instruction: "Instruction") -> int | None:

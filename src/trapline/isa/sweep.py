@@ -44,7 +44,10 @@ class Sweep:
     """
 
     def __init__(
-        self, data: memoryview | bytes, address: int, entries: "Iterable[int]" = ()
+        self,
+        data: memoryview | bytes,
+        address: int,
+        entries: "Iterable[int] | NDArray[np.uint64]" = (),
     ) -> None:
         """Decode the section. `entries` are addresses known to start an instruction.
 
@@ -56,24 +59,25 @@ class Sweep:
         lengths = np.fromiter(map(_length, Decoder(_BITS, self.data, ip=address)), np.uint8)
         ends = np.cumsum(lengths, dtype=np.uint32)
         self.starts: NDArray[np.uint32] = ends - lengths
-        known = self._offsets(np.fromiter(entries, np.uint64))
+        known = self._offsets(entries)
         self._realign(known)
         self._skip_marks(known)
-        self._is_code: NDArray[np.bool_] | None = None
+        self._holds: Callable[[NDArray[np.uint64]], NDArray[np.bool_]] | None = None
+        self._traps: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.starts)
 
-    def leave_data(self, is_code: "NDArray[np.bool_]") -> "list[int]":
-        """Name no more candidates in what is no code, by a flag for each of `starts`.
+    def leave_data(self, holds: "Callable[[NDArray[np.uint64]], NDArray[np.bool_]]") -> "list[int]":
+        """Name no more candidates in what is no code: where `holds` says no of an address.
 
         Returns the addresses of the trap candidates that are left out by this.
         """
-        if is_code.all():
-            return []
-        self._is_code = ~is_code
-        left_out = self.trap_candidates()
-        self._is_code = is_code
+        found = np.array(self.trap_candidates(), np.uint64)
+        is_code = holds(found)
+        self._holds = holds
+        self._traps = found[is_code].tolist()
+        left_out: list[int] = found[~is_code].tolist()
         return left_out
 
     def decode(self, address: int) -> Instruction:
@@ -95,7 +99,9 @@ class Sweep:
 
     def trap_candidates(self) -> "list[int]":
         """Return the addresses of all instructions that `traps.classify` may know."""
-        return self._pick(self._may_trap)
+        if self._traps is None:
+            self._traps = self._pick(self._may_trap)
+        return self._traps
 
     def branch_candidates(self, targets: "Iterable[int]") -> "list[int]":
         """Return the addresses of calls, jumps and conditional jumps to one of the targets."""
@@ -171,10 +177,10 @@ class Sweep:
             starts, ends = bounds[:_CHUNK], bounds[1:]
             if len(ends) < len(starts):
                 ends = np.append(ends, len(self.data))
-            chosen = choose(starts, ends)
-            if self._is_code is not None:
-                chosen = chosen[self._is_code[first:][chosen]]
-            found += [self.address + offset for offset in starts[chosen].tolist()]
+            chosen = starts[choose(starts, ends)].astype(np.uint64) + np.uint64(self.address)
+            if self._holds is not None:
+                chosen = chosen[self._holds(chosen)]
+            found += chosen.tolist()
         return found
 
     def _may_trap(self, starts: "NDArray[np.int64]", _: "NDArray[np.int64]") -> "NDArray[np.intp]":
@@ -186,10 +192,12 @@ class Sweep:
         found |= (first == 0x0F) & (second == 0x38) & _THREE_BYTES[third]
         return np.flatnonzero(found)
 
-    def _offsets(self, addresses: "NDArray[np.uint64]") -> "NDArray[np.uint32]":
+    def _offsets(self, addresses: "Iterable[int] | NDArray[np.uint64]") -> "NDArray[np.uint32]":
         """Return where in the section addresses are, sorted, without those outside of it."""
-        offsets = np.unique(addresses) - np.uint64(self.address)
-        return np.sort(offsets[offsets < len(self.data)].astype(np.uint32))
+        if not isinstance(addresses, np.ndarray):
+            addresses = np.fromiter(addresses, np.uint64)
+        offsets = addresses - np.uint64(self.address)
+        return np.unique(offsets[offsets < len(self.data)].astype(np.uint32), sorted=True)
 
     def _realign(self, offsets: "NDArray[np.uint32]") -> None:
         """Have an instruction start at each of the offsets, which are sorted."""

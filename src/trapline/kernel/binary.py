@@ -203,8 +203,13 @@ class Binary:
         """Whether other objects can call the function at an address by its name."""
         if self._module is None:
             return self.functions.is_global(address)
-        names = self.functions.names_at(address)
-        return len(self.symbols.find([f"__ksymtab_{name}" for name in names])[0]) > 0
+        return not self._exported.isdisjoint(self.functions.names_at(address))
+
+    @cached_property
+    def _exported(self) -> frozenset[str]:
+        prefix = "__ksymtab_"
+        names = self.symbols.names
+        return frozenset(name.removeprefix(prefix) for name in names if name.startswith(prefix))
 
     def address_of(self, name: str) -> int | None:
         """Return the address of a symbol of any kind, defined here or elsewhere, or None."""

@@ -4,11 +4,9 @@ from bisect import bisect_left
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from trapline.isa.sweep import Sweep
 from trapline.isa.traps import classify
-from trapline.linux.accessors import CALLED, INLINED, MAPPERS
+from trapline.linux.accessors import CALLED, COPIERS, INLINED, MAPPERS, MAPPING_TABLES
 from trapline.results.scan import Outside
 from trapline.scan.kernelfacts import PV_OPS
 
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from trapline.scan.kernelfacts import ScanContext
 
 _POINTER: Final = 8
+_FTRACE: Final = "__fentry__"
 
 
 class Code:
@@ -36,17 +35,28 @@ class Code:
         #: What reads like instructions that trap, and is no code.
         self.outside = tuple(self._leave_data())
         #: Address -> name of each accessor and mapper that this object could call.
-        self.targets = binary.addresses_of({*CALLED, *MAPPERS})
+        self.targets: dict[int, str] = {}
+        #: The same of functions that copy, fill and compare memory.
+        self.copiers: dict[int, str] = {}
+        silent = set()
+        # At once: each look-up goes through all symbols.
+        names = {*CALLED, *MAPPERS, *MAPPING_TABLES, *COPIERS, _FTRACE}
+        for address, name in binary.addresses_of(names).items():
+            if name in COPIERS:
+                self.copiers[address] = name
+            elif name == _FTRACE:
+                silent.add(address)
+            else:
+                self.targets[address] = name
         #: What the compiler calls at the start of each function, which changes no register.
-        self.silent = frozenset(binary.addresses_of({"__fentry__"}))
+        self.silent = frozenset(silent)
 
     def _leave_data(self) -> "Iterator[Outside]":
         spans = self._binary.code_spans
         if spans is None:
             return
         for section, sweep in zip(self._binary.text, self.sweeps, strict=True):
-            inside = spans.hold(sweep.starts.astype(np.uint64) + np.uint64(sweep.address))
-            left = sweep.leave_data(inside)
+            left = sweep.leave_data(spans.hold)
             patterns = [at for at in left if classify(sweep.decode(at)) is not None]
             if patterns:
                 size = len(sweep.data) - spans.size_within(section.address, section.end)

@@ -59,7 +59,6 @@ class Dereferences:
         self._binary = binary
         self._code = code
         self._names: list[str] = []
-        self._copiers = binary.addresses_of(COPIERS)
         self._found: dict[int, Dereference] = {}
         self._stored: dict[int, Value] = {}
         self._spoilt: set[int] = set()
@@ -151,7 +150,7 @@ class Dereferences:
                 yield Dereference(instruction.ip, operand.access, operand.width, mapper, None)
 
     def _copies(self, instruction: "Instruction", state: "State") -> "Iterator[Dereference]":
-        name = self._copiers.get(instruction.near_branch_target)
+        name = self._code.copiers.get(instruction.near_branch_target)
         for number, access in COPIERS.get(name or "", ()):
             value = flow.argument(state, number)
             if value is not None and value.kind == _MAPPED:

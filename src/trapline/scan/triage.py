@@ -12,7 +12,7 @@ import numpy as np
 from trapline.isa.sweep import Sweep
 from trapline.isa.traps import classify
 from trapline.kernel.binary import code_sections, has_dwarf
-from trapline.linux.accessors import CALLED, INLINED, MAPPERS
+from trapline.linux.accessors import CALLED, INLINED, MAPPERS, MAPPING_TABLES
 from trapline.scan.kernelfacts import PV_OPS
 
 if TYPE_CHECKING:
@@ -20,16 +20,15 @@ if TYPE_CHECKING:
 
     from trapline.kernel.elf.file import ElfFile
 
-_CALLED: Final = frozenset({*CALLED, *MAPPERS, PV_OPS})
+# Inline functions have out-of-line copies, which tell in modules without DWARF.
+_NAMED: Final = frozenset({*CALLED, *MAPPERS, *MAPPING_TABLES, PV_OPS, *INLINED})
 _TAIL: Final = 8  # bytes of a name that are compared at once
 
 
 def may_have_sites(code: "ElfFile", debug: "ElfFile") -> bool:
     """Whether a module needs a closer look; `debug` is the file with its DWARF."""
     return (
-        len(code.symbols.find(_CALLED)[0]) > 0
-        # Out-of-line copies of inline functions, for modules without DWARF.
-        or len(code.symbols.find(INLINED)[0]) > 0
+        len(code.symbols.find(_NAMED)[0]) > 0
         or (has_dwarf(debug) and mentions(bytes(debug.contents(".debug_str")), INLINED))
         or any(_has_trap(bytes(code.contents(section))) for section in code_sections(code))
     )

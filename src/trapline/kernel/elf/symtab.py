@@ -40,7 +40,12 @@ SYMBOL: Final = np.dtype(
 _MAX_NAME: Final = 4096
 _MAX_NAMES: Final = 256 << 20
 # Below this it is quicker to look at each symbol than to search the strings for each name.
+_TAIL: Final = 8  # bytes of a name that are compared at once
 _FEW_SYMBOLS: Final = 20_000
+
+
+def _tail(name: bytes) -> int:
+    return int.from_bytes(name[-_TAIL:], "big")
 
 
 class SymbolTable:
@@ -137,14 +142,27 @@ class SymbolTable:
         return np.array(found, np.intp)
 
     def _find_by_string(self, wanted: set[bytes], strings: bytes) -> "NDArray[np.intp]":
-        offsets = []
-        for name in wanted:
-            position = strings.find(name + b"\0")
-            while position >= 0:
-                # Inside of a longer name too: linkers let names share their ends.
-                offsets.append(position)
-                position = strings.find(name + b"\0", position + 1)
-        return np.flatnonzero(np.isin(self.records["name"], np.array(offsets, np.uint32)))
+        """Compare the last bytes of all names at once, then all bytes of the few that fit."""
+        tails = np.array([_tail(name) for name in wanted], np.uint64)
+        starts = self.records["name"]
+        found = [
+            index
+            for index in np.flatnonzero(np.isin(self._tails, tails)).tolist()
+            if strings[int(starts[index]) : int(self._ends[index])] in wanted
+        ]
+        return np.array(found, np.intp)
+
+    @cached_property
+    def _tails(self) -> "NDArray[np.uint64]":
+        """The last eight bytes of each name as a number, shape (n,); of a shorter one all."""
+        strings = np.frombuffer(bytes(_TAIL) + bytes(self._strings), np.uint8)
+        lengths = self._ends - self.records["name"].astype(np.int64)
+        tails = np.zeros(len(self.records), np.uint64)
+        for back in range(_TAIL):
+            # The terminator is at `ends`, before `_TAIL` zeros.
+            byte = strings[self._ends + _TAIL - 1 - back].astype(np.uint64)
+            tails |= np.where(lengths > back, byte << np.uint64(8 * back), np.uint64(0))
+        return tails
 
     def _name_ends(self) -> "NDArray[np.int64]":
         """Find where each name ends, and refuse tables whose names would not fit in memory."""
