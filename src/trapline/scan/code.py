@@ -119,8 +119,8 @@ class Code:
 
     def paravirt_calls(self, sweep: Sweep) -> "Iterator[tuple[int, Instruction, str]]":
         """Yield (address, instruction, member) of calls through members of pv_ops."""
-        table = self._binary.address_of(PV_OPS)
-        if table is None or not self._paravirt:
+        table = self._table
+        if table is None:
             return
         end = table + max(self._paravirt) + _POINTER
         for address in sweep.pointer_candidates(table, end):
@@ -129,6 +129,11 @@ class Code:
             member = self._paravirt.get(pointer - table)
             if member is not None:
                 yield address, instruction, member
+
+    @cached_property
+    def _table(self) -> int | None:
+        """Where pv_ops is, None where nothing of it hides a trap."""
+        return self._binary.address_of(PV_OPS) if self._paravirt else None
 
     def _is_within(self, address: int, function: int) -> bool:
         symbol = self._binary.symbol_at(address)

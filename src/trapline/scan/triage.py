@@ -44,12 +44,15 @@ def mentions(strings: bytes, names: "Collection[str]") -> bool:
     tails = np.zeros(len(ends), np.uint64)
     for byte in range(_TAIL):
         tails |= data[ends + byte].astype(np.uint64) << np.uint64(8 * byte)
+    by_length: dict[int, list[bytes]] = {}
     for name in names:
-        encoded = name.encode()[-_TAIL:]
-        shift = np.uint64(8 * (_TAIL - len(encoded)))
-        wanted = np.uint64(int.from_bytes(encoded, "little"))
+        encoded = name.encode()
+        by_length.setdefault(min(len(encoded), _TAIL), []).append(encoded)
+    for length, encoded_names in by_length.items():
+        wanted = [int.from_bytes(name[-_TAIL:], "little") for name in encoded_names]
         # A string may be the end of a longer one, so what comes before does not matter.
-        if np.any(tails >> shift == wanted) and strings.find(name.encode() + b"\0") >= 0:
+        ends_so = np.isin(tails >> np.uint64(8 * (_TAIL - length)), np.array(wanted, np.uint64))
+        if ends_so.any() and any(strings.find(name + b"\0") >= 0 for name in encoded_names):
             return True
     return False
 
