@@ -1,6 +1,7 @@
 """One CPU of the library: what it sees of host memory, its state, and what it caches."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final
 
 from unicorn.unicorn_const import UC_PROT_ALL
@@ -45,7 +46,8 @@ _INTERCEPTS: Final = sum(
 class Core:
     """An open CPU of `library`; `maps` are (physical address, size, host address).
 
-    `stale_tlb`: flush the TLB before the guest goes on.
+    `stale_tlb`: flush the TLB before the guest goes on. `drop_code(start, end)` forgets what was
+    translated from these physical addresses.
     """
 
     def __init__(self, library: Library, maps: Iterable[tuple[int, int, int]]) -> None:
@@ -57,7 +59,9 @@ class Core:
         self.fields = Fields(self._uc)
         self.stale_tlb = False
         self._tlb_flush = library.tlb_flush
-        self._invalidate = library.tb_invalidate_phys_range
+        self.drop_code: Callable[[int, int], None] = partial(
+            library.tb_invalidate_phys_range, self.fields.uc
+        )
 
     def arm(self, vmcb: int, nested_root: int) -> None:
         """Switch on guest mode, intercepts and nested paging; both are physical addresses."""
@@ -81,10 +85,6 @@ class Core:
         """Forget all translations of addresses."""
         self.stale_tlb = False
         self._tlb_flush(self.fields.cpu)
-
-    def drop_code(self, gpa: int, size: int) -> None:
-        """Forget what was translated from these bytes."""
-        self._invalidate(self.fields.uc, gpa, gpa + size)
 
     def drop_all_code(self) -> None:
         """Forget all translations of code."""

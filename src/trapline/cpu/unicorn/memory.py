@@ -57,7 +57,7 @@ class UnicornMemory:
     def code_changed(self, gpa: int, size: int) -> None:
         """Take note that the host wrote to RAM, at `gpa` without shared bit."""
         self.written.add(gpa, size)
-        self._core.drop_code(gpa, size)
+        self._core.drop_code(gpa, gpa + size)
 
     def written_pages(self) -> list[int]:
         """Return the GPAs of pages written since the last freeze or restore.
@@ -92,11 +92,6 @@ class UnicornMemory:
     def save(self) -> SavedMemory:
         """Return all state but RAM, which is that of the last freeze."""
         return SavedMemory(self.host.generation, self.tables.save())
-
-    def check(self, saved: SavedMemory) -> None:
-        """Raise ValueError if the RAM of a saved state is no longer the frozen one."""
-        if saved.generation != self.host.generation or not saved.generation:
-            raise ValueError("the snapshot belongs to RAM that was frozen anew since")
 
     def load(self, saved: SavedMemory) -> None:
         """Return to a saved state, with the frozen RAM."""

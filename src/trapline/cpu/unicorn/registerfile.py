@@ -45,6 +45,8 @@ RFLAGS_TF = 1 << 8
 RFLAGS_IF = 1 << 9
 RFLAGS_RF = 1 << 16
 RFLAGS_VM = 1 << 17
+RFLAGS_WRITABLE = 0x3F7FD7
+RFLAGS_FIXED = 1 << 1
 
 _DESCRIPTOR_LONG = 1 << 21
 _DESCRIPTOR_BIG = 1 << 22
@@ -139,7 +141,7 @@ class RegisterFile:
 
     @rflags.setter
     def rflags(self, value: int) -> None:
-        self._env64[Env.EFLAGS // 8] = value & 0x3F7FD7 | 2
+        self._env64[Env.EFLAGS // 8] = value & RFLAGS_WRITABLE | RFLAGS_FIXED
 
     @property
     def fpu(self) -> bytes:

@@ -69,11 +69,13 @@ class Snapshots:
         """Return to a snapshot: CPU, RAM, second-level tables, time and counters."""
         if not isinstance(snapshot, SavedState):
             raise TypeError("the snapshot is not one of this engine")
-        self._memory.check(snapshot.memory)
+        generation = snapshot.memory.generation
+        if generation != self._memory.host.generation or not generation:
+            raise ValueError("the snapshot belongs to RAM that was frozen anew since")
         stale = self._stale_translations()
         self._memory.load(snapshot.memory)
         for at in stale:
-            self._core.drop_code(at, _PAGE)
+            self._core.drop_code(at, at + _PAGE)
         self._load_cpu(snapshot.cpu)
         ctypes.memmove(self._hooks.control_address, snapshot.slots, _SLOTS)
         for part, saved in zip(self._parts, snapshot.parts, strict=True):

@@ -23,7 +23,7 @@ from trapline.cpu.unicorn.linear import LinearMemory
 from trapline.cpu.unicorn.memory import UnicornMemory
 from trapline.cpu.unicorn.msrs import NativeMsrs
 from trapline.cpu.unicorn.native import NativeHooks
-from trapline.cpu.unicorn.registerfile import RegisterFile
+from trapline.cpu.unicorn.registerfile import RFLAGS_FIXED, RFLAGS_WRITABLE, RegisterFile
 from trapline.cpu.unicorn.slots import IN_DELIVERY_FLAG, DeliveryKind, Slot
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class UnicornVcpu:
 
     @rflags.setter
     def rflags(self, value: int) -> None:
-        self._registers.rflags = value
+        self._env64[_RFLAGS] = value & RFLAGS_WRITABLE | RFLAGS_FIXED
 
     @property
     def fpu(self) -> bytes:
