@@ -154,6 +154,13 @@ reloaded:
         .else
         gate 0x40, asm_common_interrupt
         .endif
+        .ifdef MORE_VECTORS
+        gate 0x50, stub_50
+        gate 0x51, stub_51
+        .endif
+        .ifdef STUCK_VECTOR
+        gate 0x60, stuck
+        .endif
         .ifdef VE_ON_IST
         gate 20, asm_exc_virtualization_exception, 2
         .else
@@ -438,6 +445,9 @@ asm_exc_double_fault:
         .ifdef IRQ_FAULTS
         mov cr2, rsp
         .endif
+        .ifdef BUSY_IN_IRQ
+        mov byte ptr [rip + busy], 1
+        .endif
         inc qword ptr [rip + irq_count]
         .ifndef IRQ_WITHOUT_EOI
         mov ecx, 0x80b
@@ -445,11 +455,23 @@ asm_exc_double_fault:
         xor edx, edx
         wrmsr
         .endif
+        mov byte ptr [rip + busy], 0
         pop rbx
         pop rdx
         pop rcx
         pop rax
         iretq
+
+        .ifdef MORE_VECTORS
+stub_50: push 0x50
+        jmp behind_stubs
+stub_51: push 0x51
+        jmp behind_stubs
+behind_stubs:
+        add rsp, 8
+        jmp asm_common_interrupt
+        .endif
+stuck:  jmp stuck
 
         # Handlers in C: one that only its stub's name tells, one that only its own does.
         .macro swap_for_user hole
@@ -636,7 +658,12 @@ df_stack_top:
 
         .section .user, "awx"
         mov ebp, 12
-again:  mov eax, 39
+again:
+        .ifdef USER_TRAPS
+        mov eax, 0x40000000
+        cpuid
+        .endif
+        mov eax, 39
         syscall
         dec ebp
         jnz again

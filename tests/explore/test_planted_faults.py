@@ -234,7 +234,9 @@ def test_a_window_opened_by_an_nmi_of_traplines_own():
 def test_a_window_opened_by_an_interrupt_from_user_mode():
     text = 'title = "t"\n[start]\ninterrupt = "0x40"\nnth = 2\n[[inject]]\nevent = "nmi"\n'
     with Opened(text) as guest:
-        assert guest.window.boundaries[0].function == "asm_common_interrupt"
+        # Before the interrupt, and then in it.
+        assert guest.window.steps[0].cpl == 3
+        assert guest.window.boundaries[1].function == "asm_common_interrupt"
         assert {r.verdict for r in guest.all("nmi")} == {"handled"}
 
 

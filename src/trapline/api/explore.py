@@ -100,8 +100,9 @@ def explore(
             raise
         result = campaign.result_of(results, config, build_id, not_opened)
         has_died = any(one.event == NOTHING for one in result.results)
-        if named and not_opened and not has_died:
-            raise _unopened(not_opened)
+        asked = tuple(one for one in not_opened if one.scenario in {s.name for s in chosen})
+        if named and asked and not has_died:
+            raise _unopened(asked)
     return result if before is None else _compared(result, before)
 
 

@@ -13,6 +13,7 @@ from trapline.base.errors import NotReproducibleError
 from trapline.base.version import GENERATOR, __version__
 from trapline.base.workers import Death, Pool
 from trapline.explore.footprints import count
+from trapline.explore.scenario import family
 from trapline.explore.stage import Plan, StageConfig, Task
 from trapline.explore.store import Row, Store
 from trapline.explore.worker import (
@@ -60,7 +61,8 @@ class Ledger:
     @property
     def to_come(self) -> int:
         """How many windows may still open; not all do in each kernel."""
-        return len(self._config.scenarios) - len(self._plans)
+        begun = {family(name) for name in self._plans}
+        return len({s.name for s in self._config.scenarios} - {*begun, *self._plans})
 
     def opened(self, plan: Plan) -> list[tuple[Task, ...]]:
         """Take a window; return the chunks to be done, none if it is not the first time."""

@@ -29,8 +29,7 @@ class Places:
     """
 
     def __init__(self, target: Target, steps: Sequence[Step]) -> None:
-        bounds = ((target.address(a), target.address(b)) for a, b in names.ENTRY_TEXT)
-        self._entry = tuple(range(a, b) for a, b in bounds if a is not None and b is not None)
+        self._entry = entry_code(target)
         self.modes = {i: step.cpl for i, step in enumerate(steps) if self._is_ordinary(step)}
         self.all = tuple(self.modes)
         self._by_mode = {
@@ -53,3 +52,9 @@ class Places:
             and step.is_kernel_gs
             and not any(step.rip in code for code in self._entry)
         )
+
+
+def entry_code(target: Target) -> tuple[range, ...]:
+    """Return where the kernel has its entry code; nothing if it has no sections for it."""
+    bounds = ((target.address(a), target.address(b)) for a, b in names.ENTRY_TEXT)
+    return tuple(range(a, b) for a, b in bounds if a is not None and b is not None)

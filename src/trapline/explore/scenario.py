@@ -32,7 +32,11 @@ from trapline.results.explore import Verdict
 from trapline.results.trapclass import EmulatedClass
 
 _MAX_FILE: Final = 64 << 10
-_INTERRUPT: Final = r"^(timer|0x[2-9a-f][0-9a-f])$"
+_MAX_TITLE: Final = 100
+EACH: Final = "each"
+_INTERRUPT: Final = r"^(timer|each|0x[2-9a-f][0-9a-f])$"
+# A scenario of one of the vectors of one that is for each.
+_OF_EACH: Final = re.compile(r"(.+):(0x[2-9a-f][0-9a-f])")
 _SYMBOL: Final = r"^[A-Za-z_.$][\w.$]{0,199}$"
 
 Symbol = Annotated[str, msgspec.Meta(pattern=_SYMBOL)]
@@ -61,10 +65,12 @@ class Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     A window opens with an event of the guest's own (`symbol`: a function is about to run;
     `syscall`; `trap`: a #VE of a class), or with one that trapline posts: `interrupt`, its
     vector's handler entered from user mode when the `nth` system call has returned, `nmi`
-    before the function it names. `within` counts only what happens while that function is on
-    the stack (of several names, any; those that a kernel lacks are passed over), `after` only
-    what happens once that function was called, `interrupts` only what happens to code that has
-    interrupts on (or off).
+    before the function it names. `interrupt = "each"` opens a window for each way that the IDT
+    of the booted kernel has for interrupts; they are called `name:0xNN`. `within` counts only what
+    happens while that function is on the stack (of several names, any; those that a kernel lacks
+    are passed over), `after` only what happens once that function was called, `interrupts` only
+    what happens to code that has
+    interrupts on (or off), `user` only what happens to code of user mode (or not).
     """
 
     symbol: Symbol | None = None
@@ -75,6 +81,7 @@ class Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     within: Symbol | Annotated[tuple[Symbol, ...], msgspec.Meta(min_length=1)] | None = None
     after: Symbol | None = None
     interrupts: bool | None = None
+    user: bool | None = None
     nth: Count = 1
 
     @property
@@ -102,11 +109,16 @@ class End(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class Inject(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One event, tried at every boundary of the window; `then` nests others into its handling."""
+    """One event, tried at every boundary of the window; `then` nests others into its handling.
+
+    `where = "entry"` tries it only in code that enters and leaves the kernel, where it has that in
+    sections of its own.
+    """
 
     event: str
     then: tuple[str, ...] = ()
     stride: Count = 1
+    where: Literal["entry"] | None = None
     # What the kernel is meant to do, if it is not to go on.
     expect: tuple[Verdict, ...] = ()
 
@@ -114,7 +126,7 @@ class Inject(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One scenario; `name` is its file's name, so that two files cannot claim one."""
 
-    title: Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+    title: Annotated[str, msgspec.Meta(min_length=1, max_length=_MAX_TITLE)]
     why: Annotated[str, msgspec.Meta(max_length=2000)] = ""
     start: Start
     end: End = End()
@@ -138,10 +150,16 @@ def shipped() -> tuple[str, ...]:
 
 
 def load(reference: str) -> Scenario:
-    """Load a shipped scenario by name, or a file by its path.
+    """Load a shipped scenario by name, or a file by its path; `:0xNN` behind it means one vector.
 
     Raises UsageError for an unknown name, BadInputFileError for a file that does not validate.
     """
+    one = _OF_EACH.fullmatch(reference)
+    if one is not None:
+        whole = load(one[1])
+        if whole.start.interrupt != EACH:
+            raise UsageError(f"scenario {one[1]} is not one for each vector; drop ':{one[2]}'.")
+        return of_vector(whole, int(one[2], 16))
     if "/" in reference or reference.endswith(".toml"):
         path = Path(reference)
         data = files.read(path, limit=_MAX_FILE, what="a scenario")
@@ -156,6 +174,22 @@ def load(reference: str) -> Scenario:
         raise UsageError(f"no scenario is called {reference!r}; {hint}")
     data = files.shipped("trapline.explore", f"scenarios/{reference}.toml")
     return parse(data, f"{reference}.toml", reference)
+
+
+def of_vector(scenario: Scenario, vector: int) -> Scenario:
+    """Make of a scenario that is for each vector the one for this vector."""
+    return msgspec.structs.replace(
+        scenario,
+        name=f"{scenario.name}:{vector:#x}",
+        title=f"{scenario.title}: {vector:#x}"[:_MAX_TITLE],
+        start=msgspec.structs.replace(scenario.start, interrupt=f"{vector:#x}"),
+    )
+
+
+def family(name: str) -> str:
+    """Return the name of the scenario of which a window's is one vector's, or that name."""
+    one = _OF_EACH.fullmatch(name)
+    return name if one is None else one[1]
 
 
 def parse(data: bytes, source: str, name: str) -> Scenario:

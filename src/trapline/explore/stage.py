@@ -18,7 +18,8 @@ from trapline.explore.died import death, has_died
 from trapline.explore.events import INT80_VECTOR
 from trapline.explore.gates import Gate
 from trapline.explore.inject import DEFAULT_BUDGET, Injector, ReferenceFailsError, decide_at
-from trapline.explore.scenario import Inject, Scenario
+from trapline.explore.places import entry_code
+from trapline.explore.scenario import Inject, Scenario, family
 from trapline.explore.triggers import Triggers, lacking
 from trapline.explore.window import LiveWindow
 from trapline.guest.target import Target, TargetSource
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from trapline.machine.machine import Machine
 
 _DIGEST_SIZE: Final = 16
+# A host may end a guest whenever it likes: a vector that does is no finding.
+_ENDS_BY_HOST: Final = ("panic", "td-exit", "hang")
 # CPUID.(7,1):EAX (Intel, Flexible Return and Event Delivery, 3.1).
 _FRED_LEAF: Final = (7, 1, "eax")
 _FRED_BIT: Final = 17
@@ -125,13 +128,22 @@ class Stage:
             has_failed = False
             while (opening := triggers.next()) is not None:
                 self._window = LiveWindow(self._machine, self._target, opening)
+                name = opening.scenario.name
                 try:
                     self._injector = Injector(
                         self._window, self._command(opening.scenario), budget=self._config.budget
                     )
                 except ReferenceFailsError as failure:
-                    has_failed = True
-                    yield Plan(_document(self._window), (), failure.result)
+                    if opening.is_one_of and failure.result.verdict in _ENDS_BY_HOST:
+                        self.not_opened.append(NotOpened(scenario=name, why=_alone(failure.result)))
+                    else:
+                        has_failed = True
+                        yield Plan(_document(self._window), (), failure.result)
+                except BadInputFileError:
+                    if not opening.is_one_of:
+                        raise
+                    why = "the handler of this vector does not come back"
+                    self.not_opened.append(NotOpened(scenario=name, why=why))
                 else:
                     yield self._plan(self._window)
                     self._injector.close()
@@ -196,7 +208,10 @@ class Stage:
     def _command(self, scenario: Scenario) -> str:
         """Return the command line up to the scenario."""
         names = [s.name for s in self._config.scenarios]
-        reference = self._config.references[names.index(scenario.name)]
+        name = scenario.name if scenario.name in names else family(scenario.name)
+        reference = self._config.references[names.index(name)]
+        if name != scenario.name:
+            reference += scenario.name.removeprefix(name)
         source = self._config.source
         words = ["trapline", "explore", source.kernel, *source.options, "--scenario", reference]
         return shlex.join(words)
@@ -214,7 +229,7 @@ class Stage:
             elif self._config.exactly is not None:
                 chosen = (self._exact_boundary(window),)
             elif self._config.beyond_rules:
-                chosen = tuple(range(len(window.steps)))
+                chosen = _places(window, inject)
             else:
                 chosen, refused = _allowed(window, inject)
                 forbidden += refused
@@ -278,11 +293,33 @@ def _not_possible(window: LiveWindow, inject: Inject) -> str | None:
     return f"vector 0x80 is no system call of this kernel: its gate leads to {label}"
 
 
+def _alone(result: Result) -> str:
+    """Say what a vector comes to without any other event."""
+    return f"the vector alone leads to {result.verdict}: {result.detail.removesuffix('.')}"
+
+
+def _places(window: LiveWindow, inject: Inject) -> tuple[int, ...]:
+    """Return the boundaries that an [[inject]] is about."""
+    count = len(window.steps)
+    code = entry_code(window.target) if inject.where == "entry" else ()
+    if not code:
+        return tuple(range(window.first, count))
+    inside = [
+        number
+        for number, step in enumerate(window.steps)
+        if step.cpl == 0 and not any(step.rip in where for where in code)
+    ]
+    if not inside:
+        return tuple(range(window.first, count))
+    return (*range(window.first, inside[0]), *range(inside[-1] + 1, count))
+
+
 def _allowed(window: LiveWindow, inject: Inject) -> tuple[tuple[int, ...], Sequence[Forbidden]]:
     """Return the boundaries at which the rules allow an [[inject]], or some of what it nests."""
     refused: Counter[tuple[str, str]] = Counter()
     chosen = []
-    for number, step in enumerate(window.steps):
+    for number in _places(window, inject):
+        step = window.steps[number]
         decision = decide_at(inject.event, step)
         if not decision.allowed:
             refused[",".join((inject.event, *inject.then)), decision.rule] += 1

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from trapline.cpu.engine import Exit, Reg
-from trapline.explore.scenario import EndSymbol, Scenario, Start
+from trapline.explore.gates import ways_in
+from trapline.explore.scenario import EACH, EndSymbol, Scenario, Start, of_vector
 from trapline.guest.target import Target
 from trapline.machine.machine import Machine
 from trapline.tdx.vmm_interface import TrapListener, VeInfo, trap_class
@@ -12,19 +13,22 @@ from trapline.tdx.vmm_interface import TrapListener, VeInfo, trap_class
 # How far up the stack `within` looks for a return address.
 _STACK_SEARCH: Final = 4096
 _RFLAGS_IF: Final = 1 << 9
+_USER: Final = 3
 
 
 class Opening(NamedTuple):
     """A window that is open: the guest is before its first instruction.
 
     `rsp` and `cpl` are those that come back when the window closes by return. With `post`, the
-    guest is before the instruction that this event is to interrupt.
+    guest is before the instruction that this event is to interrupt. `is_one_of`: the scenario is
+    one of those that stand for all entries.
     """
 
     scenario: Scenario
     rsp: int
     cpl: int
     post: str | None = None
+    is_one_of: bool = False
 
 
 class _Waiting:
@@ -138,7 +142,7 @@ class Triggers(TrapListener):
         rsp, cpl = self._here()
         if cpl == 3 and rip in self._returns:
             for waiting in self._returns.pop(rip):
-                self._open(waiting, rsp, cpl, f"irq:{waiting.start.interrupt}")
+                self._post(waiting, rsp, cpl)
             return
         for waiting, name in self._named():
             start = waiting.start
@@ -182,6 +186,8 @@ class Triggers(TrapListener):
         wanted = waiting.start.interrupts
         if wanted is not None and wanted != bool(self._vcpu.rflags & _RFLAGS_IF):
             return False
+        if waiting.start.user is not None and waiting.start.user != (self._vcpu.cpl == _USER):
+            return False
         if not waiting.start.within_any:
             return True
         rsp = int(self._vcpu.regs[Reg.RSP])
@@ -197,9 +203,23 @@ class Triggers(TrapListener):
         waiting.left -= 1
         return waiting.left <= 0
 
+    def _post(self, waiting: _Waiting, rsp: int, cpl: int) -> None:
+        """Open the window of the interrupt that is to be posted here, or that of each."""
+        scenario, interrupt = waiting.scenario, waiting.start.interrupt
+        if interrupt != EACH:
+            self._open(waiting, rsp, cpl, f"irq:{interrupt}")
+            return
+        self._waiting.remove(waiting)
+        for vector in ways_in(self._vcpu):
+            one = Opening(of_vector(scenario, vector), rsp, cpl, f"irq:{vector:#x}", is_one_of=True)
+            self._begin(one)
+
     def _open(self, waiting: _Waiting, rsp: int, cpl: int, post: str | None = None) -> None:
         opening = Opening(waiting.scenario, rsp, cpl, post)
         self._waiting.remove(waiting)
+        self._begin(opening)
+
+    def _begin(self, opening: Opening) -> None:
         if self._opening is None:
             self._opening = opening
         else:

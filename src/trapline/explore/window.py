@@ -65,6 +65,9 @@ class LiveWindow:
         self._frozen = FrozenMachine(machine)
         self._at: tuple[int, Checkpoint] | None = None
         self._has_exited = False
+        # An interrupt that is posted waits at the first boundary, to which it returns: events come
+        # in front of it there, as at any ordinary place.
+        self.first = int(opening.post not in (None, "nmi"))
         self.rewind()
         self.steps = self._trace()
         self.rewind()
@@ -131,17 +134,21 @@ class LiveWindow:
         self.count(wanted=False)
 
     def _post(self, event: str) -> None:
-        """Post the event that opens the window, and go to its handler's first instruction."""
-        window = Exit.NMI_WINDOW if event == "nmi" else Exit.INTERRUPT_WINDOW
+        """Post the event that opens the window.
+
+        An interrupt waits for the window's first step, so that there is a boundary in front of it.
+        An NMI is delivered: the window begins with its handler.
+        """
 
         def until_delivered(exit_: Exit) -> None:
             self.serve(exit_)
-            if exit_ is window:
+            if exit_ is Exit.NMI_WINDOW:
                 self.vcpu.stop()
 
         inject(self.machine, event)
-        self.vcpu.run(until_delivered)
-        self.vcpu.step(self.serve)
+        if event == "nmi":
+            self.vcpu.run(until_delivered)
+            self.vcpu.step(self.serve)
 
     def serve(self, exit_: Exit) -> None:
         """Have the module serve an exit, with timers held."""
@@ -196,7 +203,7 @@ class LiveWindow:
         closed = self._closing()
         steps: list[Step] = []
         texts: dict[int, str] = {}
-        while not closed():
+        while len(steps) < self.first or not closed():
             rip = int(vcpu.regs[Reg.RIP])
             if rip not in texts:
                 texts[rip] = instruction_text(self.vcpu, rip)

@@ -25,6 +25,7 @@ MILESTONES: Final = {
 ENTRY_TEXT: Final = (
     ("__entry_text_start", "__entry_text_end"),
     ("__noinstr_text_start", "__noinstr_text_end"),
+    ("__irqentry_text_start", "__irqentry_text_end"),
 )
 # What is not written once the kernel runs.
 FIXED: Final = {

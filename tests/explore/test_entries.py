@@ -1,0 +1,73 @@
+"""Windows of each way into the kernel, and of traps of user mode."""
+
+import pytest
+from test_campaign import config
+from test_campaign import explore as campaign
+
+from guests import TRAP, Opened, explore
+from trapline.base.errors import UsageError
+from trapline.explore import scenario
+from trapline.explore.gates import ways_in
+from trapline.results.explore import CLEAN
+
+EACH = """
+title = "each"
+[start]
+interrupt = "each"
+nth = 3
+[[inject]]
+event = "nmi"
+"""
+BY_USER = TRAP.replace("nth = 2", "nth = 2\nuser = true") + '[[inject]]\nevent = "nmi"\n'
+
+
+def test_ways_in_are_told_by_what_is_behind_their_stubs():
+    with Opened(TRAP, "TRAP", "MORE_VECTORS", "STUCK_VECTOR") as guest:
+        assert ways_in(guest.machine.vcpu) == (0x40, 0x50, 0x60)
+    with Opened(TRAP, "TRAP") as guest:
+        assert ways_in(guest.machine.vcpu) == (0x40,)
+
+
+def test_each_way_in_is_a_window_of_its_own():
+    result = campaign(config("MORE_VECTORS", "STUCK_VECTOR", text=EACH, beyond=False))
+    assert [one.scenario for one in result.windows] == ["one:0x40", "one:0x50"]
+    assert [(one.scenario, one.why) for one in result.not_opened] == [
+        ("one:0x60", "the handler of this vector does not come back")
+    ]
+    assert {one.verdict for one in result.results} <= CLEAN
+    # Not before the interrupt: that is what the others are compared with.
+    assert min(one.boundary for one in result.results) == 1
+    commands = {one.scenario: one.reproduce for one in result.results}
+    assert "--scenario one.toml:0x50 --event nmi --at" in commands["one:0x50"]
+
+
+def test_an_nmi_that_a_kernel_does_not_survive_in_its_handler():
+    flags = ("MORE_VECTORS", "NMI_PANICS")
+    result = campaign(config(*flags, text=EACH, beyond=False))
+    assert {one.verdict for one in result.results} <= CLEAN
+    result = campaign(config(*flags, "BUSY_IN_IRQ", text=EACH, beyond=False))
+    bad = [one for one in result.results if one.verdict not in CLEAN]
+    assert {one.verdict for one in bad} == {"panic"}
+    assert {one.scenario for one in bad} == {"one:0x40", "one:0x50"}
+
+
+def test_one_of_them_by_name(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(EACH)
+    one = scenario.load(f"{path}:0x50")
+    assert (one.name, one.start.interrupt, one.title) == ("mine:0x50", "0x50", "each: 0x50")
+    path.write_text(TRAP)
+    with pytest.raises(UsageError, match="is not one for each vector"):
+        scenario.load(f"{path}:0x50")
+
+
+def test_traps_of_user_mode():
+    with Opened(BY_USER, "TRAP", "USER_TRAPS") as guest:
+        assert guest.window.last_step.cpl == 3
+        assert {one.verdict for one in guest.all("nmi")} <= CLEAN
+    with pytest.raises(AssertionError), Opened(BY_USER, "TRAP"):
+        pass  # there are none
+    of_kernel = BY_USER.replace("user = true", "user = false")
+    with Opened(of_kernel, "TRAP", "USER_TRAPS") as guest:
+        assert guest.window.last_step.cpl == 0
+    assert set(explore(BY_USER, "irq:0x40", "USER_TRAPS")) <= CLEAN
