@@ -9,7 +9,7 @@ import pytest
 
 import tiny_kernel
 from trapline.allowlist.listfile import load
-from trapline.base.errors import BadImageError, WorkersLostError
+from trapline.base.errors import BadImageError, ResourceError, WorkersLostError
 from trapline.kernel.find.kernelfiles import KernelFiles, ModuleFile
 from trapline.scan import pool
 from trapline.scan.wholekernel import scan
@@ -104,6 +104,26 @@ def test_processes_that_are_killed_again_and_again_are_given_up(kernel, monkeypa
     monkeypatch.setattr(pool, "_Scanner", Killed)
     with pytest.raises(WorkersLostError, match=r"keep dying at vmlinux \(the last one was killed"):
         scan(KernelFiles("6.12.0", vmlinux, None), load())
+
+
+def test_an_abort_under_a_limit_of_memory_is_no_fault_of_the_module(kernel, monkeypatch):
+    vmlinux, demo = kernel
+    monkeypatch.setattr(pool, "_Scanner", Aborting)
+    files = KernelFiles("6.12.0", vmlinux, None, (module(demo),))
+    monkeypatch.setattr(pool, "is_memory_limited", lambda: True)
+    with pytest.raises(ResourceError, match="there is not enough memory"):
+        scan(files, load())
+    monkeypatch.setattr(pool, "is_memory_limited", lambda: False)
+    with pytest.raises(BadImageError, match="died of SIGABRT"):
+        scan(files, load())
+
+
+class Aborting:
+    def __init__(self, context):
+        del context
+
+    def __call__(self, _):
+        os.kill(os.getpid(), signal.SIGABRT)
 
 
 class Killed:

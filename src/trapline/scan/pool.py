@@ -6,12 +6,14 @@ input to native code: what a crash takes along is one object, and the report say
 """
 
 import os
+import signal
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from trapline.base.errors import TraplineError
+from trapline.base.scarcity import is_memory_limited, out_of_memory
 from trapline.base.workers import Death, Pool
 from trapline.kernel.binary import VMLINUX
 from trapline.scan.objects import ObjectResult, Task, scan_object
@@ -78,9 +80,14 @@ def _place(task: Task) -> str:
 
 
 def _crash(task: Task, death: Death) -> bytes | None:
-    """Charge a crash to the object; another process would crash of it, too."""
+    """Charge a crash to the object; another process would crash of it, too.
+
+    Raises ResourceError where it comes of a limit of memory: native code aborts then.
+    """
     if not death.is_crash:
         return None
+    if death.status == -signal.SIGABRT and is_memory_limited():
+        raise out_of_memory()
     return _encoder.encode(Failure(name=task.name, reason=f"the process that scanned it {death}"))
 
 
