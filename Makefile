@@ -15,7 +15,7 @@ PYTEST := $(RUN)/pytest -n $(WORKERS) --max-worker-restart 0
 # The other flavours of the same kernel; the debug package of the first unpacks to 7 GB.
 FLAVOURS ?= deb:linux-image-6.12-amd64|linux-image-amd64 deb:linux-image-6.12-rt-amd64|linux-image-rt-amd64
 
-.PHONY: demo test lint types docs bench explore-sensitivity flavours devices initramfs lock help clean
+.PHONY: demo test lint types docs bench explore-sensitivity flavours kernels-build devices initramfs lock help clean
 
 ## demo: scan the newest TDX-enabled Debian cloud kernel, boot it, weigh the designs (450 MB once)
 demo: $(VENV)/.run
@@ -65,6 +65,12 @@ flavours: $(VENV)/.run
 	  $(RUN)/trapline boot "$$each"; \
 	  $(RUN)/trapline explore "$$each"; \
 	  $(RUN)/trapline verify "$$each" || test $$? -eq 1; \
+	done
+
+## kernels-build: build the kernels of kernels/ into the cache (two hours on two cores, once)
+kernels-build:
+	@for each in $(patsubst kernels/%.config,%,$(filter-out %/base.config,$(wildcard kernels/*.config))); do \
+	  tools/build-kernel $$each; \
 	done
 
 ## devices: test the drivers that only the full flavour has: 9p, e1000, rtl8139 (1.1 GB download)
