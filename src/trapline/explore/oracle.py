@@ -83,6 +83,7 @@ class Habit:
         self._places = places
         self._courses: dict[int, Course | None] = {}
         self.excused = Excused(bare)
+        self._spread = tuple(range(0, count, -(-count // _SAMPLE)))
         steps = count >= _LONG or key[0].startswith("irq:")
         # Boundaries to learn from, in order. Where an event cannot come at an ordinary place (a
         # #VE that the kernel takes for a fault of user mode), the window has none for it.
@@ -90,7 +91,7 @@ class Habit:
         self.basis: Basis = "ordinary"
         if not self.samples or not self._learn(steps=steps):
             self.basis = "most"
-            self.samples = tuple(range(0, count, -(-count // _SAMPLE)))
+            self.samples = self._spread
             self._learn(steps=steps)
         self._apart = max(1, min(_APART, len(self.samples) // _ANCHORS))
         self.most: Course | None = None
@@ -168,19 +169,21 @@ class Habit:
     def _learn(self, *, steps: bool) -> bool:
         """Find what is excused: from the first, the middle and the last place to learn from.
 
-        False if no run of these came to its end.
+        Where they are fewer than three, some of the window are taken, too: times are times
+        anywhere. False if no run at any of the places came to its end.
         """
         samples = self.samples
         stacks = self.excused.stacks.copy()
         times: frozenset[int] = frozenset()
         has_learnt = False
-        chosen = dict.fromkeys((samples[0], samples[len(samples) // 2], samples[-1]))
-        for number, place in enumerate(chosen):
+        ends = (samples[0], samples[len(samples) // 2], samples[-1])
+        chosen = dict.fromkeys((*ends, *self._spread))
+        for number, place in enumerate(tuple(chosen)[: len(ends)]):
             run = self.run_at(place)
             taken = None if run is None else self._runner.end(run, 0)
             if run is None or taken is None:
                 continue
-            has_learnt = True
+            has_learnt |= place in ends
             times |= twins(self._ends, self._runner, run, taken, _LATER[number % 2 :][:1])
             if steps:
                 stacks.add(self._runner.pointers(run))
