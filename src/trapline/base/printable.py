@@ -25,8 +25,8 @@ def printable_ascii(text: str) -> str:
 
 
 def encode_line(text: str) -> bytes:
-    """Encode a line of a report, whatever is in it: nothing but its end breaks the line."""
-    return printable(text).encode() + b"\n"
+    """Encode a line of a report for a mail: whatever is in it, nothing but its end breaks it."""
+    return printable_ascii(text).encode("ascii") + b"\n"
 
 
 def decode_name(raw: bytes) -> str:

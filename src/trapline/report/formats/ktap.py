@@ -5,7 +5,7 @@ Source: Documentation/dev-tools/ktap.rst. The plain `#` lines are diagnostics.
 
 from typing import TYPE_CHECKING
 
-from trapline.base.printable import printable_ascii
+from trapline.base.printable import encode_line, printable_ascii
 from trapline.report.words import injected
 from trapline.results.findings import findings, levels
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def render(result: "ExploreResult") -> "Iterator[bytes]":
     """Yield the lines, each with its newline."""
     for line in _lines(result):
-        yield line.encode("ascii") + b"\n"
+        yield encode_line(line)
 
 
 def _lines(result: "ExploreResult") -> "Iterator[str]":

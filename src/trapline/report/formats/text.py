@@ -6,7 +6,7 @@ whatever is not ASCII are written as escapes, so that no symbol name can drive a
 
 from typing import TYPE_CHECKING, assert_never
 
-from trapline.base.printable import printable_ascii
+from trapline.base.printable import encode_line, printable_ascii
 from trapline.report.blocks import (
     Code,
     Details,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def render(blocks: "Iterable[Block]") -> "Iterator[bytes]":
     """Yield the report line by line."""
     for line in lines(blocks):
-        yield line.encode("ascii") + b"\n"
+        yield encode_line(line)
 
 
 def lines(blocks: "Iterable[Block]") -> "Iterator[str]":
