@@ -76,7 +76,7 @@ class _Known:
                 return False
             self._placed = self._place(taken.pages, excused, ends)
         _, want, mask, moving = self._placed
-        if ((taken.words ^ want) & mask).any() or ends.fpu_word(taken) != self._fpu:
+        if ((taken.words ^ want) & mask).any() or ends.fpu_word(taken, excused) != self._fpu:
             return False
         return all(
             _kind(word.gpa, int(taken.words[row, column]), context) == word
@@ -168,12 +168,14 @@ class Ends:
         """Return the bits of pages that are compared, one row each."""
         return np.stack([excused.mask(page, self.data) for page in pages])
 
-    def fpu_word(self, taken: Taken) -> int | None:
+    def fpu_word(self, taken: Taken, excused: Excused) -> int | None:
         """Return the digest of x87 and SSE if that is judged here, and differs."""
-        return taken.fpu if self._cpl == 0 and taken.fpu != self._fpu else None
+        if self._cpl != 0 or FPU_WORD in excused.times or taken.fpu == self._fpu:
+            return None
+        return taken.fpu
 
     def _differing(self, taken: Taken, excused: Excused, context: Context) -> Iterator[Word]:
-        fpu = self.fpu_word(taken)
+        fpu = self.fpu_word(taken, excused)
         if fpu is not None:
             yield Word(FPU_WORD, "value", fpu)
         changed = taken.words ^ self.expected(taken.pages)

@@ -84,9 +84,8 @@ class Footprints:
     def _words(self, words: Words) -> Iterator[FootprintWord]:
         ends = self._window.ends
         for word in words:
-            fpu = word.gpa == FPU_WORD
             yield FootprintWord(
-                name="x87 and SSE registers" if fpu else ends.data.describe(word.gpa),
+                name=self._name(word.gpa),
                 gpa=word.gpa,
                 kind=word.kind,
                 was=ends.was(word.gpa),
@@ -94,11 +93,19 @@ class Footprints:
             )
 
     def _times(self, gpas: frozenset[int]) -> Iterator[FootprintWord]:
-        ends = self._window.ends
         for gpa in sorted(gpas):
             yield FootprintWord(
-                name=ends.data.describe(gpa), gpa=gpa, kind="time", was=ends.was(gpa), now=None
+                name=self._name(gpa),
+                gpa=gpa,
+                kind="time",
+                was=self._window.ends.was(gpa),
+                now=None,
             )
+
+    def _name(self, gpa: int) -> str:
+        if gpa == FPU_WORD:
+            return "x87 and SSE registers"
+        return self._window.ends.data.describe(gpa)
 
 
 def count(footprints: Iterable[Footprint], results: Iterable[Result]) -> tuple[Footprint, ...]:

@@ -188,7 +188,7 @@ class Habit:
             if steps:
                 stacks.add(self._runner.pointers(run))
                 steps = False
-        self.excused = Excused(stacks, times)
+        self.excused = Excused(stacks, frozenset(t for t in times if not stacks.is_dead(t)))
         return has_learnt
 
 
