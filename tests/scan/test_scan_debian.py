@@ -55,6 +55,7 @@ def test_string_moves_are_the_only_mmio_that_is_refused(debian_scan):
         site
         for site in debian_scan.sites
         if (site.trap, site.form) == ("mmio", "instruction") and not site.emulable
+        if site.mapped_by is None  # without an accessor the compiler chooses the form
     ]
     assert {site.object for site in refused} == {"arch/x86/lib/iomem.o"}
     assert {site.access for site in refused} == {"read", "write"}

@@ -43,7 +43,8 @@ class Code:
         names = {*CALLED, *MAPPERS, *MAPPING_TABLES, *COPIERS, _FTRACE}
         for address, name in binary.addresses_of(names).items():
             if name in COPIERS:
-                self.copiers[address] = name
+                # One of two names of the same code, whichever the symbol table has first.
+                self.copiers[address] = name.lstrip("_")
             elif name == _FTRACE:
                 silent.add(address)
             else:
