@@ -355,6 +355,12 @@ power_off:
         cpuid
         pop rbx
         .endif
+        .ifdef NMI_OPENS
+        sti
+        nop
+        nop
+        cli
+        .endif
         .ifdef NMI_WRITES_TEXT
         cmp byte ptr [rip + busy], 0
         je 7f

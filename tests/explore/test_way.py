@@ -92,3 +92,14 @@ def test_protected_pages_are_those_that_nobody_may_write():
         assert list(unwritable(guest.machine.vcpu, where)) == list(range(0x200000, 0x400000, 4096))
     with Opened(SYSCALL) as guest:
         assert list(unwritable(guest.machine.vcpu, where)) == []
+
+
+def test_interrupts_on_in_the_handling_of_an_nmi():
+    with Opened(SYSCALL, "NMI_OPENS") as guest:
+        runs = [guest.run("nmi", 9, "irq:0x40", at) for at in range(30)]
+    found = bad(runs)
+    assert {one.verdict for one in found} == {"misstep"}
+    assert "inside the handling of the NMI at do_syscall_64+0x7/" in found[0].detail
+    with Opened(SYSCALL) as guest:
+        runs = [guest.run("nmi", 9, "irq:0x40", at) for at in range(20)]
+    assert bad(runs) == []

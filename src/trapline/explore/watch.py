@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from trapline.cpu.engine import Exit, Reg
 from trapline.explore.gates import Gate
-from trapline.explore.way import Trap, Way
+from trapline.explore.way import Underway, Way
 from trapline.explore.window import LiveWindow
 from trapline.guest.target import KERNEL_HALF
 from trapline.machine.outcome import OutcomeKind
@@ -64,7 +64,7 @@ class Passed(NamedTuple):
     """What a run went through: how often each vector was delivered, and the traps still handled."""
 
     counts: Counter[int]
-    traps: tuple[Trap, ...] | None  # None: those of the window's start
+    traps: Underway | None  # None: those of the window's start
 
 
 class Watch(TrapListener):
@@ -89,7 +89,7 @@ class Watch(TrapListener):
     @property
     def passed(self) -> Passed:
         """What the run at hand went through so far."""
-        return Passed(self.counts.copy(), self.way.open)
+        return Passed(self.counts.copy(), self.way.traps)
 
     def reset(self, passed: Passed | None = None) -> None:
         """Forget the run before; `passed` is what this one went through before it begins."""

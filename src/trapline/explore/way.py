@@ -68,25 +68,40 @@ class Trap(NamedTuple):
         return (self.rsp & -_ALIGNMENT) - _FRAME.size < rsp <= self.rsp + _ALIGNMENT
 
 
+class Underway(NamedTuple):
+    """The traps being handled that matter, the innermost last, and the last NMI, over or not.
+
+    NMIs are among the first only where one came inside another: following each to its IRET
+    would cost time in every run.
+    """
+
+    open: tuple[Trap, ...] = ()
+    nmi: Trap | None = None
+
+
 class Way:
     """Watches the way of one window's runs. Make it at the window's start.
 
-    What it returns is a sentence on what went wrong, None where nothing did. `open` are the traps
-    being handled that matter, the innermost last; they are part of the state of a run.
+    What it returns is a sentence on what went wrong, None where nothing did. `traps` are part of
+    the state of a run.
     """
 
     def __init__(self, window: LiveWindow) -> None:
         self._window = window
         self._vcpu: Vcpu = window.vcpu
         self._module = window.machine.module
-        self._first = tuple(self._opened())
-        self._usual: frozenset[int] | None = None  # pages that the reference run wrote
-        self._protected: frozenset[int] = frozenset()
+        self._frames: dict[int, int | None] = {}  # by vector
+        first = self._opened()
+        is_nmi = first is not None and first.vector == _VECTOR_NMI
+        self._first = Underway(
+            () if first is None or is_nmi else (first,), first if is_nmi else None
+        )
+        self._protected: frozenset[int] | None = None  # pages
         self.begin()
 
-    def begin(self, traps: tuple[Trap, ...] | None = None) -> None:
+    def begin(self, traps: Underway | None = None) -> None:
         """Begin a run: at the window's start, or where these traps were being handled."""
-        self.open = self._first if traps is None else traps
+        self.traps = self._first if traps is None else traps
         self._is_told = True  # of each page written
         self._arm()
 
@@ -97,34 +112,37 @@ class Way:
     def deliver(self, vector: int, *, is_interrupt: bool) -> str | None:
         """Note that an event is about to be delivered."""
         vcpu = self._vcpu
-        trap = self._trap(vector)
-        if trap.cpl == _CPL:
-            self.open = ()
-        off = next((one for one in reversed(self.open) if not one.has_interrupts), None)
+        if vcpu.cpl == _CPL and self.traps.open:
+            self._open(())
         if is_interrupt:
+            off = self._with_interrupts_off()
             if off is None:
                 return None
             return (
                 f"Vector {vector:#x} is delivered inside the handling of the "
                 f"{_name(off.vector)} at {self._label(off.rip)}, which had interrupts off."
             )
-        if vector == _VECTOR_NMI and trap.frame is not None:
-            rip = int(vcpu.regs[Reg.RIP])
-            self.open = tuple(
-                one._replace(overrun=rip) if one.frame == trap.frame else one for one in self.open
-            )
-        if vector in (_VECTOR_NMI, _VECTOR_VE) or not trap.has_interrupts:
-            self.open = (*self.open, trap)
-            self._arm()
+        trap = self._trap(vector)
+        if vector == _VECTOR_NMI:
+            if self._is_on(trap.frame):
+                first = self._interrupted(vector, trap.frame)
+                if first is not None:
+                    self._open((*self.traps.open, first._replace(overrun=trap.rip), trap))
+            self.traps = self.traps._replace(nmi=trap)
+        elif vector == _VECTOR_VE or not trap.has_interrupts:
+            self._open((*self.traps.open, trap))
         return None
 
     def tdcall(self, leaf: int) -> None:
         """Note a TDCALL that was served: VE_INFO may be free."""
         if leaf == _VEINFO_GET and self._module.ve_info is None:
-            self.open = tuple(
-                one for one in self.open if one.vector != _VECTOR_VE or not one.has_interrupts
+            self._open(
+                tuple(
+                    one
+                    for one in self.traps.open
+                    if one.vector != _VECTOR_VE or not one.has_interrupts
+                )
             )
-            self._arm()
 
     def announced(self) -> None:
         """Note that the host or the module may have written any page."""
@@ -139,7 +157,7 @@ class Way:
         rip, cs, _, rsp, _ = _FRAME.unpack(data)
         left = self._left(rsp, cs & _CPL)
         if left is None:
-            lost = next((one for one in self.open if one.overrun and one.frame == at), None)
+            lost = next((one for one in self.traps.open if one.overrun and one.frame == at), None)
             if lost is None:
                 return None
             assert lost.overrun is not None
@@ -148,8 +166,8 @@ class Way:
                 f"{self._label(lost.rip)}, and its frame took the place of the first one's: the "
                 f"IRET goes back to {self._label(rip)}."
             )
-        closed, self.open = self.open[left:], self.open[:left]
-        self._arm()
+        closed = self.traps.open[left:]
+        self._open(self.traps.open[:left])
         if any(one.vector == _VECTOR_VE for one in closed) and self._module.ve_info is not None:
             trap = next(one for one in reversed(closed) if one.vector == _VECTOR_VE)
             return (
@@ -160,67 +178,91 @@ class Way:
 
     def end(self) -> str | None:
         """Look at a run that is at the compare point; the first is the reference."""
-        pages = frozenset(self._window.pages_written())
-        if self._usual is None:
-            self._usual = pages
-            self._protected = frozenset(self._find_protected())
+        pages = self._window.pages_written()
+        if self._protected is None:
+            # What the reference run writes is the kernel's own affair.
+            self._protected = frozenset(self._find_protected()).difference(pages)
             return None
-        if self._is_told:
-            written = self._protected.intersection(pages).difference(self._usual)
-            if written:
-                gpa = min(written)
-                what = self._label(gpa - self._window.target.physical_base + KERNEL_MAP)
-                return f"{self._what(gpa)} is written, in the page of {what}."
+        if self._is_told and not self._protected.isdisjoint(pages):
+            gpa = min(self._protected.intersection(pages))
+            what = self._label(gpa - self._window.target.physical_base + KERNEL_MAP)
+            return f"{self._what(gpa)} is written, in the page of {what}."
         valid = self._module.ve_info is not None
         if valid and not self._window.last_step.conditions.ve_valid:
             return "VE_INFO is not collected at the compare point: the next #VE is a #DF."
         return None
 
     def _arm(self) -> None:
-        self._vcpu.watch_iret(wanted=bool(self.open))
+        self._vcpu.watch_iret(wanted=bool(self.traps.open))
+
+    def _open(self, traps: tuple[Trap, ...]) -> None:
+        self.traps = self.traps._replace(open=traps)
+        self._arm()
+
+    def _with_interrupts_off(self) -> Trap | None:
+        """Return a trap being handled whose interrupted code had interrupts off."""
+        off = next((one for one in reversed(self.traps.open) if not one.has_interrupts), None)
+        nmi = self.traps.nmi
+        if off is None and nmi is not None and not nmi.has_interrupts:
+            # While NMIs are blocked no IRET was executed.
+            return nmi if self._vcpu.nmi_blocked or self._is_on(nmi.frame) else None
+        return off
+
+    def _is_on(self, frame: int | None) -> bool:
+        """Whether the guest runs on the stack, as far as a page, that a frame is pushed to."""
+        rsp = int(self._vcpu.regs[Reg.RSP])
+        return frame is not None and frame & -PAGE < rsp <= frame + _FRAME.size
 
     def _left(self, rsp: int, cpl: int) -> int | None:
         """Find which of the open traps an IRET goes back from; those inside are over, too."""
         if cpl == _CPL:
-            return 0 if self.open else None
-        for index in range(len(self.open) - 1, -1, -1):
-            if self.open[index].is_left_for(rsp, cpl):
+            return 0 if self.traps.open else None
+        for index in range(len(self.traps.open) - 1, -1, -1):
+            if self.traps.open[index].is_left_for(rsp, cpl):
                 return index
         return None
 
     def _trap(self, vector: int) -> Trap:
         """Describe the trap that a delivery before the instruction at hand makes."""
         vcpu = self._vcpu
-        gate = Gate.read(vcpu, vector)
         return Trap(
             vector,
             int(vcpu.regs[Reg.RIP]),
             int(vcpu.regs[Reg.RSP]),
             vcpu.cpl,
             bool(vcpu.rflags & _RFLAGS_IF),
-            self._ist_frame(gate.ist) if gate is not None and gate.ist else None,
+            self._frame(vector),
         )
 
     def _ist_frame(self, ist: int) -> int | None:
         data = self._vcpu.read(self._vcpu.segment("tr").base, _ISTS.size)
-        if data is None:
+        if data is None or not ist:
             return None
         return (int(_ISTS.unpack(data)[ist - 1]) & -_ALIGNMENT) - _FRAME.size
 
-    def _opened(self) -> Iterator[Trap]:
-        """Yield the trap whose handler begins where the window does."""
+    def _opened(self) -> Trap | None:
+        """Return the trap whose handler begins where the window does."""
         opening = self._window.opening
         vector = _VECTOR_NMI if opening.post == "nmi" else _VECTOR_VE
         if opening.post != "nmi" and opening.scenario.start.trap is None:
-            return
-        at = int(self._vcpu.regs[Reg.RSP])
-        data = self._vcpu.read(at, _FRAME.size)
-        gate = Gate.read(self._vcpu, vector)
-        if data is None or gate is None:
-            return
+            return None
+        return self._interrupted(vector, int(self._vcpu.regs[Reg.RSP]))
+
+    def _interrupted(self, vector: int, at: int | None) -> Trap | None:
+        """Describe a trap by the frame that was pushed for it."""
+        data = None if at is None else self._vcpu.read(at, _FRAME.size)
+        if data is None:
+            return None
         rip, cs, rflags, rsp, _ = _FRAME.unpack(data)
-        frame = at if gate.ist else None
-        yield Trap(vector, rip, rsp, cs & _CPL, bool(rflags & _RFLAGS_IF), frame)
+        frame = self._frame(vector)
+        return Trap(vector, rip, rsp, cs & _CPL, bool(rflags & _RFLAGS_IF), frame)
+
+    def _frame(self, vector: int) -> int | None:
+        """Return where a vector's frame is pushed, if it has a stack of its own."""
+        if vector not in self._frames:
+            gate = Gate.read(self._vcpu, vector)
+            self._frames[vector] = None if gate is None else self._ist_frame(gate.ist)
+        return self._frames[vector]
 
     # Read-only memory.
 

@@ -61,6 +61,16 @@ class Boundaries:
         if wanted and not self._events.nmi_blocked and not self._events.iret_passing:
             self.request_boundary()
 
+    def watch_iret(self, wanted: bool) -> None:
+        """Exit with IRET before each IRET, or no longer."""
+        self._events.watch_iret(wanted)
+        if not wanted and self._events.iret_passing and not self._nmi_window:
+            # Nobody asks for the boundary behind it any more.
+            self._events.end_iret()
+            if not self.is_stepping:
+                self._slots[Slot.STEP] = 0
+                self._set_limit()
+
     def set_time_budget(self, cycles: int | None) -> None:
         """Exit with BOUNDARY once `cycles` more were executed; None: never."""
         self._budget = NEVER

@@ -128,9 +128,10 @@ class EventDelivery:
         self._env32[Env.INTERCEPT_EXCEPTIONS // 4] = mask | 1 << 6
 
     def watch_iret(self, wanted: bool) -> None:
-        """Exit with IRET before each IRET, or no longer."""
-        self.iret_watched = wanted
-        self._intercept_iret()
+        """Have the core tell of each IRET, or no longer."""
+        if wanted != self.iret_watched:
+            self.iret_watched = wanted
+            self._intercept_iret()
 
     def queue(self, kind: int, vector: int, error_code: int, next_rip: int = 0) -> None:
         """Have the native hook deliver an event (`DeliveryKind`) before the next instruction."""

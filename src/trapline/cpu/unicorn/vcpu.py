@@ -105,7 +105,7 @@ class UnicornVcpu:
         self.set_instruction_budget = code.set_instruction_budget
         self.set_breakpoints = code.set_breakpoints
         self.watch_entries = code.watch_entries
-        self.watch_iret = events.watch_iret
+        self.watch_iret = boundaries.watch_iret
         self.reseed = entropy.reseed
         self.exact_counts = code.exact_counts
 
