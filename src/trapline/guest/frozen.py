@@ -61,6 +61,10 @@ class FrozenMachine:
         for restore in self._restores:
             restore()
 
+    def keep_cpu(self) -> None:
+        """From now on bring back the CPU as it is now, with the memory of before."""
+        self._snapshot = self._engine.save()
+
     def checkpoint(self, pages: Iterable[int], before: Checkpoint | None) -> Checkpoint:
         """Keep the state that the machine is in now; `pages` are those written since the start.
 

@@ -131,12 +131,16 @@ class Stage:
         self._start = 0
         self._ending: tuple[Ending, str] | None = None
         self._fpu = vcpu.fpu
-        self._fpu = self._poisoned_fpu()
+        poison = self._poisoned_fpu()
+        self._frozen.restore()
+        vcpu.fpu = poison
+        self._frozen.keep_cpu()
 
     def leave(self) -> None:
         """Let the guest go on from where the stage found it."""
         vcpu = self.vcpu
         self._frozen.restore()
+        vcpu.fpu = self._fpu
         self._held.close()
         vcpu.set_breakpoints(frozenset())
         vcpu.intercept_exceptions(frozenset({VECTOR_DOUBLE_FAULT}))
@@ -199,7 +203,6 @@ class Stage:
             regs[number] = value
         regs[Reg.RIP] = self._start
         vcpu.rflags = setup.rflags
-        vcpu.fpu = self._fpu
         self._watch.rip = self._start
         self._watch.infos.clear()
         self._watch.doubled = False
