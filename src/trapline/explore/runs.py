@@ -210,9 +210,15 @@ class Runs:
         self, run: Run, decision: Decision = UNDECIDED, *, counts: bool, later: int = 0
     ) -> tuple[int, Decision]:
         """Do a run; return the instructions that had retired at its event, and what decided."""
-        watch = self._watch
         self._window.count(wanted=counts)
-        start = self.begin(run, later)
+        found = self._once(run, decision, later, skims=True)
+        return found if not self._watch.way.is_in_doubt else self._once(run, decision, later)
+
+    def _once(
+        self, run: Run, decision: Decision, later: int, *, skims: bool = False
+    ) -> tuple[int, Decision]:
+        watch = self._watch
+        start = self.begin(run, later, skims=skims)
         if run.nested is not None and watch.ending is None:
             decision = self.nest(run, start, decision)
         if later:
@@ -231,12 +237,15 @@ class Runs:
             self.go_on(self._vcpu.instructions + _SLICE)
             self._vcpu.cycles += step + number % 7
 
-    def begin(self, run: Run, later: int = 0) -> int:
+    def begin(self, run: Run, later: int = 0, *, skims: bool = False) -> int:
         """Go to the boundary and inject; return how many instructions had retired there.
 
         The virtual clock is set forward so many cycles before, and chance gets another seed.
+        `skims`: from there on the watch looks less closely (`Way.skim`).
         """
         self._go_to(run.boundary)
+        if skims:
+            self._watch.way.skim()
         if later:
             self._vcpu.cycles += later
             self._vcpu.reseed(later)

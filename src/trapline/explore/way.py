@@ -103,6 +103,17 @@ class Way:
         """Begin a run: at the window's start, or where these traps were being handled."""
         self.traps = self._first if traps is None else traps
         self._is_told = True  # of each page written
+        self._skims = False
+        self.is_in_doubt = False
+        self._arm()
+
+    def skim(self) -> None:
+        """Save the time that it takes to see each IRET, for the rest of this run.
+
+        Traps then are not known to be over. Where that matters the run ends `is_in_doubt`, and is
+        to be done again without.
+        """
+        self._skims = True
         self._arm()
 
     def close(self) -> None:
@@ -118,6 +129,7 @@ class Way:
             off = self._with_interrupts_off()
             if off is None:
                 return None
+            self.is_in_doubt = self._skims
             return (
                 f"Vector {vector:#x} is delivered inside the handling of the "
                 f"{_name(off.vector)} at {self._label(off.rip)}, which had interrupts off."
@@ -126,6 +138,9 @@ class Way:
         if vector == _VECTOR_NMI:
             if self._is_on(trap.frame):
                 first = self._interrupted(vector, trap.frame)
+                if self._skims:
+                    self.is_in_doubt = True
+                    return "An NMI came inside an NMI."
                 if first is not None:
                     self._open((*self.traps.open, first._replace(overrun=trap.rip), trap))
             self.traps = self.traps._replace(nmi=trap)
@@ -135,7 +150,7 @@ class Way:
 
     def tdcall(self, leaf: int) -> None:
         """Note a TDCALL that was served: VE_INFO may be free."""
-        if leaf == _VEINFO_GET and self._module.ve_info is None:
+        if self.traps.open and leaf == _VEINFO_GET and self._module.ve_info is None:
             self._open(
                 tuple(
                     one
@@ -189,11 +204,12 @@ class Way:
             return f"{self._what(gpa)} is written, in the page of {what}."
         valid = self._module.ve_info is not None
         if valid and not self._window.last_step.conditions.ve_valid:
+            self.is_in_doubt = self._skims
             return "VE_INFO is not collected at the compare point: the next #VE is a #DF."
         return None
 
     def _arm(self) -> None:
-        self._vcpu.watch_iret(wanted=bool(self.traps.open))
+        self._vcpu.watch_iret(wanted=bool(self.traps.open) and not self._skims)
 
     def _open(self, traps: tuple[Trap, ...]) -> None:
         self.traps = self.traps._replace(open=traps)
