@@ -14,7 +14,7 @@ from trapline.results.trapclass import EmulatedClass
 from trapline.results.verify import Kind
 from trapline.verify import features
 from trapline.verify.cases import Case
-from trapline.verify.differences import Mismatch, symptom
+from trapline.verify.differences import HOSTS_ANSWER, Mismatch, symptom
 from trapline.verify.judge import Judgement
 
 SOMETIMES: Final = "some operands"
@@ -148,7 +148,8 @@ def _passing(
 ) -> list[frozenset[str]]:
     """Return what can be said of each case of a form that does not fail like this.
 
-    What is wrong in another way with the same part is no proof that this part is right.
+    What is wrong in another way with the same part is no proof that this part is right; nor is a
+    wrong access, behind which nothing else is looked at.
     """
     compared = any(failure.tried.judgement.compared for failure in failures)
     return [
@@ -158,6 +159,8 @@ def _passing(
         and not any(
             symptom(mismatch) == (kind, detail)
             or (kind in _REGISTER and mismatch.kind in _REGISTER and mismatch.detail == detail)
+            or mismatch.kind == "wrong-access"
+            or symptom(mismatch) == ("from-host", HOSTS_ANSWER)
             for mismatch in each.judgement.mismatches
         )
     ]
