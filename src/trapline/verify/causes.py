@@ -14,7 +14,15 @@ from trapline.results.trapclass import EmulatedClass
 from trapline.results.verify import Kind
 from trapline.verify import features
 from trapline.verify.cases import Case
-from trapline.verify.differences import HOSTS_ANSWER, Mismatch, symptom
+from trapline.verify.differences import (
+    ABOVE,
+    EXTENSION,
+    HOSTS_ANSWER,
+    OTHER,
+    SOURCE,
+    Mismatch,
+    symptom,
+)
 from trapline.verify.judge import Judgement
 
 SOMETIMES: Final = "some operands"
@@ -81,11 +89,26 @@ def find_causes(tried: Sequence[Tried]) -> tuple[Cause, ...]:
             for shared, part in _explain(group, passing, common[trap, kind, detail]):
                 symptoms[trap, kind, detail][shared].extend(part)
     _adopt(symptoms)
-    return tuple(
-        _cause(*symptom, shared, failures)
+    groups = {
+        (*symptom, shared): failures
         for symptom, groups in symptoms.items()
         for shared, failures in _merged(groups).items()
+    }
+    return tuple(
+        _cause(*key, failures) for key, failures in groups.items() if not _follows(key, groups)
     )
+
+
+_Key = tuple[EmulatedClass, Kind, str, tuple[str, ...]]
+
+
+def _follows(key: _Key, groups: dict[_Key, list[_Failure]]) -> bool:
+    """Whether what is above the destination is only ever wrong with the extension below it."""
+    trap, kind, detail, shared = key
+    below = groups.get((trap, kind, EXTENSION, shared), [])
+    if detail != ABOVE or not below:
+        return False
+    return {id(each.tried) for each in groups[key]} <= {id(each.tried) for each in below}
 
 
 def _adopt(symptoms: _Symptoms) -> None:
@@ -94,24 +117,38 @@ def _adopt(symptoms: _Symptoms) -> None:
     A value that is written to the wrong register does not show there where the register happened
     to hold it.
     """
-    for (trap, kind, _), groups in symptoms.items():
+    for (trap, kind, detail), groups in symptoms.items():
         if kind not in _REGISTER:
             continue
         siblings = [
-            (shared, failures)
-            for (other, other_kind, _), others in symptoms.items()
+            (other_detail, shared, failures)
+            for (other, other_kind, other_detail), others in symptoms.items()
             if other == trap and other_kind in _REGISTER and others is not groups
             for shared, failures in others.items()
-            if shared and SOMETIMES not in shared
         ]
-        left: list[_Failure] = []
-        for failure in groups.pop((SOMETIMES,), ()):
-            home = (
-                failures for shared, failures in siblings if _is_home(failure, shared, failures)
-            )
-            next(home, left).append(failure)
-        if left:
-            groups[SOMETIMES,] = left
+        known = [(words, each) for _, words, each in siblings if words and SOMETIMES not in words]
+        elsewhere = [(words, each) for name, words, each in siblings if name == OTHER]
+        for shared in list(groups):
+            if shared == (SOMETIMES,):
+                homes = known
+            elif detail == SOURCE:  # what went to another register is missing where it belongs
+                homes = elsewhere
+            else:
+                continue
+            left = _without_home(groups.pop(shared), homes)
+            if left:
+                groups[shared] = left
+
+
+def _without_home(
+    failures: list[_Failure], siblings: list[tuple[tuple[str, ...], list[_Failure]]]
+) -> list[_Failure]:
+    """Give each failure to a cause by which its form fails, too; returns those that have none."""
+    left: list[_Failure] = []
+    for failure in failures:
+        home = (known for shared, known in siblings if _is_home(failure, shared, known))
+        next(home, left).append(failure)
+    return left
 
 
 def _is_home(failure: _Failure, shared: tuple[str, ...], failures: list[_Failure]) -> bool:
@@ -152,13 +189,14 @@ def _passing(
     wrong access, behind which nothing else is looked at.
     """
     compared = any(failure.tried.judgement.compared for failure in failures)
+    hidden = {detail, SOURCE, OTHER}  # behind these, no other part is looked at
     return [
         _features(each)
         for each in cases
         if (each.judgement.compared or not compared)
         and not any(
             symptom(mismatch) == (kind, detail)
-            or (kind in _REGISTER and mismatch.kind in _REGISTER and mismatch.detail == detail)
+            or (kind in _REGISTER and mismatch.kind in _REGISTER and mismatch.detail in hidden)
             or mismatch.kind == "wrong-access"
             or symptom(mismatch) == ("from-host", HOSTS_ANSWER)
             for mismatch in each.judgement.mismatches

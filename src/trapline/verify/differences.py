@@ -44,21 +44,24 @@ def from_host(mismatch: Mismatch) -> Mismatch:
 
 
 def merge(found: list[Mismatch], new: list[Mismatch]) -> list[Mismatch]:
-    """Add what is new; what is wrong with one destination in several lanes is one mismatch."""
-    merged = {symptom(mismatch): mismatch for mismatch in reversed((*found, *new))}
-    wrong = [each for each in (*found, *new) if each.kind in _DESTINATION and each.detail != FLOATS]
-    if wrong:
-        for each in wrong:
-            merged.pop(symptom(each), None)
-        parts = {part for each in wrong for part in each.detail.split(_AND)}
-        kinds = {each.kind for each in wrong}
-        kind: Kind = "stale-bits" if kinds == {"stale-bits"} else "wrong-register"
-        whole = wrong[0]._replace(kind=kind, detail=_joined(parts))
-        merged[symptom(whole)] = whole
-    return list(reversed(merged.values()))
+    """Add what is new; a part that is stale in one lane only was so by chance."""
+    wrong = {each.detail for each in (*found, *new) if each.kind == "wrong-register"}
+    merged: dict[tuple[Kind, str], Mismatch] = {}
+    for each in (*found, *new):
+        stale = each.kind == "stale-bits" and each.detail in wrong
+        merged.setdefault(symptom(each), each._replace(kind="wrong-register") if stale else each)
+    parts = _news({detail for kind, detail in merged if kind == "wrong-register"})
+    return [each for key, each in merged.items() if key[0] != "wrong-register" or key[1] in parts]
 
 
-# The parts of a destination. If the value itself is wrong, the rest is no news.
+def _news(parts: set[str]) -> set[str]:
+    """Drop the parts of which no more is known: what goes elsewhere, or is a wrong value."""
+    if OTHER in parts:
+        return parts - {SOURCE, EXTENSION, ABOVE}
+    return parts - {EXTENSION} if SOURCE in parts else parts
+
+
+# The parts of a destination.
 SOURCE: Final = ""
 EXTENSION: Final = "the extension"
 ABOVE: Final = "above the destination"
@@ -67,42 +70,37 @@ OTHER: Final = "another register"
 FLOATS: Final = "SSE or x87 register"
 # The answer to CPUID for a leaf that the host must not be asked for.
 HOSTS_ANSWER: Final = "answer"
-_AND: Final = " and "
-_DESTINATION: Final = frozenset(("wrong-register", "stale-bits"))
+# An access that is right where all that is no operand is zero.
+NO_OPERAND: Final = "bits that are no operand"
 
 
 def register_mismatches(
     target: Target, before: tuple[int, ...], expected: tuple[int, ...], got: tuple[int, ...]
 ) -> list[Mismatch]:
-    """Name the registers that differ, and which part of what the instruction writes it is.
+    """Name the registers that differ, one mismatch for each part of what the instruction writes.
 
     Bits are stale if each wrong one is what it was before, and should not be.
     """
-    wrong = [
-        (number, part, mask)
-        for number in range(16)
-        for part, mask in _parts(target, number)
-        if (expected[number] ^ got[number]) & mask
-    ]
-    if not wrong:
-        return []
-    stale = all(
-        (got[n] ^ before[n]) & (got[n] ^ expected[n]) & mask == 0
-        and (expected[n] ^ before[n]) & mask
-        for n, _, mask in wrong
-    )
-    kind: Kind = "stale-bits" if stale else "wrong-register"
-    numbers = dict.fromkeys(n for n, _, _ in wrong)
-    wanted, had = (
-        ", ".join(f"{Reg(n).name}={values[n]:#x}" for n in numbers) for values in (expected, got)
-    )
-    return [Mismatch(kind, _joined({part for _, part, _ in wrong}), wanted, had)]
-
-
-def _joined(parts: set[str]) -> str:
-    if OTHER in parts:
-        return OTHER
-    return "" if SOURCE in parts else _AND.join(sorted(parts, reverse=True))
+    wrong: dict[str, list[tuple[int, int]]] = {}
+    for number in range(16):
+        for part, mask in _parts(target, number):
+            if (expected[number] ^ got[number]) & mask:
+                wrong.setdefault(part, []).append((number, mask))
+    found = []
+    for part in sorted(_news(set(wrong))):
+        fields = wrong[part]
+        stale = all(
+            (got[n] ^ before[n]) & (got[n] ^ expected[n]) & mask == 0
+            and (expected[n] ^ before[n]) & mask
+            for n, mask in fields
+        )
+        numbers = sorted({n for each in wrong.values() for n, _ in each})
+        wanted, had = (
+            ", ".join(f"{Reg(n).name}={values[n]:#x}" for n in numbers)
+            for values in (expected, got)
+        )
+        found.append(Mismatch("stale-bits" if stale else "wrong-register", part, wanted, had))
+    return found
 
 
 def _parts(target: Target, number: int) -> list[tuple[str, int]]:

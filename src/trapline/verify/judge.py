@@ -10,6 +10,7 @@ import iced_x86 as ix
 from trapline.verify.cases import Case
 from trapline.verify.comparison import CPUID, Comparison
 from trapline.verify.differences import (
+    NO_OPERAND,
     Mismatch,
     accesses_text,
     ending_text,
@@ -50,6 +51,7 @@ Verdict = Literal[
 
 _UNDEFINED: Final = "6"
 _BMI: Final = frozenset((ix.CpuidFeature.BMI1, ix.CpuidFeature.BMI2))
+_ZEROS: Final = 2  # the lane in which all that is no operand is zero
 _STACK_SIZE: Final = 0x3400
 _PORT: Final = 0x8182_8384_8586_8788
 _MSR: Final = 0xF1F2_F3F4_95A6_B7C8
@@ -294,7 +296,7 @@ class _Trial:
             )  # fmt: skip
         found += self._comparison.compare(0, native, trapped)
         # Zeros are what an instruction that traps by itself is most likely to be tried with.
-        for lane in (1,) if case.trap == "mmio" else (1, 2):
+        for lane in (1,) if case.trap == "mmio" else (1, _ZEROS):
             found = self._try_lane(lane, trapped, found)
         found = without_consequences(found, trapped.calls)
         if not found:
@@ -312,6 +314,11 @@ class _Trial:
         trapped = self._stage.trapped(self._setup(lane, garbage=self._garbage(lane)))
         known = {symptom(mismatch) for mismatch in found}
         of_lane = self._comparison.compare(lane, native, trapped)
+        if lane == _ZEROS and not any(each.kind == "wrong-access" for each in of_lane):
+            found = [
+                each._replace(detail=NO_OPERAND) if each[:2] == ("wrong-access", "") else each
+                for each in found
+            ]
         leaks = find_leaks(first, trapped)
         answers = self._comparison.answers(first, trapped)
         if not leaks and not answers and {symptom(each) for each in of_lane} <= known:
@@ -334,7 +341,7 @@ class _Trial:
 
 def _stack(lane: int) -> bytes:
     """Fill the stack, above RSP and where it is dead; the lanes share no byte."""
-    if lane == 2:
+    if lane == _ZEROS:
         return bytes(_STACK_SIZE)
     return bytes((number * 7 + 3 ^ lane * 0xFF) & 0xFF for number in range(256)) * (
         _STACK_SIZE // 256
