@@ -456,9 +456,15 @@ def compare(walked, scanned):
 
 
 def scanned_places(sites, module):
-    """Return (section, address) of the MMIO instructions of one module in a scan's result."""
+    """Return (section, address) of one module's MMIO instructions in accessors, as a scan has them.
+
+    What is accessed through a pointer alone is no inlined function, and not for this walk to find.
+    """
     return [
         (site.section, int(site.address, 16))
         for site in sites
-        if site.module == module and site.trap == "mmio" and site.form == "instruction"
+        if site.module == module
+        and site.trap == "mmio"
+        and site.form == "instruction"
+        and site.mapped_by is None
     ]

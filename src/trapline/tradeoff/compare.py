@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from trapline.results.scan import ScanResult
 
 DESIGNS: Final[tuple[DesignName, ...]] = ("trap", "paravirt", "forbid")
-MAX_SECONDS: Final = 100
+# Wall clock, for a guest that hangs: a run takes 10 s, on a machine that has much else to do 200 s.
+MAX_SECONDS: Final = 900
 MAX_PLACES: Final = 20
 # A converted instruction, as arch/x86/include/asm/alternative.h would have it: the site is
 # padded to the length of a CALL, which is the replacement, and there is a struct alt_instr.
