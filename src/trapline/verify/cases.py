@@ -165,7 +165,7 @@ def _probe(form: Form, number: int) -> Case:
     if form.trap == "cpuid":
         pinned = ((_EAX, 0x4000_0000), (_ECX, 0))
     elif form.trap == "msr":
-        pinned = ((_ECX, 0x4B56_4D00),)
+        pinned = ((_ECX, _HOST_MSR),)
     elif form.trap == "pio":
         pinned = ((_DX, 0x5000),)
     return Case(form.trap, form.bytes, number, interrupts=False, pinned=pinned)

@@ -61,6 +61,13 @@ class Cause(NamedTuple):
     cases: int
 
 
+class _Known(NamedTuple):
+    """A case with what can be said of it, which is found out once."""
+
+    tried: Tried
+    features: frozenset[str]
+
+
 class _Failure(NamedTuple):
     tried: Tried
     mismatch: Mismatch
@@ -73,10 +80,11 @@ _Symptoms = dict[tuple[EmulatedClass, Kind, str], dict[tuple[str, ...], list[_Fa
 
 def find_causes(tried: Sequence[Tried]) -> tuple[Cause, ...]:
     """Group all mismatches."""
-    by_form: dict[tuple[EmulatedClass, int], list[Tried]] = defaultdict(list)
+    by_form: dict[tuple[EmulatedClass, int], list[_Known]] = defaultdict(list)
     for each in tried:
         if each.judgement.handled or each.judgement.mismatches:
-            by_form[each.case.trap, each.form].append(each)
+            words = features.of_case(each.case, each.judgement.value)
+            by_form[each.case.trap, each.form].append(_Known(each, words))
     failures = {key: _failures(cases) for key, cases in by_form.items()}
     common: dict[tuple[EmulatedClass, Kind, str], Counter[str]] = defaultdict(Counter)
     for (trap, _), of_form in failures.items():
@@ -167,21 +175,17 @@ def _merged(groups: dict[tuple[str, ...], list[_Failure]]) -> dict[tuple[str, ..
     return merged
 
 
-def _features(tried: Tried) -> frozenset[str]:
-    return features.of_case(tried.case, tried.judgement.value)
-
-
-def _failures(cases: list[Tried]) -> dict[tuple[Kind, str], list[_Failure]]:
+def _failures(cases: list[_Known]) -> dict[tuple[Kind, str], list[_Failure]]:
     """Sort the failures of one form by what is wrong."""
     found: dict[tuple[Kind, str], list[_Failure]] = defaultdict(list)
-    for each in cases:
+    for each, words in cases:
         for mismatch in each.judgement.mismatches:
-            found[symptom(mismatch)].append(_Failure(each, mismatch, _features(each)))
+            found[symptom(mismatch)].append(_Failure(each, mismatch, words))
     return found
 
 
 def _passing(
-    cases: list[Tried], kind: Kind, detail: str, failures: list[_Failure]
+    cases: list[_Known], kind: Kind, detail: str, failures: list[_Failure]
 ) -> list[frozenset[str]]:
     """Return what can be said of each case of a form that does not fail like this.
 
@@ -191,8 +195,8 @@ def _passing(
     compared = any(failure.tried.judgement.compared for failure in failures)
     hidden = {detail, SOURCE, OTHER}  # behind these, no other part is looked at
     return [
-        _features(each)
-        for each in cases
+        words
+        for each, words in cases
         if (each.judgement.compared or not compared)
         and not any(
             symptom(mismatch) == (kind, detail)

@@ -1,7 +1,7 @@
 """Instructions, made by going through the opcode maps: nothing is chosen by hand.
 
 `probes` yields one instruction for each form that the decoder knows and that reaches memory or
-traps; what the handler then takes upon itself is varied by `trapline.verify.variants`.
+traps; what the handler then takes upon itself is varied by `trapline.verify.cases`.
 """
 
 from collections.abc import Iterator
