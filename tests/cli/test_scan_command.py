@@ -317,3 +317,16 @@ def test_an_internal_error_is_one_line_too(capsys, monkeypatch, vmlinux):
 
     monkeypatch.setattr("trapline.api.kernel.locate", broken)
     fails(capsys, ExitCode.INTERNAL, ["scan", str(vmlinux)], "ZeroDivisionError")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_a_library_makes_of_ctrl_c_is_no_internal_error(capsys, monkeypatch, vmlinux, kept):
+    def broken(*_, **__):
+        try:
+            raise KeyboardInterrupt if kept else ValueError
+        except (KeyboardInterrupt, ValueError):
+            raise SystemError("a callback returned with an exception set") from None
+
+    monkeypatch.setattr("trapline.api.kernel.locate", broken)
+    expected = (ExitCode.INTERRUPTED, "interrupted") if kept else (ExitCode.INTERNAL, "callback")
+    fails(capsys, expected[0], ["scan", str(vmlinux)], expected[1])

@@ -124,6 +124,24 @@ def test_all_parts_of_a_split_function_have_their_own_name(tmp_path):
     assert source_name("a.b") == "a.b"
 
 
+def test_code_whose_name_another_took_is_not_the_neighbours(tmp_path):
+    """A weak function stays in the image, without a symbol, when a strong one is linked."""
+    demo = """
+        int before(int a) { return a + 1; }
+        __attribute__((weak)) int notify(int a) { return a * 5 + 2; }
+        int after(int a) { return a + 3; }
+    """
+    strong = "int notify(int a) { return a; }"
+    sources = {"drivers/demo/demo.c": demo, "drivers/demo/strong.c": strong}
+    built = tiny_kernel.build_vmlinux(tmp_path, sources)
+    with Binary.open_vmlinux(built) as binary:
+        before, after = binary.address_of("before"), binary.address_of("after")
+        names = {binary.chain(at)[-1].function for at in range(before, after)}
+        assert names == {"before", "notify"}
+        assert not before < binary.address_of("notify") < after
+        assert binary.object_at(binary.address_of("notify")) == "drivers/demo/strong.o"
+
+
 def test_aliases(tmp_path):
     demo = """
         int __work(int a) { return a * 3; }

@@ -14,7 +14,7 @@ from trapline.base.printable import printable
 from trapline.base.scarcity import scarce
 from trapline.base.version import __version__
 from trapline.cli.command import Group
-from trapline.cli.signals import leave
+from trapline.cli.signals import leave, was_interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -108,9 +108,7 @@ def run(arguments: "Sequence[str] | None" = None) -> int:
             standalone_mode=False,
         )
     except (click.exceptions.Abort, KeyboardInterrupt):
-        if _Terminated.has_come:
-            return _fail("terminated; nothing was written.", ExitCode.TERMINATED)
-        return _fail("interrupted; nothing was written.", ExitCode.INTERRUPTED)
+        return _interrupted()
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return ExitCode.USAGE
@@ -124,6 +122,8 @@ def run(arguments: "Sequence[str] | None" = None) -> int:
     except Exception as error:  # the last line of defence against a traceback
         if (short := scarce(error)) is not None:
             return _fail(str(short), short.exit_code)
+        if _Terminated.has_come or was_interrupted(error):
+            return _interrupted()
         if os.environ.get("TRAPLINE_DEBUG"):
             raise
         kind = type(error).__name__
@@ -132,6 +132,12 @@ def run(arguments: "Sequence[str] | None" = None) -> int:
             ExitCode.INTERNAL,
         )
     return int(code or 0)
+
+
+def _interrupted() -> int:
+    if _Terminated.has_come:
+        return _fail("terminated; nothing was written.", ExitCode.TERMINATED)
+    return _fail("interrupted; nothing was written.", ExitCode.INTERRUPTED)
 
 
 def _fail(message: str, code: ExitCode) -> int:

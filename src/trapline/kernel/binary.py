@@ -243,6 +243,9 @@ class Binary:
             return self._line_chain(address, symbol, frames)
         if symbol is None or symbol.name == frames[-1].function:
             return frames
+        if 0 < symbol.size <= address - symbol.address:
+            # Behind the last symbol: a weak function's code stays when another takes its name.
+            return frames
         # symbolic names all parts of a function after the lowest, which may be its cold one.
         outer = frames[-1]
         return (*frames[:-1], Frame(function=symbol.name, file=outer.file, line=outer.line))
