@@ -155,6 +155,41 @@ def test_two_causes_in_one_form_are_told_apart():
     }
 
 
+def test_what_explains_all_is_better_than_what_explains_half():
+    """One sub-leaf alone has hardly a passing case; two features together explain both."""
+    code = NAMES["CPUID"].bytes
+
+    def case(leaf, subleaf, *kinds):
+        return Tried(
+            Case("cpuid", code, leaf, pinned=((Field(0, 1), leaf), (Field(1, 1), subleaf))), 1,
+            "CPUID", Judgement("same", tuple(Mismatch(kind, "", "", "x") for kind in kinds), True,
+            True),
+        )  # fmt: skip
+
+    software = [0x40000000 + number for number in range(20)]
+    cases = [case(leaf, sub, "wrong-access") for leaf in software for sub in (1, 0x8765)]
+    cases += [case(leaf, 0) for leaf in software]
+    cases += [case(leaf, sub) for leaf in (0, 5, 7) for sub in (0, 0x8765)]
+    (cause,) = find_causes(cases)
+    assert cause.features == ("a leaf of the range 40000000h", "a sub-leaf that is not 0")
+
+
+def test_a_cause_that_shows_in_memory_and_in_a_register_is_one_finding():
+    """Stores and loads of the same wrong register; but not two parts wrong in one case."""
+    sound = [tried(code) for code in ("8803", "408823")]
+    sound += [tried(code, form=2) for code in ("8a03", "408a23")]
+    stores = [tried(code, "wrong-memory") for code in ("8823", "883b")]
+    loads = [
+        tried(code, "wrong-register", form=2, detail="another register")
+        for code in ("8a23", "8a3b")
+    ]
+    (cause,) = find_causes([*sound, *stores, *loads])
+    assert (cause.kind, cause.forms, cause.cases) == ("wrong-memory", (1, 2), 4)
+    assert cause.example.code.hex() == "8823"
+    both = [tried(code, "wrong-memory", "wrong-register") for code in ("8823", "883b")]
+    assert len(find_causes([*sound, *both])) == 2
+
+
 def test_a_clean_run_has_no_cause():
     assert find_causes([tried("8803"), tried("8823")]) == ()
 

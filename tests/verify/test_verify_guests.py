@@ -104,6 +104,15 @@ def test_a_fault_that_fails_like_a_known_one_makes_it_worse():
     assert worse.why.startswith(f"fails {finding.cases} of {finding.tried} times")
     (worse,) = baseline.worse(msgspec.structs.replace(small, findings=()), large)
     assert worse.why == "new"
+    # Told otherwise, as another fault hides what told its cause: the same example fails alike.
+    other = msgspec.structs.replace(finding, id="0", cause="above the destination: prefix 66")
+    before = msgspec.structs.replace(large, findings=(other,))
+    assert baseline.worse(before, large) == ()
+    for changed in ({"got": "RAX=0"}, {"cases": finding.cases // 2}, {"forms": finding.forms[1:]}):
+        before = msgspec.structs.replace(
+            large, findings=(msgspec.structs.replace(other, **changed),)
+        )
+        assert [each.id for each in baseline.worse(before, large)] == [finding.id]
     now = msgspec.structs.replace(large, worse_than_baseline=())
     assert exit_code(large) == ExitCode.FINDINGS
     assert exit_code(now) == ExitCode.CLEAN

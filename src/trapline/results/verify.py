@@ -53,9 +53,10 @@ class Finding(Document, frozen=True, kw_only=True, rename={"trap": "class"}):
     `cause` is what the failing cases have in common and no passing case has. `forms` are the
     manual's names of the instruction forms it was seen with. `instruction` and `bytes` are the
     example, `circumstances` what else there was to it; `expected` is what the processor does,
-    `got` what the handler did. `cases` counts failing cases of all `tried` that have one of the
-    forms, `occurs` the sites of the scan that have such a form; None without a scan. `id` is made
-    of class, kind and cause: it survives a change of the forms, which a baseline tells of.
+    `got` what the handler did. `cases` counts failing cases of all `tried`: those that have one of
+    the forms and that the handler did not refuse as it may. `occurs` counts the sites of the scan
+    that have such a form; None without a scan. `id` is made of class, kind and cause: it survives
+    a change of the forms, which a baseline tells of.
     """
 
     id: str

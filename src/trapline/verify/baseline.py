@@ -1,7 +1,8 @@
 """Which findings an earlier verification did not have, or had smaller.
 
-A finding is known by its class, kind and cause. A regression that fails like a known finding
-makes that finding larger: by instruction forms, or by the share of its cases that fail.
+A finding is known by its class, kind and cause; or, where something else has changed what its cause
+is told from, by the same example that fails in the same way. A regression that fails like a known
+finding makes that finding larger: by instruction forms, or by the share of its cases that fail.
 """
 
 from pathlib import Path
@@ -25,9 +26,22 @@ def load(path: Path) -> VerifyResult:
 
 def worse(before: VerifyResult, now: VerifyResult) -> tuple[Worse, ...]:
     """List what is new or has grown, in the order of the findings."""
+    there = {finding.id for finding in now.findings}
     known = {finding.id: finding for finding in before.findings}
-    found = ((finding, _why(known.get(finding.id), finding)) for finding in now.findings)
+    gone = {_example(each): each for each in before.findings if each.id not in there}
+    found = (
+        (finding, _why(known.get(finding.id) or gone.get(_example(finding)), finding))
+        for finding in now.findings
+    )
     return tuple(Worse(id=finding.id, why=why) for finding, why in found if why)
+
+
+def _example(finding: Finding) -> tuple[str, ...]:
+    """Tell findings of one symptom apart, however their cause is told."""
+    return (
+        finding.trap, finding.kind, finding.bytes, finding.circumstances,
+        finding.expected, finding.got,
+    )  # fmt: skip
 
 
 def _why(before: Finding | None, now: Finding) -> str:

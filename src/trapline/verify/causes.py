@@ -36,6 +36,9 @@ MOST_CAUSES: Final = 2
 CHANCE: Final = 1e-4
 # Different looks of one wrong part of a register.
 _REGISTER: Final = frozenset(("wrong-register", "stale-bits", "from-host"))
+_WORSE: Final = "wrong-memory"
+# A call that should not have been made.
+_NEEDLESS: Final = ("from-host", HOSTS_ANSWER)
 
 
 class Tried(NamedTuple):
@@ -102,12 +105,35 @@ def find_causes(tried: Sequence[Tried]) -> tuple[Cause, ...]:
         for symptom, groups in symptoms.items()
         for shared, failures in _merged(groups).items()
     }
-    return tuple(
-        _cause(*key, failures) for key, failures in groups.items() if not _follows(key, groups)
-    )
+    told = {key: failures for key, failures in groups.items() if not _follows(key, groups)}
+    return tuple(_cause(*key, failures) for key, failures in _joined(told).items())
 
 
 _Key = tuple[EmulatedClass, Kind, str, tuple[str, ...]]
+
+
+def _joined(groups: dict[_Key, list[_Failure]]) -> dict[_Key, list[_Failure]]:
+    """Make one of what has the same cause and shows in memory here and in a register there.
+
+    A wrong place shows in memory where it is stored to, and in a register where it is loaded from.
+    Two parts that are wrong in the same case are two faults.
+    """
+    joined = dict(groups)
+    for key, failures in groups.items():
+        trap, kind, detail, shared = key
+        home = (trap, _WORSE, SOURCE, shared)
+        if (
+            kind == "wrong-register"
+            and detail in {SOURCE, OTHER}
+            and shared
+            and SOMETIMES not in shared
+            and home in joined
+            and {id(each.tried) for each in failures}.isdisjoint(
+                id(each.tried) for each in joined[home]
+            )
+        ):
+            joined[home] = joined[home] + joined.pop(key)
+    return joined
 
 
 def _follows(key: _Key, groups: dict[_Key, list[_Failure]]) -> bool:
@@ -190,10 +216,11 @@ def _passing(
     """Return what can be said of each case of a form that does not fail like this.
 
     What is wrong in another way with the same part is no proof that this part is right; nor is a
-    wrong access, behind which nothing else is looked at.
+    wrong access, behind which nothing else is looked at. A needless call is looked for first.
     """
     compared = any(failure.tried.judgement.compared for failure in failures)
-    hidden = {detail, SOURCE, OTHER}  # behind these, no other part is looked at
+    # Behind these, no other part is looked at.
+    hidden = set() if (kind, detail) == _NEEDLESS else {detail, SOURCE, OTHER}
     return [
         words
         for each, words in cases
@@ -202,7 +229,7 @@ def _passing(
             symptom(mismatch) == (kind, detail)
             or (kind in _REGISTER and mismatch.kind in _REGISTER and mismatch.detail in hidden)
             or (mismatch.kind == "wrong-access" and kind != "wrong-access")
-            or symptom(mismatch) == ("from-host", HOSTS_ANSWER)
+            or symptom(mismatch) == _NEEDLESS
             for mismatch in each.judgement.mismatches
         )
     ]
@@ -231,7 +258,11 @@ def _explain(
 def _cover(
     failures: list[_Failure], passing: list[frozenset[str]], common: Counter[str]
 ) -> tuple[dict[tuple[str, ...], list[_Failure]], list[_Failure]]:
-    """Choose features greedily; returns what each explains, and what none does."""
+    """Choose features that explain all, else greedily; returns what each explains, and the rest."""
+    for size in range(3):
+        whole = (COINCIDENCES[0], len(failures))
+        if (best := _best(failures, passing, common, size, whole)) is not None:
+            return {best: failures}, []
     left = failures
     least = max(len(failures) * LEAST_SHARE, 1)
     cover: dict[tuple[str, ...], list[_Failure]] = {}
@@ -296,7 +327,8 @@ def _cause(
     example = min(
         failures,
         key=lambda failure: (
-            failure.mismatch.detail != detail, failure.tried.case.ring3,
+            failure.mismatch.kind != kind, failure.mismatch.detail != detail,
+            failure.tried.case.ring3,
             len(failure.tried.case.code), failure.tried.case[1:],
         ),
     )  # fmt: skip

@@ -17,7 +17,7 @@ from trapline.verify.differences import (
     register_mismatches,
 )
 from trapline.verify.fixture import Outcome
-from trapline.verify.inputs import Lanes, target_of
+from trapline.verify.inputs import Lanes, Target
 from trapline.verify.testpages import KERNEL_BASE, OPERAND_AT, PAGE, USER_BASE, USER_HALF_END
 from trapline.verify.world import Access
 
@@ -29,11 +29,13 @@ _SOFTWARE_LEAVES: Final = 4  # bits 31:28 of the leaf
 class Comparison:
     """Compares the outcomes of one case; `lanes` are the states that it was run from."""
 
-    def __init__(self, case: Case, instruction: ix.Instruction, lanes: Lanes) -> None:
+    def __init__(
+        self, case: Case, instruction: ix.Instruction, target: Target, lanes: Lanes
+    ) -> None:
         self._case = case
         self._instruction = instruction
         self._lanes = lanes
-        self._target = target_of(instruction)
+        self._target = target
 
     def compare(self, lane: int, native: Outcome, trapped: Outcome) -> list[Mismatch]:
         """Compare two runs from the same state."""

@@ -14,6 +14,12 @@ _FLAG_NAMES: Final = {
 }  # fmt: skip
 
 
+_NAMES: Final = tuple(Reg(number).name for number in range(16))
+# Of a TDVMCALL: RCX says which registers are exposed, RAX is the leaf of TDCALL.
+_CARRIERS: Final = tuple(number for number in range(16) if number != Reg.RCX)
+_NO_INPUT: Final = frozenset(_CARRIERS) - {Reg.RAX}
+
+
 class Mismatch(NamedTuple):
     """One thing that differs, in words; `detail` tells apart what has the same kind."""
 
@@ -82,7 +88,7 @@ def register_mismatches(
     Bits are stale if each wrong one is what it was before, and should not be.
     """
     wrong: dict[str, list[tuple[int, int]]] = {}
-    for number in range(16):
+    for number in [number for number in range(16) if expected[number] != got[number]]:
         for part, mask in _parts(target, number):
             if (expected[number] ^ got[number]) & mask:
                 wrong.setdefault(part, []).append((number, mask))
@@ -115,7 +121,9 @@ def _parts(target: Target, number: int) -> list[tuple[str, int]]:
 
 def flag_mismatches(expected: int, got: int) -> list[Mismatch]:
     """One for each flag, so that two causes do not become one."""
-    found = []
+    found: list[Mismatch] = []
+    if expected == got:
+        return found
     for bit in range(22):
         if (expected ^ got) >> bit & 1:
             name = _FLAG_NAMES.get(bit, f"RFLAGS bit {bit}")
@@ -182,20 +190,21 @@ def find_leaks(first: Outcome, second: Outcome) -> list[Mismatch]:
     """
     found: dict[str, Mismatch] = {}
     for one, two in zip(first.calls, second.calls, strict=False):
-        inputs = documented_inputs(one)
-        for number in range(16):
-            name = Reg(number).name
-            if number == Reg.RCX or name in found:
+        free = _NO_INPUT - documented_inputs(one)
+        if one == two and not any(one[number] for number in free):
+            continue
+        for number in _CARRIERS:
+            name = _NAMES[number]
+            if name in found:
                 continue
-            differs = (one[number] ^ two[number]) & M64
-            if differs:
+            if one[number] != two[number]:
                 found[name] = Mismatch(
                     "leak-to-host",
                     name,
                     f"{name} the same whatever is in other registers",
                     f"{name}={one[number]:#x} and {two[number]:#x}, of the same operands",
                 )
-            elif number not in inputs and number != Reg.RAX and one[number]:
+            elif number in free and one[number]:
                 found[name] = Mismatch(
                     "leak-to-host", name, f"{name}=0", f"{name}={one[number]:#x}"
                 )

@@ -126,6 +126,7 @@ class Stage:
             vcpu.set_breakpoints(frozenset((self.end, *self._refusals)))
             vcpu.set_time_budget(_BUDGET)
             vcpu.intercept_exceptions(_ALL_EXCEPTIONS)
+            self._window.enter()
             self._frozen = FrozenMachine(machine)
             self._held = held.pop_all()
         self._start = 0
@@ -140,6 +141,7 @@ class Stage:
         """Let the guest go on from where the stage found it."""
         vcpu = self.vcpu
         self._frozen.restore()
+        self._window.leave()
         vcpu.fpu = self._fpu
         self._held.close()
         vcpu.set_breakpoints(frozenset())
@@ -192,7 +194,8 @@ class Stage:
     def _prepare(self, setup: Setup, mmio: tuple[bool, ...]) -> None:
         vcpu = self.vcpu
         self._frozen.restore()
-        self._window.enter(mmio)
+        if any(mmio):
+            self._window.aim(mmio)
         self._start = self.end - len(setup.code)
         # A block of code ends with UD2, or hundreds of zero bytes would be translated each time.
         self._write(CODE_GPA + (self._start & PAGE - 1), setup.code + _UD2)

@@ -169,11 +169,11 @@ def _fields(instruction: ix.Instruction, kinds: frozenset[int]) -> list[Field]:
 
 
 @lru_cache(maxsize=4096)
-def poison(seed: int, lane: int) -> tuple[int, ...]:
-    """Return 16 values: random ones, those with each bit inverted, zeros."""
+def poison(seed: int) -> tuple[tuple[int, ...], ...]:
+    """Return 16 values for each lane: random ones, those with each bit inverted, zeros."""
     source = random.Random(seed)  # noqa: S311 - repeatable on purpose
     values = tuple(source.getrandbits(64) for _ in range(16))
-    return (values, tuple(value ^ M64 for value in values), (0,) * 16)[lane]
+    return values, tuple(value ^ M64 for value in values), (0,) * 16
 
 
 def lanes(
@@ -191,11 +191,11 @@ def lanes(
     if is_string and (instruction.has_rep_prefix or instruction.has_repne_prefix):
         _pin(pinned, Field(Reg.RCX, M64), _REPEATS)
     reads = read_fields(instruction)
-    states = [list(poison(seed, lane)) for lane in range(LANES)]
+    states = list(map(list, poison(seed)))
+    uses_stack = any(field.number == Reg.RSP for field in reads)
     for lane, state in enumerate(states):
         for number, (mask, value) in pinned.items():
             state[number] = state[number] & ~mask | value & mask
-        uses_stack = any(field.number == Reg.RSP for field in reads)
         state[Reg.RSP] = stack - (0 if uses_stack else lane * 0x128)
     for state, (number, mask) in product(states[1:], reads):
         state[number] = state[number] & ~mask | states[0][number] & mask

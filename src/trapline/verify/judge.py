@@ -116,7 +116,7 @@ class _Trial:
         if found is None:
             return Judgement("unreachable")
         self._lanes = found
-        self._comparison = Comparison(case, self._instruction, found)
+        self._comparison = Comparison(case, self._instruction, self._target, found)
         if not self._valid:
             return Judgement("not-comparable")  # a processor raises #UD, without a trap
         native = stage.native(self._setup(0))

@@ -158,7 +158,12 @@ def result(
     for each in tried:
         verdicts[each.case.trap][each.judgement.verdict] += 1
     refused = _refused_forms(tried, occurrences)
-    of_form = Counter((each.case.trap, each.form) for each in tried)
+    # A refusal says nothing of what an emulation leaves.
+    of_form = Counter(
+        (each.case.trap, each.form)
+        for each in tried
+        if each.judgement.handled or each.judgement.mismatches
+    )
     findings = [
         _finding(cause, sum(of_form[cause.trap, form] for form in cause.forms), occurrences)
         for cause in find_causes(tried)

@@ -57,9 +57,8 @@ MMIO_GPA: Final = 0xD000_0000
 class Window:
     """The pages in the address space that CR3 has at construction.
 
-    Nothing is written before `enter`, which has to be called again when memory was restored.
-    With `user`, the pages are ring 3's; else they are the kernel's, once in its half of the
-    address space and once below 4 GiB.
+    Nothing is written before `enter`; `leave` takes it back. With `user`, the pages are ring 3's;
+    else they are the kernel's, once in its half of the address space and once below 4 GiB.
     """
 
     def __init__(self, vcpu: Vcpu, *, user: bool) -> None:
@@ -74,23 +73,29 @@ class Window:
         self._map(USER_BASE, USER)
         if not user:
             self._map(KERNEL_BASE, 0)
-        indices = [*self._writes, *(index for index, _, _ in self._operand)]
-        self._pages = sorted({index * 8 & -PAGE for index in indices})
+        self._operand_tables = sorted({index * 8 & -PAGE for index, _, _ in self._operand})
 
-    def enter(self, mmio: tuple[bool, ...]) -> None:
-        """Write the page tables; of the operand pages those of `mmio` are MMIO.
-
-        The TLB is the caller's concern.
-        """
+    def enter(self) -> None:
+        """Write the page tables; all pages are plain memory."""
         words = self._words
         for index, value in self._writes.items():
             words[index] = value
+        self.aim((False, False))
+
+    def aim(self, mmio: tuple[bool, ...]) -> None:
+        """Make those operand pages MMIO; the TLB is the caller's concern."""
+        words = self._words
         shared = MMIO_GPA | self._vcpu.memory.shared_bit
         for index, page, flags in self._operand:
             start = shared if mmio[page] else OPERAND_GPA
             words[index] = start + page * PAGE | flags
-        for gpa in self._pages:
+        for gpa in self._operand_tables:
             self._vcpu.memory.code_changed(gpa, PAGE)
+
+    def leave(self) -> None:
+        """Let the guest have its page tables back."""
+        for index in (*self._writes, *(index for index, _, _ in self._operand)):
+            self._words[index] = 0
 
     def _map(self, base: int, user: int) -> None:
         self._writes[self._entry(base + CODE_AT)] = CODE_GPA | CODE | user

@@ -5,6 +5,7 @@ TDVMCALLs. With `garbage` the host is one that nobody should trust: each output 
 guest exposed and that carries nothing, and each bit beyond the width of an answer, is garbage.
 """
 
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from trapline.cpu.engine import Reg
@@ -76,11 +77,15 @@ def value_register(registers: tuple[int, ...]) -> Reg | None:
 
 def documented_inputs(registers: tuple[int, ...]) -> frozenset[int]:
     """Return the registers that carry a call's inputs; R10 and R11 always do."""
-    leaf = registers[Reg.R11]
+    return _inputs(registers[Reg.R11], is_write=registers[Reg.R13] == _WRITE)
+
+
+@lru_cache(maxsize=64)
+def _inputs(leaf: int, *, is_write: bool) -> frozenset[int]:
     numbers: tuple[int, ...]
     if leaf in _ACCESS_CALLS:
         numbers = (Reg.R12, Reg.R13, Reg.R14)
-        if registers[Reg.R13] == _WRITE:
+        if is_write:
             numbers = (*numbers, Reg.R15)
     elif leaf in _ARGUMENTS:
         numbers = _ARGUMENTS[TdVmCall(leaf)][0]

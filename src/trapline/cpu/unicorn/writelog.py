@@ -41,12 +41,13 @@ class WriteLog:
 
     def add(self, gpa: int, size: int) -> None:
         """Note that the host wrote to RAM."""
-        bits, words = self._bits, self._words
+        bits, words = self._bits, self._flags
         for page in range(gpa // _PAGE, -(-(gpa + size) // _PAGE)):
             if not bits[page // 8] >> page % 8 & 1:
                 bits[page // 8] |= 1 << page % 8
-                words[_FIRST + int(words[_COUNT])] = page
-                words[_COUNT] += np.uint64(1)
+                count = words[_COUNT]
+                words[_FIRST + count] = page
+                words[_COUNT] = count + 1
 
     @property
     def is_complete(self) -> bool:
