@@ -477,7 +477,12 @@ behind_stubs:
         add rsp, 8
         jmp asm_common_interrupt
         .endif
-stuck:  jmp stuck
+stuck:
+        .ifdef STUCK_TRAPS
+        mov eax, 0x40000000
+        cpuid
+        .endif
+        jmp stuck
 
         # Handlers in C: one that only its stub's name tells, one that only its own does.
         .macro swap_for_user hole

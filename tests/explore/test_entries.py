@@ -1,13 +1,14 @@
 """Windows of each way into the kernel, and of traps of user mode."""
 
 import pytest
-from test_campaign import config
+from test_campaign import config, parse
 from test_campaign import explore as campaign
 
-from guests import TRAP, Opened, explore
+from guests import SYSCALL, TRAP, Opened, explore, source
 from trapline.base.errors import UsageError
 from trapline.explore import scenario
 from trapline.explore.gates import ways_in
+from trapline.explore.stage import StageConfig
 from trapline.results.explore import CLEAN
 
 EACH = """
@@ -39,6 +40,17 @@ def test_each_way_in_is_a_window_of_its_own():
     assert min(one.boundary for one in result.results) == 1
     commands = {one.scenario: one.reproduce for one in result.results}
     assert "--scenario one.toml:0x50 --event nmi --at" in commands["one:0x50"]
+
+
+def test_a_handler_that_traps_and_does_not_come_back():
+    """Nothing of its run is left when the guest goes on to the windows behind."""
+    flags = ("TRAP", "MORE_VECTORS", "STUCK_VECTOR", "STUCK_TRAPS")
+    later = parse(SYSCALL.replace("nth = 4", "nth = 8"), "later")
+    scenarios = (parse(EACH, "each"), later)
+    result = campaign(StageConfig(source(*flags), scenarios, ("each.toml", "later.toml")))
+    assert [one.scenario for one in result.not_opened] == ["each:0x60"]
+    assert [one.scenario for one in result.windows] == ["each:0x40", "each:0x50", "later"]
+    assert {one.verdict for one in result.results} <= CLEAN
 
 
 def test_an_nmi_that_a_kernel_does_not_survive_in_its_handler():

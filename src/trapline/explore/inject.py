@@ -70,11 +70,10 @@ class Injector:
         self._watching.enter_context(self._machine.module.listening(self._watch))
         self._vcpu.set_breakpoints(self._watch.breakpoints)
         self._vcpu.watch_entries(self._watch.entries)
-        try:
+        with ExitStack() as unless_ready:
+            unless_ready.callback(self.close)
             self._reference()
-        except ReferenceFailsError:
-            self.close()
-            raise
+            unless_ready.pop_all()
 
     def close(self) -> None:
         """Take the watch off the machine."""
