@@ -15,6 +15,7 @@ from trapline.kernel.live.modules import (
     ModuleReader,
     module_spans,
 )
+from trapline.kernel.live.orc import OrcReg
 from trapline.kernel.types.btf import Member
 
 HEAD = 0xFFFFFFFF82D2EA00
@@ -98,9 +99,11 @@ def test_the_kernels_own_orc_table_is_read():
     memory.put(TEXT + 0x5000, struct.pack("<hhH", 24, 0, 5 | 2 << 8))
     reader = ModuleReader(memory.read, Types(), HEAD)
     (module,) = reader.read()
-    assert reader.orc(module).find(TEXT + 4).sp_offset == 24
+    entry = reader.orc(module, 3).find(TEXT + 4)
+    assert (entry.sp_offset, entry.sp_reg) == (24, OrcReg.SP)
+    assert reader.orc(module, 4).find(TEXT + 4).sp_reg == OrcReg.DI
     memory.put(FIRST + 200, struct.pack("<Q", 1 << 31))
-    assert reader.orc(module) is None
+    assert reader.orc(module, 3) is None
 
 
 def test_a_list_in_a_circle_ends():

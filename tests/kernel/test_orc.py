@@ -1,4 +1,4 @@
-"""ORC tables: the three layouts of the flags word, lookup, and damaged sections."""
+"""ORC tables: the four formats of the flags word, lookup, and damaged sections."""
 
 import struct
 
@@ -13,6 +13,7 @@ BASE = 0xFFFFFFFF82E8F000
 TEXT = 0xFFFFFFFF81000000
 HASH_6_3 = bytes.fromhex("db84aed4103b31dd51e017f8f79783ca985c2c51")
 HASH_6_4 = bytes.fromhex("fe5d32bf581bd63b2ca9a5c65ba5a625eab3fe24")
+HASH_7 = bytes.fromhex("137c36ad7627c4dd55932176bb0ecdbd5041fc82")
 
 
 def table(entries, version=3):
@@ -84,9 +85,25 @@ def test_formats_are_read_alike(version, word, kind, signal):
     assert entry.sp_reg == word & 0xF
 
 
+def test_format_4_numbers_the_registers_anew():
+    """ORC_REG_* of orc_types.h of 7.2.11: SP is 3, BP 4, PREV_SP 8, R10 6, AX 1, BP_INDIRECT 10."""
+    words = {
+        flags(3, 0, OrcType.CALL): (OrcReg.SP, OrcReg.UNDEFINED),
+        flags(4, 8, OrcType.REGS, signal=True): (OrcReg.BP, OrcReg.PREV_SP),
+        flags(6, 4, OrcType.CALL): (OrcReg.R10, OrcReg.BP),
+        flags(1, 10, OrcType.CALL): (OrcReg.AX, OrcReg.BP_INDIRECT),
+    }
+    entries = [(TEXT + at, 8, 0, word) for at, word in enumerate(words)]
+    found = [table(entries, 4).find(TEXT + at) for at in range(len(words))]
+    assert [(entry.sp_reg, entry.bp_reg) for entry in found] == list(words.values())
+    assert (found[1].type, found[1].signal) == (OrcType.REGS, True)
+    assert found[0].is_plain_call
+
+
 @pytest.mark.parametrize(
     ("header", "release", "expected"),
     [
+        (HASH_7, None, 4),
         (HASH_6_4, None, 3),
         (HASH_6_3, "6.4.1", 2),
         (b"\1" * 20, "6.12.1", None),

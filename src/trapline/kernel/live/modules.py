@@ -89,8 +89,11 @@ class ModuleReader:
             link = self._pointer(link)
         return tuple(found)
 
-    def orc(self, module: LoadedModule) -> OrcTable | None:
-        """Return the table that the kernel itself uses for a module: run-time addresses."""
+    def orc(self, module: LoadedModule, version: int) -> OrcTable | None:
+        """Return the table that the kernel itself uses for a module: run-time addresses.
+
+        `version` is the format of the kernel's own.
+        """
         names = ("num_orcs", "orc_unwind_ip", "orc_unwind")
         if "arch" not in self._module or not set(names) <= set(self._arch):
             return None
@@ -105,8 +108,7 @@ class ModuleReader:
         rows = self._bytes(unwind_at, 6 * entries)
         if ips is None or rows is None:
             return None
-        # TDX guests exist since v5.19, module.mem and format 3 both since v6.4.
-        return OrcTable.parse(ips, ip_at, rows, 3 if "mem" in self._module else 1)
+        return OrcTable.parse(ips, ip_at, rows, version)
 
     def _one(self, address: int) -> LoadedModule | None:
         raw = self._bytes(address + self._module["name"].offset, _NAME_SIZE)

@@ -2,8 +2,8 @@
 
 objtool writes two parallel arrays into vmlinux and into every module: `.orc_unwind_ip` holds
 one 32-bit offset per entry, relative to its own address, to the first instruction the entry
-covers; `.orc_unwind` holds six bytes for it (arch/x86/include/asm/orc_types.h). The layout of
-the last two bytes has changed twice without a version number:
+covers; `.orc_unwind` holds six bytes for it (arch/x86/include/asm/orc_types.h). What the last two
+bytes say has changed three times without a version number:
 
 ====== =========================================================== ==========================
 format bits of the flags word, from bit 0                          since
@@ -11,10 +11,11 @@ format bits of the flags word, from bit 0                          since
 1      sp_reg:4 bp_reg:4 type:2 end:1                              ee9f8fce9964 (v4.14)
 2      sp_reg:4 bp_reg:4 type:2 signal:1 end:1                     ffb1b4a41016 (v6.3)
 3      sp_reg:4 bp_reg:4 type:3 signal:1                           fb799447ae29 (v6.4)
+4      the same, with other numbers for the registers, and RAX     v7.x; 7.2.11 has it
 ====== =========================================================== ==========================
 
 Since b9f174c811e3 (v6.4, and v6.3.10) `.orc_header` holds a hash of the structure's source, which
-tells 2 and 3 apart; before that only the release does. Tables are kept here in format 3.
+tells 2, 3 and 4 apart; before that only the release does. Tables are kept here in format 3.
 Offsets are relative to the table, so addresses are link-time addresses whatever the slide.
 """
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _HEADER_FORMATS: Final = {
     bytes.fromhex("db84aed4103b31dd51e017f8f79783ca985c2c51"): 2,
     bytes.fromhex("fe5d32bf581bd63b2ca9a5c65ba5a625eab3fe24"): 3,
+    bytes.fromhex("137c36ad7627c4dd55932176bb0ecdbd5041fc82"): 4,
 }
 _ENTRY_SIZE: Final = 6
 _IP_SIZE: Final = 4
@@ -53,6 +55,14 @@ class OrcReg(IntEnum):
     R13 = 7
     BP_INDIRECT = 8
     SP_INDIRECT = 9
+    AX = 10  # not in format 3
+
+
+# The registers of format 4 in its order; numbers that it does not have are none that is known.
+_FORMAT_4: Final = (
+    OrcReg.UNDEFINED, OrcReg.AX, OrcReg.DX, OrcReg.SP, OrcReg.BP, OrcReg.DI, OrcReg.R10, OrcReg.R13,
+    OrcReg.PREV_SP, OrcReg.SP_INDIRECT, OrcReg.BP_INDIRECT, *range(11, 16),
+)  # fmt: skip
 
 
 class OrcType(IntEnum):
@@ -126,7 +136,10 @@ def orc_spans(elf: "ElfFile") -> "tuple[NDArray[np.uint64], NDArray[np.uint64]]"
 
 
 class OrcTable:
-    """One sorted table. `addresses` is uint64, the other arrays run beside it."""
+    """One sorted table. `addresses` is uint64, the other arrays run beside it.
+
+    `version` is the format that it was read from.
+    """
 
     def __init__(
         self,
@@ -134,8 +147,10 @@ class OrcTable:
         sp_offsets: "NDArray[np.int16]",
         bp_offsets: "NDArray[np.int16]",
         flags: "NDArray[np.uint16]",
+        version: int,
     ) -> None:
         self.addresses = addresses
+        self.version = version
         self._sp_offsets = sp_offsets
         self._bp_offsets = bp_offsets
         self._flags = flags
@@ -166,6 +181,7 @@ class OrcTable:
             words[order, 0].astype(np.int16),
             words[order, 1].astype(np.int16),
             flags[order],
+            version,
         )
 
     @classmethod
@@ -204,7 +220,7 @@ class OrcTable:
 
 
 def _to_format_3(flags: "NDArray[np.uint16]", version: int) -> "NDArray[np.uint16]":
-    """Rewrite the flags word of an older format.
+    """Rewrite the flags word of another format.
 
     Formats 1 and 2 say "undefined" and "end of stack" through an undefined sp_reg and the end
     bit, and count CALL, REGS and REGS_PARTIAL from 0. Format 1 has no signal bit: there, every
@@ -212,6 +228,11 @@ def _to_format_3(flags: "NDArray[np.uint16]", version: int) -> "NDArray[np.uint1
     """
     if version == 3:
         return flags.astype(np.uint16)
+    if version == 4:
+        numbers = np.array(_FORMAT_4, np.uint16)
+        return np.asarray(
+            flags & 0xFF00 | numbers[flags & 0xF] | numbers[flags >> 4 & 0xF] << 4, np.uint16
+        )
     end_bit = 0x400 if version == 1 else 0x800
     kind = flags >> 8 & 3
     has_no_sp = (flags & 0xF) == 0

@@ -25,6 +25,9 @@ _PAGE: Final = 4096
 _PT_REGS: Final = struct.Struct("<21Q")
 _IRET_OFFSET: Final = 128
 _IRET: Final = struct.Struct("<5Q")
+_SAVED: Final = {
+    OrcReg.R10: "r10", OrcReg.R13: "r13", OrcReg.DI: "rdi", OrcReg.DX: "rdx", OrcReg.AX: "rax",
+}  # fmt: skip
 
 ReadMemory = Callable[[int, int], bytes | None]
 FindOrc = Callable[[int], OrcEntry | None]
@@ -141,7 +144,7 @@ class _Walk:
                 value = self._word(self.sp) + offset
             case OrcReg.BP_INDIRECT:
                 value = self._word(self.bp + offset)
-            case OrcReg.R10 | OrcReg.R13 | OrcReg.DI | OrcReg.DX:
+            case OrcReg.R10 | OrcReg.R13 | OrcReg.DI | OrcReg.DX | OrcReg.AX:
                 value = self._saved_register(entry.sp_reg)
             case _:
                 raise _LostError
@@ -150,8 +153,7 @@ class _Walk:
     def _saved_register(self, register: int) -> int:
         if self.saved is None:
             raise _LostError
-        name = {OrcReg.R10: "r10", OrcReg.R13: "r13", OrcReg.DI: "rdi", OrcReg.DX: "rdx"}
-        return int(getattr(self.saved, name[OrcReg(register)]))
+        return int(getattr(self.saved, _SAVED[OrcReg(register)]))
 
     def _load(self, entry: OrcEntry, cfa: int) -> StackFrame:
         match entry.type:

@@ -196,7 +196,7 @@ class GuestSymbols:
                 self._place_module(self._reader, module)
 
     def _place_module(self, reader: ModuleReader, module: LoadedModule) -> None:
-        orc = reader.orc(module)
+        orc = None if self._orc is None else reader.orc(module, self._orc.version)
         binary = self._open(module.name)
         if binary is not None:
             self.runtime.place(binary, module_spans(binary, module), orc)
