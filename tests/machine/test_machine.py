@@ -124,6 +124,22 @@ def test_hlt_with_nothing_armed_is_a_hang():
     assert "no timer armed" in outcome.detail
 
 
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("reboot: System halted", OutcomeKind.HALTED),
+        ("[    1.5] reboot: Power off not available: System halted instead", OutcomeKind.HALTED),
+        ("echo reboot: System halted", OutcomeKind.HANG),
+        ("Attempted to boot a broken kernel. System halted", OutcomeKind.HANG),
+    ],
+)
+def test_a_guest_that_says_that_it_halts_has_ended_as_it_should(line, kind):
+    says = "".join(f"out_byte 0x3f8, {byte}\n" for byte in f"{line}\n".encode())
+    outcome = hostile.run(f"{says} {HALT}\n2: jmp 2b")
+    assert outcome.kind == kind
+    assert outcome.is_clean == (kind == OutcomeKind.HALTED)
+
+
 def test_hlt_returns_although_its_timer_is_masked():
     """A guest must not hang the host with a timer that fires and interrupts nobody."""
     outcome = hostile.run(

@@ -12,6 +12,8 @@ PANIC_END: Final = re.compile(rb"---\[ end Kernel panic|(?:^|\] )Rebooting in \d
 # (efi_reboot_required(), arch/x86/platform/efi/quirks.c); without EFI it goes on to real mode,
 # where a TD cannot go: the triple fault is the reset.
 RESTART: Final = re.compile(rb"(?:^|\] )reboot: Restarting system")
+# Where nothing can switch the machine off, as without ACPI, power off is a halt (v6.4).
+HALT: Final = re.compile(rb"(?:^|\] )reboot: (?:System halted|Power off not available)")
 
 # How far a boot came: milestone -> the line that tells.
 LINES: Final = (
@@ -23,5 +25,5 @@ LINES: Final = (
     ("TDX detected", re.compile(rb"tdx: Guest detected")),
     ("/init started", re.compile(rb"Run \S*init as init process")),
     ("self-test passed", re.compile(rb"^init: self-test passed")),
-    ("power off", re.compile(rb"reboot: (Power down|Restarting system)")),
+    ("power off", re.compile(rb"reboot: (Power down|Restarting system|System halted|Power off not)")),
 )

@@ -112,7 +112,7 @@ class Machine:
         self._on_dying = on_dying
         self._watched: dict[int, Callable[[], None]] = {}
         self.panic: str | None = None
-        self._restarting = False
+        self._restarting = self._halting = False
         self.double_faults = 0
         self.nmis = 0  # sent to the guest through its local APIC
         td = TdConfig(
@@ -292,6 +292,7 @@ class Machine:
         elif messages.PANIC_END.search(line):
             self.host.end(OutcomeKind.PANIC, f"Kernel panic: {self.panic}.")
         self._restarting = self._restarting or messages.RESTART.search(line) is not None
+        self._halting = self._halting or messages.HALT.search(line) is not None
 
     def breakpoint(self) -> None:
         """Call what `watch` was given for this address."""
@@ -321,6 +322,8 @@ class Machine:
             kind, detail = OutcomeKind.PANIC, f"Kernel panic: {self.panic}."
         elif self._restarting and outcome.kind == OutcomeKind.TRIPLE_FAULT:
             kind, detail = OutcomeKind.RESET, "The guest reset itself, by a triple fault."
+        elif self._halting and outcome.kind == OutcomeKind.HANG:
+            kind, detail = OutcomeKind.HALTED, "The guest halted itself, which nothing ends."
         else:
             return outcome
         return RunOutcome(kind, detail, outcome.rip, outcome.cycles)

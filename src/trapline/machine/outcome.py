@@ -11,6 +11,7 @@ class OutcomeKind(StrEnum):
 
     POWERED_OFF = "powered-off"
     RESET = "reset"
+    HALTED = "halted"
     PANIC = "panic"
     DOUBLE_FAULT = "double-fault"
     TRIPLE_FAULT = "triple-fault"
@@ -33,6 +34,7 @@ class OutcomeKind(StrEnum):
 _EXIT_CODES = {
     OutcomeKind.POWERED_OFF: ExitCode.CLEAN,
     OutcomeKind.RESET: ExitCode.CLEAN,
+    OutcomeKind.HALTED: ExitCode.CLEAN,
     OutcomeKind.PANIC: ExitCode.GUEST_PANIC,
     OutcomeKind.DOUBLE_FAULT: ExitCode.GUEST_DOUBLE_FAULT,
     OutcomeKind.TRIPLE_FAULT: ExitCode.GUEST_TRIPLE_FAULT,
