@@ -215,6 +215,17 @@ def test_build_tree(tmp_path):
         assert files.missing == ()
 
 
+@pytest.mark.parametrize(("options", "said"), [("CONFIG_MODULES=y\n", 1), ("CONFIG_X=y\n", 0)])
+def test_a_kernel_without_modules_lacks_none(tmp_path, options, said):
+    tree = tmp_path / "linux"
+    put(tree / "vmlinux", vmlinux(RELEASE))
+    put(tree / ".config", options)
+    put(tree / "include/config/kernel.release", RELEASE + "\n")
+    put(tree / "modules.order", "")
+    files = locate(str(tree))
+    assert sum("No modules" in sentence for sentence in files.missing) == said
+
+
 def test_modules_from_elsewhere(tmp_path):
     root = debian(tmp_path / "debian")
     tree = build_tree(tmp_path / "linux")

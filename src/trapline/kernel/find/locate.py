@@ -311,12 +311,12 @@ def _finish(
         )
         vmlinuz = None
     modules = _drop_foreign_debug(modules, missing)
-    if not modules:
+    config = _config(configs, vmlinux, vmlinuz)
+    if not modules and (not config or "CONFIG_MODULES" in config):
         missing.append(f"No modules of {called}: {image}, or name their folder.")
     stripped = sum(module.debug is None for module in modules)
     if stripped:
         missing.append(_no_module_debug(stripped, len(modules), release))
-    config = _config(configs, vmlinux, vmlinuz)
     if not config:
         missing.append(f"No configuration of {called}: {image}.")
     files = KernelFiles(release, vmlinux, vmlinuz, modules, modules_dir, config, tuple(missing))
