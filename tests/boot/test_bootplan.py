@@ -9,13 +9,17 @@ from trapline.boot.plan import (
     BootOptions,
     BootPlan,
     command_line,
+    make_plan,
     parse_devices,
     without_boot_image,
 )
 from trapline.boot.policy import Guard
 from trapline.boot.run import trace_header
 from trapline.kernel.find.kernelfiles import KernelFiles
+from trapline.machine.loader import initramfs, kernelimage
 from trapline.machine.loader.kernelimage import KernelImage
+
+IMAGE = KernelImage("bzImage", "vmlinuz", (), 0, 0, 0, b"", 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +46,29 @@ def test_a_vmlinux_that_is_named_is_booted_itself(tmp_path):
         assert without_boot_image(files, spec) == files
 
 
+@pytest.mark.parametrize(
+    ("config", "device", "said"),
+    [
+        ({"CONFIG_X": "y"}, "ioapic", 1),
+        ({"CONFIG_KVM_GUEST": "y"}, "ioapic", 0),
+        ({"CONFIG_HYPERV": "y"}, "ioapic", 0),
+        ({"CONFIG_X": "y"}, "mmio-uart", 0),
+        ({}, "ioapic", 0),  # nobody knows
+    ],
+)
+def test_a_kernel_that_knows_no_host_is_told_of_before_it_meets_an_io_apic(
+    config, device, said, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(kernelimage, "open_image", lambda _: IMAGE)
+    initrd = tmp_path / "initrd"
+    initrd.write_bytes(initramfs.newc([initramfs.program("init", b"#!")]))
+    files = KernelFiles("6.12", tmp_path / "vmlinux", None, config=config)
+    board, devices = parse_devices([device])
+    told = []
+    make_plan(files, BootOptions(initrd=initrd, board=board, devices=devices), told.append)
+    assert sum("CONFIG_KVM_GUEST" in each for each in told) == said
+
+
 NOTHING = AllowList("a list", "built-in", ())
 
 
@@ -58,10 +85,9 @@ def test_what_becomes_of_what_is_forbidden_is_in_the_first_line_too():
 
 
 def header(initrd=b"one", **options):
-    image = KernelImage("bzImage", "vmlinuz", (), 0, 0, 0, b"", 0, 0)
     chosen = BootOptions(**options)
     return trace_header(
-        BootPlan(KernelFiles(None, None, None), image, initrd, "self-test", "quiet", (), chosen)
+        BootPlan(KernelFiles(None, None, None), IMAGE, initrd, "self-test", "quiet", (), chosen)
     )
 
 

@@ -30,6 +30,10 @@ DISTRIBUTION_COMMAND_LINE: Final = (
 )
 BUSYBOX_PACKAGE: Final = "busybox-static"
 _BUSYBOX_PATHS: Final = ("bin/busybox", "usr/bin/busybox")
+# Linux has x2APIC mode without interrupt remapping, which a TD is in from the start, on known
+# hypervisors only (try_to_enable_x2apic(), arch/x86/kernel/apic/apic.c). A kernel that takes its
+# host for bare metal cannot leave the mode either, and panics in setup_IO_APIC().
+_KNOWN_HOSTS: Final = ("CONFIG_KVM_GUEST", "CONFIG_HYPERV")
 _MAX_MODULE: Final = 256 << 20
 _MAX_MODULES: Final = 256
 
@@ -82,7 +86,7 @@ def without_boot_image(files: KernelFiles, spec: str) -> KernelFiles:
 def make_plan(
     files: KernelFiles, options: BootOptions, announce: Callable[[str], None] | None = None
 ) -> BootPlan:
-    """Choose and read everything; `announce` is told what is about to be downloaded.
+    """Choose and read everything; `announce` is told what will be downloaded, or cannot work.
 
     The boot image is preferred to the vmlinux, as it is what ships. Raises a TraplineError for
     whatever cannot be booted.
@@ -94,6 +98,11 @@ def make_plan(
             "deb:linux-image-…"
         )
     image = kernelimage.open_image(path)
+    if options.board.ioapic and announce is not None and _lacks_hosts(files):
+        announce(
+            "this kernel was built without CONFIG_KVM_GUEST, so it takes its host for bare metal: "
+            "expect it to panic where it finds an IO-APIC, as in any TD"
+        )
     if options.initrd is not None:
         if options.insmod:
             raise BadMachineError("--insmod is for the initramfs that is made here, not --initrd.")
@@ -105,6 +114,10 @@ def make_plan(
         initrd = _own_initrd(modules, init, announce)
         name = "self-test" if options.init is None else "workload"
     return BootPlan(files, image, initrd, name, command_line(options), modules, options)
+
+
+def _lacks_hosts(files: KernelFiles) -> bool:
+    return bool(files.config) and not any(option in files.config for option in _KNOWN_HOSTS)
 
 
 def command_line(options: BootOptions) -> str:

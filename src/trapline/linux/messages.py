@@ -25,5 +25,8 @@ LINES: Final = (
     ("TDX detected", re.compile(rb"tdx: Guest detected")),
     ("/init started", re.compile(rb"Run \S*init as init process")),
     ("self-test passed", re.compile(rb"^init: self-test passed")),
-    ("power off", re.compile(rb"reboot: (Power down|Restarting system|System halted|Power off not)")),
+    (
+        "power off",
+        re.compile(rb"reboot: (Power down|Restarting system|System halted|Power off not)"),
+    ),
 )
