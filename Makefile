@@ -15,7 +15,7 @@ PYTEST := $(RUN)/pytest -n $(WORKERS) --max-worker-restart 0
 # The other flavours of the same kernel; the debug package of the first unpacks to 7 GB.
 FLAVOURS ?= deb:linux-image-6.12-amd64|linux-image-amd64 deb:linux-image-6.12-rt-amd64|linux-image-rt-amd64
 
-.PHONY: demo test lint types docs bench explore-sensitivity flavours kernels-build devices initramfs lock help clean
+.PHONY: demo test lint types docs bench explore-sensitivity explore-faults explore-kernels flavours kernels-build devices initramfs lock help clean
 
 ## demo: scan the newest TDX-enabled Debian cloud kernel, boot it, weigh the designs (450 MB once)
 demo: $(VENV)/.run
@@ -23,9 +23,9 @@ demo: $(VENV)/.run
 	@$(RUN)/trapline boot '$(KERNEL)'
 	@$(RUN)/trapline tradeoff '$(KERNEL)' || test $$? -eq 16 # 16: QEMU is not installed
 
-## test: run the whole test suite, with coverage (downloads about 650 MB once)
+## test: run the whole test suite, with coverage (downloads about 1 GB once)
 test: $(VENV)/.dev
-	@echo "Tests on real kernels fetch Debian's cloud kernel with its debug package: 350 MB, once."
+	@echo "Tests on real kernels fetch two of Debian's cloud kernels with their debug packages: 700 MB, once."
 	@$(PYTEST) -m "not kernel" --cov --cov-report=term
 	@$(PYTEST) --dist loadgroup -m kernel
 
@@ -43,19 +43,28 @@ types: $(VENV)/.dev
 docs: $(VENV)/.dev
 	@NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict --quiet
 
-# Benchmarks that take no kernel.
+# Benchmarks that take no kernel, and campaigns that take an hour and have targets of their own.
 WITHOUT_KERNEL := benchmarks/engine.py benchmarks/startup.py
+CAMPAIGNS := $(patsubst %,benchmarks/%.py,explore_faults explore_kernels verify_faults)
 
 ## bench: measure everything that the documentation gives a number for
 bench: $(VENV)/.dev
 	@for each in $(WITHOUT_KERNEL); do echo "== $$each"; $(RUN)/python $$each; done
-	@for each in $(filter-out $(WITHOUT_KERNEL),$(wildcard benchmarks/*.py)); do \
+	@for each in $(filter-out $(WITHOUT_KERNEL) $(CAMPAIGNS),$(wildcard benchmarks/*.py)); do \
 	  echo "== $$each"; $(RUN)/python $$each '$(KERNEL)'; \
 	done
 
 ## explore-sensitivity: flip bits behind KERNEL's back and count those that explore sees
 explore-sensitivity: $(VENV)/.dev
 	@$(RUN)/python benchmarks/sensitivity.py '$(KERNEL)'
+
+## explore-faults: plant faults in kernels and count those that explore finds (builds two kernels)
+explore-faults: $(VENV)/.dev
+	@$(RUN)/python benchmarks/explore_faults.py
+
+## explore-kernels: explore all kernels that trapline is held against (1.4 GB; those that are built)
+explore-kernels: $(VENV)/.dev
+	@$(RUN)/python benchmarks/explore_kernels.py
 
 ## flavours: scan, boot, explore, verify the full and real-time kernels (1.4 GB, 14 GB unpacked)
 flavours: $(VENV)/.run

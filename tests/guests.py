@@ -413,6 +413,14 @@ power_off:
         .ifdef NMI_WRITES_IDT
         inc dword ptr [rip + idt + 16 * 200 + 12]
         .endif
+        .ifdef NMI_CUTS_IDT
+        push 0
+        push 0
+        sidt [rsp]
+        sub word ptr [rsp], 16
+        lidt [rsp]
+        add rsp, 16
+        .endif
         .ifdef NMI_USES_FPU
         fld1
         .endif

@@ -12,6 +12,7 @@ from trapline.machine.machine import Machine
 
 # Status flags and IF, DF, NT, AC; RF is for the processor, the others are fixed.
 _RFLAGS: Final = 0x3F7FD7 & ~(1 << 16)
+_TABLES: Final = 6  # from here on they are tables, or in one, and have a limit in 64-bit mode
 _SEGMENTS: Final = ("cs", "ss", "ds", "es", "fs", "gs", "gdtr", "idtr", "tr", "ldtr")
 _MSRS: Final = {
     "KERNEL_GS_BASE": 0xC0000102,
@@ -33,6 +34,7 @@ _NAMES: Final = (
     "CPL",
     *_SEGMENTS,
     *(f"{name.upper()}.base" for name in _SEGMENTS[4:]),
+    *(f"{name.upper()}.limit" for name in _SEGMENTS[_TABLES:]),
     *_MSRS,
     *(f"CR{number}" for number in _CRS),
     *(f"DR{number}" for number in _DRS),
@@ -64,6 +66,7 @@ def registers(machine: Machine) -> Registers:
         cpl,
         *(segment.selector & 0xFFFF for segment in segments),
         *(segment.base for segment in segments[4:]),
+        *(segment.limit for segment in segments[_TABLES:]),
         *map(vcpu.msr, _MSRS.values()),
         # An NMI between a page fault and its handler must leave CR2 alone.
         *map(vcpu.cr, _CRS),
