@@ -15,7 +15,11 @@ PYTEST := $(RUN)/pytest -n $(WORKERS) --max-worker-restart 0
 # The other flavours of the same kernel; the debug package of the first unpacks to 7 GB.
 FLAVOURS ?= deb:linux-image-6.12-amd64|linux-image-amd64 deb:linux-image-6.12-rt-amd64|linux-image-rt-amd64
 
+<<<<<<< HEAD
 .PHONY: demo test lint types docs bench explore-sensitivity explore-faults explore-kernels flavours kernels-build devices initramfs lock help clean
+=======
+.PHONY: demo test lint types docs bench explore-sensitivity flavours kernels-build hostile devices initramfs lock help clean
+>>>>>>> c896613 (make hostile: damaged inputs of every kind, random guests, killed commands)
 
 ## demo: scan the newest TDX-enabled Debian cloud kernel, boot it, weigh the designs (450 MB once)
 demo: $(VENV)/.run
@@ -81,6 +85,10 @@ kernels-build:
 	@for each in $(patsubst kernels/%.config,%,$(filter-out %/base.config,$(wildcard kernels/*.config))); do \
 	  tools/build-kernel $$each; \
 	done
+
+## hostile: a million damaged inputs, 10,000 guests, 500 kills (some two hours on two cores)
+hostile: $(VENV)/.dev
+	@PYTHONPATH=tests $(RUN)/python -m siege --kernel '$(firstword $(subst |, ,$(KERNEL)))'
 
 ## devices: test the drivers that only the full flavour has: 9p, e1000, rtl8139 (1.1 GB download)
 devices: $(VENV)/.dev

@@ -313,7 +313,7 @@ def _footprint(basis, boundaries):
     words = (
         FootprintWord(name="nmi_count", gpa=0x1000, kind="value", was=1, now=2),
         FootprintWord(name="tick", gpa=0x1008, kind="time", was=7, now=None),
-        FootprintWord(name="stack", gpa=0x1010, kind="rsp", was=0, now=0x28),
+        FootprintWord(name="stack", gpa=0x1010, kind="stack", was=0, now=0x28),
         FootprintWord(name="stack", gpa=0x1018, kind="rip", was=0, now=None),
     )
     return Footprint(

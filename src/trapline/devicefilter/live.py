@@ -4,6 +4,7 @@ Everything is read below `root`, so that a copy of another machine's files will 
 read is said to be unknown; nothing is written.
 """
 
+import re
 from typing import TYPE_CHECKING, Final
 
 from trapline.base import files
@@ -161,15 +162,21 @@ def _clock(root: "Path", *, is_td: bool) -> LiveCheck:
 
 
 def _shared(root: "Path", *, is_td: bool) -> LiveCheck:
-    slabs = _text(root, "sys/kernel/debug/swiotlb/io_tlb_nslabs").strip()
-    used = _text(root, "sys/kernel/debug/swiotlb/io_tlb_used").strip()
-    if not slabs.isdigit():
+    slabs = _number(root, "sys/kernel/debug/swiotlb/io_tlb_nslabs")
+    used = _number(root, "sys/kernel/debug/swiotlb/io_tlb_used")
+    if slabs is None:
         return _check("shared memory", "unknown", "note", "debugfs is not mounted or not readable")
-    size = int(slabs) * _SLAB >> 20
-    busy = f", {int(used) * _SLAB >> 10} KiB in use" if used.isdigit() else ""
+    size = slabs * _SLAB >> 20
+    busy = "" if used is None else f", {used * _SLAB >> 10} KiB in use"
     if is_td and not size:
         return _check("shared memory", "none", "finding", "a TD's devices need bounce buffers")
     return _check("shared memory", f"{size} MiB{busy}", "ok", "bounce buffers (SWIOTLB)")
+
+
+def _number(root: "Path", name: str) -> int | None:
+    # Digits of other scripts are digits to Python, and a thousand of them are no number.
+    found = re.fullmatch(r"[0-9]{1,20}", _text(root, name).strip())
+    return None if found is None else int(found[0])
 
 
 def _check(name: str, found: str, standing: "Standing", why: str) -> LiveCheck:

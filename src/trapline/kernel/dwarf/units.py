@@ -146,7 +146,7 @@ class UnitTable:
             spans = [(low, high if root.high_is_address else low + high)]
         else:
             return
-        ranges.extend((start, end, number) for start, end in spans if start < end)
+        ranges.extend((start, end, number) for start, end in spans if start < end < 1 << 64)
         if len(ranges) > _MAX_RANGES:
             raise Cursor(b"", f"{self._elf.name}: .debug_info").bad()
 
