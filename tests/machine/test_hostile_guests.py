@@ -10,8 +10,8 @@ from threading import Thread
 
 import pytest
 from gdb_client import Client
-from hostile import CODE, FREE, MEMORY, STACK, TABLE, machine_of, run
 
+from hostile import CODE, FREE, MEMORY, STACK, TABLE, machine_of, run
 from trapline.machine.gdb.debugview import TdTarget
 from trapline.machine.gdb.server import GdbServer
 from trapline.machine.observe.symbols import GuestSymbols

@@ -1,8 +1,8 @@
 """Small guests on the whole machine: timers, interrupts, HLT, and pages that change hands."""
 
-import hostile
 import pytest
 
+import hostile
 from trapline.cpu.default import open_engine
 from trapline.machine.outcome import OutcomeKind
 

@@ -3,8 +3,8 @@
 import struct
 
 import pytest
-from hostile import machine_of
 
+from hostile import machine_of
 from trapline.machine.devices.uart import COM1
 from trapline.machine.outcome import OutcomeKind
 from trapline.rules.rows import CpuAccess, CpuidKind, CpuidOutcome, MsrAction, MsrKind, MsrSpecial
