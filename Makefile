@@ -15,11 +15,7 @@ PYTEST := $(RUN)/pytest -n $(WORKERS) --max-worker-restart 0
 # The other flavours of the same kernel; the debug package of the first unpacks to 7 GB.
 FLAVOURS ?= deb:linux-image-6.12-amd64|linux-image-amd64 deb:linux-image-6.12-rt-amd64|linux-image-rt-amd64
 
-<<<<<<< HEAD
-.PHONY: demo test lint types docs bench explore-sensitivity explore-faults explore-kernels flavours kernels-build devices initramfs lock help clean
-=======
-.PHONY: demo test lint types docs bench explore-sensitivity flavours kernels-build hostile devices initramfs lock help clean
->>>>>>> c896613 (make hostile: damaged inputs of every kind, random guests, killed commands)
+.PHONY: $(shell sed -n 's/^## \([a-z-]*\):.*/\1/p' Makefile)
 
 ## demo: scan the newest TDX-enabled Debian cloud kernel, boot it, weigh the designs (450 MB once)
 demo: $(VENV)/.run
