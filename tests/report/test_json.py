@@ -9,7 +9,7 @@ from trapline.results.scan import ScanResult
 
 def test_document_starts_with_schema_and_version_and_reads_back():
     text = rendered(document(), "json")
-    assert text.startswith(b'{"schema":"trapline/scan","version":1,')
+    assert text.startswith(b'{"schema":"trapline/scan","version":2,')
     assert text.endswith(b"}\n")
     assert msgspec.json.decode(text, type=ScanResult) == document()
 

@@ -57,7 +57,7 @@ def test_every_result_points_at_its_rule():
 
 
 def test_findings_are_errors_and_the_rest_notes():
-    levels = {r["partialFingerprints"]["trapline/v1"]: r["level"] for r in results(document())}
+    levels = {r["partialFingerprints"]["trapline/v2"]: r["level"] for r in results(document())}
     errors = {finding for finding, level in levels.items() if level == "error"}
     assert errors == {"00000000000000d4", "driver:platform:8250"}
     assert all(r["level"] == "note" for r in results(clean()))

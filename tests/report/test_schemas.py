@@ -42,7 +42,7 @@ def test_lines_validate():
 
 @pytest.mark.parametrize(
     "change",
-    [{"version": 2}, {"schema": "trapline/boot"}, {"surprise": 1}, {"sites": [{"class": "mmio"}]}],
+    [{"version": 1}, {"schema": "trapline/boot"}, {"surprise": 1}, {"sites": [{"class": "mmio"}]}],
 )
 def test_the_schema_refuses_what_the_reader_refuses(change):
     broken = json.loads(rendered(document(), "json")) | change

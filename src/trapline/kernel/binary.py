@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from trapline.base.errors import BadImageError
 from trapline.kernel.codespans import CodeSpans, described_code
+from trapline.kernel.dwarf.frames import SourceFrame, SourceFrames
 from trapline.kernel.dwarf.linetable import LineTable
 from trapline.kernel.dwarf.sourcepath import SourceTree
 from trapline.kernel.dwarf.symcache import SymCache
@@ -249,6 +250,13 @@ class Binary:
         # symbolic names all parts of a function after the lowest, which may be its cold one.
         outer = frames[-1]
         return (*frames[:-1], Frame(function=symbol.name, file=outer.file, line=outer.line))
+
+    def source_frames(self, addresses: "Iterable[int]") -> "dict[int, tuple[SourceFrame, ...]]":
+        """Return the frames of addresses to the column, innermost first; none of assembly.
+
+        Raises BadImageError where the debug information is corrupt.
+        """
+        return {} if self.units is None else SourceFrames(self.units).of(addresses)
 
     def unit_at(self, address: int) -> Unit | None:
         """Return the compilation unit of an address, or None where that is not known."""

@@ -11,7 +11,7 @@ from trapline.results.document import Document, ResultDocument
 from trapline.results.trapclass import TrapClass
 
 SCHEMA: Final = "trapline/scan"
-VERSION: Final = 1
+VERSION: Final = 2
 
 Access = Literal["read", "write", "read-write", "execute"]
 Form = Literal["instruction", "paravirt", "call"]
@@ -41,6 +41,12 @@ class Site(Document, frozen=True, kw_only=True, rename={"trap": "class"}):
     but `address` and `section` is then said of the origin. `mapped_by` is what returned the pointer
     where device memory is accessed without an accessor. `emulable` is whether Linux's #VE
     handler emulates the form, `reason` says why or why not.
+
+    `owner`, `spot` and `landed` are what the next kernel's site is matched by beside the id: the
+    function in the source that names the site, inlined or not; line and column of each call from
+    there inwards, "11:5 2:9", relative to the start of the function that it is in, and at the end
+    the line of the site if no inlined accessor stands for it; and what the compiler inlined `owner`
+    into, outermost first, "a/b". None where debug information does not tell.
     """
 
     id: str
@@ -65,6 +71,9 @@ class Site(Document, frozen=True, kw_only=True, rename={"trap": "class"}):
     driver: str | None
     subsystem: str
     mapped_by: str | None = None
+    owner: str | None = None
+    spot: str | None = None
+    landed: str | None = None
 
 
 class Mapping(Document, frozen=True, kw_only=True):
@@ -82,6 +91,9 @@ class Mapping(Document, frozen=True, kw_only=True):
     section: str
     driver: str | None
     subsystem: str
+    owner: str | None = None
+    spot: str | None = None
+    landed: str | None = None
 
 
 class Driver(Document, frozen=True, kw_only=True):
@@ -169,7 +181,7 @@ class ScanResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_": "
     lists: ClassVar = ("sites", "mappings", "drivers")
 
     schema_: Literal["trapline/scan"] = SCHEMA
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
     generator: str
     kernel: Kernel
     allow: tuple[AllowedId, ...]

@@ -9,15 +9,18 @@ from typing import NamedTuple
 
 import msgspec
 
+from trapline.kernel.elf.functions import source_name
+from trapline.linux.spelling import canonical
 from trapline.linux.ve_handler import Emulation
 from trapline.results.scan import Access, Form, Mapping, Site
 from trapline.results.trapclass import TrapClass
-from trapline.scan.identity import Key, key
+from trapline.scan.identity import Key
 from trapline.scan.location import Place
+from trapline.scan.spots import Spot
 
 
 class What(NamedTuple):
-    """What a site is, apart from where; `normal` is its instruction as ids have it."""
+    """What a site is, apart from where."""
 
     trap: TrapClass
     form: Form
@@ -25,7 +28,6 @@ class What(NamedTuple):
     width: int
     accessor: str | None
     text: str
-    normal: str
     verdict: Emulation
     mapped_by: str | None = None
 
@@ -41,13 +43,15 @@ class FoundSite(msgspec.Struct, frozen=True, kw_only=True):
     what: What
     place: Place
     bytes: str
+    spot: Spot | None = None
 
     @property
     def key(self) -> Key:
         """What its id is made from."""
-        place, what = self.place, self.what
-        where = place.object or self.module
-        return key(what.form, where, place.function, place.inlined, what.accessor, what.normal)
+        what = self.what
+        access = None if what.accessor is None else canonical(what.accessor)
+        named = (what.form, what.trap, what.access, str(what.width))
+        return _key(named, access, self.place, self.module, self.spot)
 
     def named(self, identity: str, driver: str | None, subsystem: str) -> Site:
         """Return the site of the result."""
@@ -75,6 +79,7 @@ class FoundSite(msgspec.Struct, frozen=True, kw_only=True):
             driver=driver,
             subsystem=subsystem,
             mapped_by=what.mapped_by,
+            **_beside(self.spot),
         )
 
 
@@ -84,13 +89,12 @@ class FoundMapping(msgspec.Struct, frozen=True, kw_only=True):
     module: str
     mapper: str
     place: Place
+    spot: Spot | None = None
 
     @property
     def key(self) -> Key:
         """What its id is made from."""
-        place = self.place
-        where = place.object or self.module
-        return key("mapping", where, place.function, place.inlined, self.mapper, "")
+        return _key(("mapping",), self.mapper, self.place, self.module, self.spot)
 
     def named(self, identity: str, driver: str | None, subsystem: str) -> Mapping:
         """Return the mapping of the result."""
@@ -108,4 +112,30 @@ class FoundMapping(msgspec.Struct, frozen=True, kw_only=True):
             section=place.section,
             driver=driver,
             subsystem=subsystem,
+            **_beside(self.spot),
         )
+
+
+def _key(
+    what: tuple[str, ...], access: str | None, place: Place, module: str, spot: Spot | None
+) -> Key:
+    """Make a key; without debug information of the function by what its symbol says."""
+    where = place.object or module
+    if spot is None:
+        chain = tuple(source_name(frame.function) for frame in reversed(place.inlined))
+        return Key((*what, where, source_name(place.function), *chain, "", access or ""))
+    return Key(
+        (*what, where, spot.function, *spot.wrappers, "", spot.access or access or ""),
+        spot.calls,
+        "" if spot.line is None else str(spot.line),
+        "/".join(spot.landed),
+        spot.landed_at,
+    )
+
+
+def _beside(spot: Spot | None) -> dict[str, str | None]:
+    """Give what the result says of a spot beside the id."""
+    if spot is None:
+        return {}
+    at = spot.calls if spot.line is None else f"{spot.calls} {spot.line}".lstrip()
+    return {"owner": spot.function, "spot": at, "landed": "/".join(spot.landed) or None}

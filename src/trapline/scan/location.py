@@ -15,7 +15,7 @@ class Place:
     """The place of one address, in the words of the result document.
 
     `origin` is the address that code in .altinstr_replacement is copied to; all but `section`
-    and `address` are then the origin's.
+    and `address` are then the origin's. `source` is the address in the image that is said of.
     """
 
     object: str | None
@@ -26,6 +26,7 @@ class Place:
     address: str
     section: str
     origin: str | None
+    source: int = 0
 
 
 def place_of(binary: "Binary", address: int) -> Place:
@@ -53,6 +54,7 @@ def place_of(binary: "Binary", address: int) -> Place:
         address=hex(binary.offset_of(address)),
         section=section,
         origin=origin,
+        source=source,
     )
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from trapline.kernel.binary import Binary, has_code, has_dwarf, open_module_files
 from trapline.kernel.drivers.modinfo import ModuleInfo, module_info
@@ -12,11 +13,15 @@ from trapline.scan.code import Code
 from trapline.scan.found import FoundMapping, FoundSite
 from trapline.scan.ioremap import find_mappings
 from trapline.scan.sites import SiteFinder
+from trapline.scan.spots import Spot, spot_of
 from trapline.scan.triage import may_have_sites
 from trapline.scan.unnamed import Unnamed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from trapline.scan.kernelfacts import ScanContext
+    from trapline.scan.location import Place
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +89,10 @@ def _scan_module(task: Task, context: "ScanContext") -> ObjectResult:
 def _scan(binary: Binary, context: "ScanContext", info: ModuleInfo | None = None) -> ObjectResult:
     code = Code(binary, context)
     sites = list(SiteFinder(binary, code, context).sites())
+    mappings = list(find_mappings(binary, code))
+    spots = _spots(
+        binary, [*(found.place for found in sites), *(found.place for found in mappings)]
+    )
     return ObjectResult(
         name=binary.name,
         info=info,
@@ -92,6 +101,15 @@ def _scan(binary: Binary, context: "ScanContext", info: ModuleInfo | None = None
         has_code=has_code(binary.elf) if binary.is_module else bool(binary.text),
         outside=code.outside,
         unrecognised=list(Unnamed(binary, code, sites).functions()),
-        sites=sites,
-        mappings=list(find_mappings(binary, code)),
+        sites=[replace(site, spot=spots.get(site.place.source)) for site in sites],
+        mappings=[replace(found, spot=spots.get(found.place.source)) for found in mappings],
     )
+
+
+def _spots(binary: Binary, places: "Iterable[Place]") -> dict[int, Spot]:
+    """Find where places stand in the source, by the address that is said of."""
+    lines = {
+        place.source: (place.inlined[0].line if place.inlined else place.line) for place in places
+    }
+    frames = binary.source_frames(lines)
+    return {address: spot_of(found, lines[address]) for address, found in frames.items()}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from iced_x86 import Mnemonic
 
 from trapline.isa import traps
-from trapline.isa.operands import format_instruction, memory_operands, normalise
+from trapline.isa.operands import format_instruction, memory_operands
 from trapline.linux import ve_handler
 from trapline.linux.accessors import CALLED, INLINED, PARAVIRT, QUEUES
 from trapline.scan import verdicts
@@ -75,7 +75,7 @@ class SiteFinder:
                     address,
                     What(
                         *(trap.kind, "instruction", trap.access, trap.width, None),
-                        *(format_instruction(instruction), normalise(instruction)),
+                        format_instruction(instruction),
                         ve_handler.emulable(instruction, self._context.handler),
                     ),
                 )
@@ -93,7 +93,7 @@ class SiteFinder:
                         address,
                         What(
                             *("mmio", "instruction", access, width, name),
-                            *(format_instruction(instruction), normalise(instruction)),
+                            format_instruction(instruction),
                             ve_handler.emulable_mmio(instruction, self._context.handler),
                         ),
                     )
@@ -105,7 +105,7 @@ class SiteFinder:
             yield (
                 address,
                 What(
-                    *(called.trap, "call", called.access, called.width, name, text, text),
+                    *(called.trap, "call", called.access, called.width, name, text),
                     verdicts.of_call(called, self._context.handler, name),
                 ),
             )
@@ -120,7 +120,7 @@ class SiteFinder:
                 address,
                 What(
                     *(called.trap, "paravirt", called.access, called.width),
-                    *(f"pv_ops.{member}", text, text),
+                    *(f"pv_ops.{member}", text),
                     verdicts.of_call(called, self._context.handler),
                 ),
             )
@@ -130,14 +130,14 @@ class SiteFinder:
             if not sweep.address <= address < sweep.address + len(sweep.data):
                 continue
             instruction = sweep.decode(address)
-            text, normal = format_instruction(instruction), normalise(instruction)
+            text = format_instruction(instruction)
             if found.copier is None:
                 verdict = ve_handler.emulable_mmio(instruction, self._context.handler)
             else:
                 verdict = verdicts.of_copy(self._context.handler)
-                text = normal = f"{text.partition(' ')[0]} {found.copier}"
+                text = f"{text.partition(' ')[0]} {found.copier}"
             form: Form = "instruction" if found.copier is None else "call"
-            what = (found.access, found.width, found.copier, text, normal, verdict, found.mapper)
+            what = (found.access, found.width, found.copier, text, verdict, found.mapper)
             yield address, What("mmio", form, *what)
 
     def _device_operand(

@@ -18,6 +18,7 @@ from trapline.base.cursor import Cursor
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from trapline.base.errors import BadImageError
     from trapline.kernel.elf.file import ElfFile
 
 LANGUAGE_ASSEMBLER: Final = 0x8001  # DW_LANG_Mips_Assembler, which gas uses for all machines
@@ -62,12 +63,16 @@ _BLOCKS: Final = {0x0A: 1, 0x03: 2, 0x04: 4}
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One compilation unit. `line_table` is an offset in .debug_line, None where it has none."""
+    """One compilation unit, whose header is at `offset` of .debug_info.
+
+    `line_table` is an offset in .debug_line, None where it has none.
+    """
 
     name: str
     compilation: str
     language: int
     line_table: int | None
+    offset: int = 0
 
     @property
     def is_assembly(self) -> bool:
@@ -81,7 +86,8 @@ class UnitTable:
     def __init__(self, elf: "ElfFile") -> None:
         self._elf = elf
         self._info = elf.contents(".debug_info")
-        self._abbreviations = bytes(elf.contents(".debug_abbrev"))
+        #: .debug_abbrev, and where in it the table of each unit starts is in its `Root`.
+        self.abbreviations = bytes(elf.contents(".debug_abbrev"))
         self.units: list[Unit] = []
         ranges = self._read_units()
         ranges.sort()
@@ -109,24 +115,45 @@ class UnitTable:
         return Cursor(self._elf.contents(section), f"{self._elf.name}: {section}", position)
 
     def _read_units(self) -> list[tuple[int, int, int]]:
-        what = f"{self._elf.name}: .debug_info"
         ranges: list[tuple[int, int, int]] = []
         position = 0
         while position < len(self._info) and len(self.units) < _MAX_UNITS:
-            cursor = Cursor(self._info, what, position)
-            length = cursor.unsigned(4)
-            size = 4
-            if length == 0xFFFFFFFF:
-                length = cursor.unsigned(8)
-                size = 8
-            position = cursor.position + length
-            cursor = Cursor(self._info, what, cursor.position, position)
-            root = self._root(cursor, size)
+            root, position = self._unit(position)
             if root is not None:
                 self._add(root, ranges)
         return ranges
 
-    def _add(self, root: "_Root", ranges: list[tuple[int, int, int]]) -> None:
+    def _unit(self, start: int) -> "tuple[Root | None, int]":
+        """Read the root entry of the unit at `start`; return also where the next unit is."""
+        what = f"{self._elf.name}: .debug_info"
+        cursor = Cursor(self._info, what, start)
+        length = cursor.unsigned(4)
+        size = 4
+        if length == 0xFFFFFFFF:
+            length = cursor.unsigned(8)
+            size = 8
+        end = cursor.position + length
+        root = self._root(Cursor(self._info, what, cursor.position, end), size)
+        if root is not None:
+            root.start, root.end = start, end
+        return root, end
+
+    def root(self, unit: Unit) -> "Root":
+        """Read the root entry of a unit again."""
+        root, _ = self._unit(unit.offset)
+        if root is None:
+            raise self.bad()
+        return root
+
+    def contents(self, root: "Root") -> bytes:
+        """Return the entries of a unit, from its header on."""
+        return bytes(self._info[root.start : root.end])
+
+    def bad(self) -> "BadImageError":
+        """Return the error for entries that make no sense."""
+        return Cursor(b"", f"{self._elf.name}: .debug_info").bad()
+
+    def _add(self, root: "Root", ranges: list[tuple[int, int, int]]) -> None:
         values = root.values
         number = len(self.units)
         line_table = values.get(_AT_STMT_LIST)
@@ -136,21 +163,22 @@ class UnitTable:
                 str(values.get(_AT_COMP_DIR, "")),
                 int(values.get(_AT_LANGUAGE, 0)),
                 line_table if isinstance(line_table, int) else None,
+                root.start,
             )
         )
-        low = self._address(root, values.get(_AT_LOW_PC, 0))
+        low = self.address(root, values.get(_AT_LOW_PC, 0))
         if _AT_RANGES in values:
-            spans = self._spans(root, low, values[_AT_RANGES])
+            spans = self.spans_of(root, values[_AT_RANGES])
         elif _AT_HIGH_PC in values:
-            high = self._address(root, values[_AT_HIGH_PC])
+            high = self.address(root, values[_AT_HIGH_PC])
             spans = [(low, high if root.high_is_address else low + high)]
         else:
             return
         ranges.extend((start, end, number) for start, end in spans if start < end < 1 << 64)
         if len(ranges) > _MAX_RANGES:
-            raise Cursor(b"", f"{self._elf.name}: .debug_info").bad()
+            raise self.bad()
 
-    def _root(self, cursor: Cursor, offset_size: int) -> "_Root | None":
+    def _root(self, cursor: Cursor, offset_size: int) -> "Root | None":
         """Read the root entry of the unit at `cursor`; None for one that compiles nothing."""
         version = cursor.unsigned(2)
         if not _OLDEST <= version <= _NEWEST:
@@ -163,20 +191,21 @@ class UnitTable:
             table, address_size = cursor.unsigned(offset_size), cursor.unsigned(1)
         if address_size != 8:
             raise cursor.bad()
+        entries = cursor.position
         abbreviation = self._abbreviation(table, cursor.uleb())
         if abbreviation is None:
             return None
-        root = _Root(version, offset_size)
+        root = Root(version, offset_size, table, entries)
         self._read_attributes(cursor, abbreviation, root)
         return root
 
-    def _read_attributes(self, cursor: Cursor, abbreviation: Cursor, root: "_Root") -> None:
+    def _read_attributes(self, cursor: Cursor, abbreviation: Cursor, root: "Root") -> None:
         while True:
             name, form = abbreviation.uleb(), abbreviation.uleb()
             if name == form == 0:
                 break
             constant = abbreviation.sleb() if form == _FORM_IMPLICIT_CONST else 0
-            value = self._value(cursor, form, constant, root)
+            value = self.value(cursor, form, constant, root)
             if name == _AT_HIGH_PC:
                 # A number is a length, an address is an address.
                 root.high_is_address = form == _FORM_ADDR or isinstance(value, _Indirect)
@@ -199,16 +228,17 @@ class UnitTable:
             key.append(rest & 0x7F | 0x80)
             rest >>= 7
         key += bytes([rest, _TAG_COMPILE_UNIT])
-        if self._abbreviations.startswith(bytes(key), table):
+        if self.abbreviations.startswith(bytes(key), table):
             position = table
         else:
-            position = self._abbreviations.find(b"\0\0" + key, table) + 2
+            position = self.abbreviations.find(b"\0\0" + key, table) + 2
             if position < 2:
                 return None
         what = f"{self._elf.name}: .debug_abbrev"
-        return Cursor(self._abbreviations, what, position + len(key) + 1)
+        return Cursor(self.abbreviations, what, position + len(key) + 1)
 
-    def _value(self, cursor: Cursor, form: int, constant: int, root: "_Root") -> Any:  # noqa: ANN401 - an attribute is a number, a string or an index
+    def value(self, cursor: Cursor, form: int, constant: int, root: "Root") -> Any:  # noqa: ANN401 - an attribute is a number, a string or an index
+        """Read the value of one attribute of a unit, whose abbreviation has the constant."""
         if form == _FORM_ADDR:
             return cursor.unsigned(8)
         if form in _FIXED:
@@ -230,7 +260,7 @@ class UnitTable:
             return constant
         return self._rare_value(cursor, form)
 
-    def _rare_value(self, cursor: Cursor, form: int) -> Any:  # noqa: ANN401 - as _value
+    def _rare_value(self, cursor: Cursor, form: int) -> Any:  # noqa: ANN401 - as value
         if form == 0x1A or form in _STRX:
             return _Indirect(
                 "string", cursor.uleb() if form == 0x1A else cursor.unsigned(_STRX[form])
@@ -251,18 +281,25 @@ class UnitTable:
             raise cursor.bad()
         return 0
 
-    def _indexed_string(self, root: "_Root", index: int) -> str:
+    def text(self, root: "Root", value: Any) -> str:  # noqa: ANN401 - as value
+        """Return the string that a value is, or that it is the number of."""
+        return self._indexed_string(root, value.index) if isinstance(value, _Indirect) else value
+
+    def _indexed_string(self, root: "Root", index: int) -> str:
         base = int(root.values.get(_AT_STR_OFFSETS_BASE, 8))
         offsets = self._cursor(".debug_str_offsets", base + index * root.offset_size)
         return self._cursor(".debug_str", offsets.unsigned(root.offset_size)).string()
 
-    def _address(self, root: "_Root", value: Any) -> int:  # noqa: ANN401 - as _value
+    def address(self, root: "Root", value: Any) -> int:  # noqa: ANN401 - as value
+        """Return the address that a value is, or that it is the number of."""
         if not isinstance(value, _Indirect):
             return int(value)
         base = int(root.values.get(_AT_ADDR_BASE, 8))
         return self._cursor(".debug_addr", base + value.index * 8).unsigned(8)
 
-    def _spans(self, root: "_Root", low: int, value: Any) -> list[tuple[int, int]]:  # noqa: ANN401 - as _value
+    def spans_of(self, root: "Root", value: Any) -> list[tuple[int, int]]:  # noqa: ANN401 - as value
+        """Read the range list that a value of DW_AT_ranges in a unit names."""
+        low = self.address(root, root.values.get(_AT_LOW_PC, 0))
         if root.version < 5:
             return self._old_spans(low, int(value))
         if isinstance(value, _Indirect):
@@ -271,7 +308,7 @@ class UnitTable:
             value = base + slot.unsigned(root.offset_size)
         return self._new_spans(root, low, int(value))
 
-    def _new_spans(self, root: "_Root", low: int, offset: int) -> list[tuple[int, int]]:
+    def _new_spans(self, root: "Root", low: int, offset: int) -> list[tuple[int, int]]:
         """Read a range list of DWARF 5 (2.17.3, 7.25)."""
         cursor = self._cursor(".debug_rnglists", offset)
         spans: list[tuple[int, int]] = []
@@ -291,11 +328,11 @@ class UnitTable:
                 raise cursor.bad()
         raise cursor.bad()
 
-    def _bound(self, cursor: Cursor, root: "_Root", how: str, base: int) -> int:
+    def _bound(self, cursor: Cursor, root: "Root", how: str, base: int) -> int:
         if how == "address":
             return cursor.unsigned(8)
         if how == "index":
-            return self._address(root, _Indirect("address", cursor.uleb()))
+            return self.address(root, _Indirect("address", cursor.uleb()))
         return base + cursor.uleb()  # "offset", "length"
 
     def _old_spans(self, low: int, offset: int) -> list[tuple[int, int]]:
@@ -321,11 +358,17 @@ class _Indirect:
     index: int
 
 
-class _Root:
-    """The root entry of a unit, while it is read."""
+class Root:
+    """The root entry of a unit, at `entries` of .debug_info; the unit is from `start` to `end`.
 
-    def __init__(self, version: int, offset_size: int) -> None:
+    `table` is where its abbreviations are, `values` are its attributes.
+    """
+
+    def __init__(self, version: int, offset_size: int, table: int, entries: int) -> None:
         self.version = version
         self.offset_size = offset_size
+        self.table = table
+        self.entries = entries
+        self.start = self.end = 0
         self.values: dict[int, Any] = {}
         self.high_is_address = False

@@ -28,7 +28,7 @@ _SCHEMA: Final = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 )
 _ROOT: Final = "SRCROOT"
-_FINGERPRINT: Final = "trapline/v1"
+_FINGERPRINT: Final = "trapline/v2"
 _MAPPING_RULE: Final = "mapping"
 _DRIVER_RULE: Final = "driver-not-allowed"
 
