@@ -498,12 +498,14 @@ def live():
 # Rules.
 
 
-def _row(row_id, columns, *, claimant="module", followed=True, note=""):
+def _row(row_id, columns, *, claimant="module", followed=True, enforced=None, note=""):
     return RuleRow(
         id=row_id,
         claimant=claimant,
         source="TDX module 1.5.01 src/td_dispatcher/tdx_td_dispatcher.c td_hlt_exit()",
+        module="1.5.01",
         followed=followed,
+        enforced=followed if enforced is None else enforced,
         note=note,
         columns=columns,
     )
@@ -565,6 +567,7 @@ _TABLES = (
                     "configurable": True,
                     "dynamic": "by VCPU",
                 },
+                enforced=False,
             ),
             _row(
                 "cpuid-hv",
@@ -574,6 +577,8 @@ _TABLES = (
                     "last": 0x4FFF_FFFF,
                     "subleaf": None,
                     "outcome": "ve",
+                    "control": "reduce_ve",
+                    "feature": "dca",
                     "configurable": False,
                     "dynamic": "",
                 },
@@ -582,7 +587,7 @@ _TABLES = (
     ),
     RuleTable(
         name="tdvmcalls",
-        key=("function",),
+        key=("function", "case"),
         rows=(
             _row(
                 "mapgpa",
@@ -591,7 +596,8 @@ _TABLES = (
                     "name": "MapGPA",
                     "inputs": "R12, R13",
                     "outputs": "R11",
-                    "kvm": True,
+                    "case": "ok",
+                    "status": "TDVMCALL_STATUS_SUCCESS",
                 },
             ),
         ),
@@ -616,6 +622,15 @@ _TABLES = (
 )
 
 
+_LINUX = _row(
+    "linux-hlt",
+    {"exit_reason": 12, "condition": "interrupts_off", "does": "asks_host", "since": "v5.19, bfe6"},
+    claimant="linux-code",
+    enforced=False,
+    note="A note on what Linux does.",
+)
+
+
 def rules(name=None):
     chosen = tuple(one for one in _TABLES if name in (None, one.name))
     return RulesShown(module_version="1.5.01", tables=chosen)
@@ -631,11 +646,13 @@ def explained():
                 table="instructions",
                 title="HLT",
                 answers=(RuleAnswer(row=hlt, agrees=True), RuleAnswer(row=other, agrees=False)),
+                linux=(_LINUX,),
             ),
             RuleQuestion(
                 table="msrs",
                 title="x2APIC",
                 answers=tuple(RuleAnswer(row=row, agrees=True) for row in _TABLES[1].rows),
+                linux=(),
             ),
         ),
     )
@@ -659,7 +676,7 @@ def compared(*, same=False):
             columns=(
                 ColumnChange(column="first", old=None, new=0x6E0),
                 ColumnChange(column="note", old=None, new=""),
-                ColumnChange(column="followed", old=None, new=True),
+                ColumnChange(column="standing", old=None, new="enforced"),
             ),
         ),
         RuleChange(

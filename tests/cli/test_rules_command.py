@@ -11,7 +11,7 @@ import pytest
 from trapline.cli.main import run
 from trapline.report.schemas import render
 from trapline.results.rules import RulesCompared, RulesExplained, RulesShown
-from trapline.rules.tables import TABLES
+from trapline.rules.ruleset import TABLES
 
 
 @pytest.fixture
@@ -98,28 +98,39 @@ def test_output_file(rules, tmp_path):
 @pytest.mark.parametrize(
     ("what", "expected"),
     [
-        (["HLT"], ["follows  #VE, exit reason 12", "tdx_td_dispatcher.c"]),
-        (["mov", "cr0"], ["clears ne", "DIFFERS  #VE  [module-comment]", "agrees   #GP(0)"]),
-        (["VMREAD"], ["follows  #UD", "DIFFERS  #GP(0)  [linux-doc]"]),
+        (["HLT"], ["enforced   #VE, exit reason 12", "tdx_td_dispatcher.c"]),
+        (["mov", "cr0"], ["clears ne", "DIFFERS    #VE  [module-comment]", "agrees     #GP(0)"]),
+        (["VMREAD"], ["enforced   #UD", "DIFFERS    #GP(0)  [linux-doc]"]),
         (["0x6e0"], ["IA32_TSC_DEADLINE (0x6e0)", "#VE if TSC DEADLINE, else #GP(0)"]),
         (["1760"], ["IA32_TSC_DEADLINE"]),
         (["ia32_tsc_deadline"], ["(0x6e0)"]),
         (["EFER"], ["only SCE may change"]),
         (["0x8b"], ["any MSR not in this table", "RDMSR #VE; WRMSR #VE"]),
-        (["cpuid:0x1f"], ["leaf 0x1f.0, topology v2", "follows  #VE"]),
-        (["cpuid:5"], ["follows  module", "DIFFERS  #VE  [intel-guide]"]),
+        (["cpuid:0x1f"], ["leaf 0x1f.0, topology v2", "enforced   #VE"]),
+        (["cpuid:5"], ["enforced   module", "DIFFERS    #VE  [intel-guide]"]),
         (["cpuid:4.9"], ["any leaf or sub-leaf not in this table"]),
         (["cpuid:0x77.1"], ["above the maximum", "leaf 0x23.1"]),
-        (["cpuid:0x40000001"], ["hypervisor leaves", "follows  #VE"]),
+        (["cpuid:0x40000001"], ["hypervisor leaves", "enforced   #VE"]),
         (["tdcall:6"], ["TDG.MEM.PAGE.ACCEPT", "TDX_PAGE_SIZE_MISMATCH"]),
-        (["TDG.VP.VMCALL"], ["bits 0, 1, 4 and 63:32", "DIFFERS  #GP(0)  [sdv]"]),
+        (["TDG.VP.VMCALL"], ["bits 0, 1, 4 and 63:32", "DIFFERS    #GP(0)  [sdv]"]),
         (["tdcall:77"], ["unknown leaf", "TDX_OPERAND_INVALID | RAX"]),
         (["tdvmcall:0x10001"], ["MapGPA"]),
         (["MapGPA"], ["function 0x10001"]),
         (["memory:shared", "mmio"], ["ve info valid", "TD exit to the VMM"]),
         (["status:0xc000010000000001"], ["TDX_OPERAND_INVALID", "operand, RCX"]),
         (["status:TDVMCALL_STATUS_RETRY"], ["0x0000000000000001"]),
-        (["second-ve"], ["DIFFERS  triple fault  [mail]", "VEINFO.GET end differently"]),
+        (["second-ve"], ["DIFFERS    triple fault  [mail]", "GPA, to the VMM; so MMIO and WRMSR"]),
+        (["port:0x71"], ["instructions: OUTS, always", "asks the host (not string)"]),
+        (["in", "0x71"], ["function 0x1e"]),
+        (["msr:0x1a0"], ["IA32_MISC_ENABLE (0x1a0)"]),
+        (["RDMSR", "0x1a0"], ["asks the host, since v5.19, ae87f609cd52"]),
+        (["cpuid", "0xb"], ["leaf 0xb, topology", "gives zeros (other leaf)", "c141fa2c2bba"]),
+        (["cpuid", "4.2"], ["leaf 0x4.2"]),
+        (["cpuid:0x40000000"], ["asks the host (hypervisor leaf)"]),
+        (["nmi-held"], ["enforced   held"]),
+        (["sdm-rflags-if"], ["enforced   held"]),
+        (["WBINVD"], ["refuses (any other exit reason)", "described  #GP(0)  [sdm]"]),
+        (["0x80000002"], ["brand string"]),
         (["SEPT_VE_DISABLE"], ["bit 28"]),
         (["TD_CTLS"], ["0x1110000300000017", "writes 0x1"]),
     ],
@@ -144,6 +155,9 @@ def test_explain_as_json(rules):
     ("what", "message"),
     [
         ("IA32_TSC_DEADLIN", "did you mean IA32_TSC_DEADLINE"),
+        ("0xb", "write msr:0xb, cpuid:0xb or tdcall:0xb"),
+        ("0x1b", "write msr:0x1b, cpuid:0x1b or tdcall:0x1b"),
+        ("port:0x10000", "is no port"),
         ("zzzzzzzz", "see 'trapline rules explain --help'"),
         ("cpuid:banana", "is no CPUID leaf"),
         ("cpuid:0x100000000", "is no CPUID leaf"),
@@ -186,7 +200,7 @@ def test_diff_names_what_changed(rules, folder):
     gone = next(line for line in lines if line.startswith("nmi-one,"))
     (folder / "nesting.csv").write_text("".join(line for line in lines if line != gone))
     with (folder / "memory.csv").open("a") as file:
-        file.write("new-one,any,private,poisoned,always,td_exit,48,1.5.01,module,here,yes,\n")
+        file.write("new-one,any,private,poisoned,always,td_exit,48,1.5.01,module,here,enforced,\n")
     code, out, _ = rules("diff", "1.5.01", folder)
     assert code == 1
     assert "msrs: msr-0x1f8 changed\n  read: gp_unless_ve -> gp\n" in out

@@ -11,6 +11,7 @@ from trapline.machine.devices.bus import Bus
 from trapline.machine.devices.lapic import ApicMsr, LocalApic
 from trapline.machine.vmm.ghci import QuoteStatus, Status, TdVmCall
 from trapline.machine.vmm.services import Services
+from trapline.rules.tables import load
 from trapline.tdx.sept import Sept, SeptState, SharedState
 
 MIB = 1 << 20
@@ -75,6 +76,7 @@ class Host:
             sept=self.sept,
             memory=self.memory,
             events=self.events,
+            rules=load("1.5.01"),
         )
 
     def call(self, leaf, r12=0, r13=0, r14=0, r15=0, **others):
@@ -184,7 +186,7 @@ def test_the_microcode_revision_is_the_hosts(host):
         (0x250, 0x0606060606060606, 0x0606060606060603),
         (0x2FF, 0xC06, 0x1C06),
         (0x277, 0x0007010600070106, 0x0007010600070102),
-        (0x1A0, 0x1801, None),
+        (0x1A0, 0x1801, 0),  # PEBS and BTS unavailable are read-only
         (0x1FC, 2, None),
         (0x140, 0, 1),
     ],
@@ -232,11 +234,19 @@ def test_map_gpa_leaves_private_pages_that_were_never_shared_alone(host):
         (SHARED << 1, 0x1000, Status.INVALID_OPERAND),
         (0, U64 & -4096, Status.INVALID_OPERAND),
         (SHARED | 0xFEC00000, 0x1000, Status.SUCCESS),  # MMIO is shared already
+        (0xFEC00000, 0x1000, Status.INVALID_OPERAND),  # and cannot be made private
+        (MEMORY, 0x1000, Status.INVALID_OPERAND),
     ],
 )
 def test_map_gpa_checks_its_range(host, start, size, status):
     assert host.call(TdVmCall.MAP_GPA, start, size) == status
+    assert host.answer[Reg.R11] == (0 if status == Status.SUCCESS else start)
     assert host.sept.count(SeptState.MAPPED) == MEMORY // 4096
+
+
+def test_map_gpa_to_private_ends_where_ram_does(host):
+    assert host.call(TdVmCall.MAP_GPA, 0, 2 * MEMORY) == Status.INVALID_OPERAND
+    assert host.answer[Reg.R11] == MEMORY
 
 
 def test_map_gpa_of_everything_is_bounded_by_ram(host):
@@ -247,11 +257,11 @@ def test_map_gpa_of_everything_is_bounded_by_ram(host):
 def test_map_gpa_retries_when_an_interrupt_is_pending(host):
     host.apic.raise_vector(0x40)
     assert host.call(TdVmCall.MAP_GPA, SHARED | 0x1FF000, 0x300000) == Status.RETRY
-    assert host.answer[Reg.R11] == SHARED | 0x200000
-    assert host.sept.shared_state(0x1FF000) == SharedState.MAPPED
-    assert host.sept.shared_state(0x200000) == SharedState.ABSENT
+    assert host.answer[Reg.R11] == SHARED | 0x3FF000  # 2 MiB from the start
+    assert host.sept.shared_state(0x3FE000) == SharedState.MAPPED
+    assert host.sept.shared_state(0x3FF000) == SharedState.ABSENT
     host.apic.accept()
-    assert host.call(TdVmCall.MAP_GPA, SHARED | 0x200000, 0x2FF000) == Status.SUCCESS
+    assert host.call(TdVmCall.MAP_GPA, SHARED | 0x3FF000, 0x100000) == Status.SUCCESS
     assert host.sept.shared_state(0x4FE000) == SharedState.MAPPED
 
 
@@ -318,7 +328,7 @@ def test_call_info(host):
     assert host.call(TdVmCall.GET_TD_VM_CALL_INFO, 0) == Status.SUCCESS
     assert host.answer[Reg.R11 : Reg.R14 + 1] == [0, 0, 0, 0]
     assert host.call(TdVmCall.GET_TD_VM_CALL_INFO, 1) == Status.SUCCESS
-    assert host.answer[Reg.R11] == 3
+    assert host.answer[Reg.R11] == 2  # SetupEventNotifyInterrupt; KVM does not name GetQuote
     assert host.call(TdVmCall.GET_TD_VM_CALL_INFO, 2) == Status.INVALID_OPERAND
 
 

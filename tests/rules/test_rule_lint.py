@@ -9,7 +9,8 @@ import pytest
 
 from trapline.base.errors import BadInputFileError, UsageError
 from trapline.rules.lint import lint, lint_folder
-from trapline.rules.tables import TABLES, load, load_folder, versions
+from trapline.rules.ruleset import TABLES
+from trapline.rules.tables import load, load_folder, versions
 
 
 @pytest.fixture
@@ -62,15 +63,15 @@ def set_cell(row_id, column, value):
         ("nesting", set_cell("nmi-held", "id", ""), "no id"),
         ("nesting", set_cell("nmi-held", "module", "1.0"), "module '1.0' in tables of '1.5.01'"),
         ("nesting", set_cell("nmi-held", "outcome", "maybe"), "'maybe' is not one of"),
-        ("nesting", set_cell("nmi-held", "followed", "true"), "neither 'yes' nor 'no'"),
+        ("nesting", set_cell("nmi-held", "standing", "true"), "'true' is not one of"),
         (
             "nesting",
-            set_cell("second-ve-module", "followed", "no"),
+            set_cell("second-ve-module", "standing", "claimed"),
             "no followed answer among: second-ve-module, second-ve-module-comment",
         ),
         (
             "nesting",
-            set_cell("second-ve-sdv", "followed", "yes"),
+            set_cell("second-ve-sdv", "standing", "enforced"),
             "2 followed answers among: second-ve-module",
         ),
         ("msrs", set_cell("msr-0x48", "last", "0x49"), "msr-0x49 overlaps msr-0x48"),
@@ -98,7 +99,7 @@ def set_cell(row_id, column, value):
         ("cpuid", set_cell("cpuid-0x3", "last", "0x2"), "cpuid-0x3: not a range of leaves"),
         ("tdcalls", set_cell("tdcall-1-ok", "status", "TDX_FINE"), "unknown status 'TDX_FINE'"),
         ("tdcalls", set_cell("tdcall-1-ok", "operand", "RZZ"), "unknown operand 'RZZ'"),
-        ("statuses", set_cell("ghci-retry", "name", "TD\x1b[2J"), "control characters"),
+        ("statuses", set_cell("ghci-gpa-inuse", "name", "TD\x1b[2J"), "control characters"),
     ],
 )
 def test_a_planted_fault_is_found(folder, table, change, message):

@@ -1,16 +1,23 @@
 """A CPU engine and a VMM that only remember: what the TDX module is tested against."""
 
+from dataclasses import dataclass
+
 from trapline.cpu.engine import (
     CrWrite,
     EptViolation,
+    Exit,
     Fault,
     IoAccess,
     PageState,
     Reg,
     SegmentRegister,
 )
+from trapline.tdx.module import TdxModule
+from trapline.tdx.sept import Sept
+from trapline.tdx.vmm_interface import TdConfig
 
 SHARED_BIT = 1 << 39
+MEMORY = 8 << 20
 CODE = 0x1000  # where the instructions under test are
 EFER_LONG_MODE = 0x500  # LME, LMA
 CODE_64 = SegmentRegister(0x10, 0, 0xFFFFFFFF, 0x00AF9B00)
@@ -196,3 +203,65 @@ class Recorder:
 
     def on_tdvmcall(self, rip, registers):
         self.tdvmcalls.append((rip, list(registers)))
+
+
+@dataclass
+class Td:
+    vcpu: FakeVcpu
+    vmm: FakeVmm
+    apic: FakeApic
+    traps: Recorder
+    module: TdxModule
+
+    @property
+    def memory(self):
+        return self.vcpu.memory
+
+    @property
+    def regs(self):
+        return self.vcpu.regs
+
+    def take(self, exit_, **registers):
+        """Set registers, take an exit, and return the events it caused."""
+        for name, value in registers.items():
+            self.regs[Reg[name.upper()]] = value
+        self.vcpu.events.clear()
+        self.module.on_exit(exit_)
+        return list(self.vcpu.events)
+
+    def call(self, leaf, **registers):
+        """TDCALL: return RAX."""
+        self.vcpu.length = 4
+        self.take(Exit.TDCALL, rax=leaf, **registers)
+        return self.regs[Reg.RAX]
+
+    def msr(self, index, value=None):
+        """RDMSR, or WRMSR with a value: the value read, or the events."""
+        rip = self.regs[Reg.RIP]
+        if value is None:
+            events = self.take(Exit.RDMSR, rcx=index)
+            done = self.regs[Reg.RDX] << 32 | self.regs[Reg.RAX]
+        else:
+            events = self.take(Exit.WRMSR, rcx=index, rax=value & 0xFFFFFFFF, rdx=value >> 32)
+            done = []
+        if self.regs[Reg.RIP] == rip:
+            assert len(events) == 1
+            return events[0]
+        assert not events
+        return done
+
+
+def build_td(rules=None, features=None, features_on=None, **config):
+    """A TD whose RAM is all accepted; `features` are the engine's, `features_on` the VMM's."""
+    vcpu, vmm, apic, traps = FakeVcpu(MEMORY), FakeVmm(), FakeApic(), Recorder()
+    if features is not None:
+        vcpu.cpuid_features = features
+    config.setdefault("memory_size", MEMORY)
+    if features_on is not None:
+        config["features"] = features_on
+    sept = Sept(vcpu.memory, config["memory_size"])
+    module = TdxModule(
+        vcpu, vmm, TdConfig(**config), rules, sept=sept, apic=apic, listeners=[traps]
+    )
+    module.sept.add(0, MEMORY)
+    return Td(vcpu, vmm, apic, traps, module)

@@ -96,7 +96,7 @@ def test_syscall_is_shown_in_64bit_mode_only(td):
 
 def test_tsc_deadline_can_be_left_out(make_td):
     assert cpuid(make_td(), 1)[2] >> 24 & 1
-    assert not cpuid(make_td(tsc_deadline=False), 1)[2] >> 24 & 1
+    assert not cpuid(make_td(features_on=frozenset()), 1)[2] >> 24 & 1
 
 
 @pytest.mark.parametrize(

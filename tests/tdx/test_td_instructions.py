@@ -64,12 +64,12 @@ def test_port_io_follows_the_table_too(make_td, rules):
 
 
 def test_a_table_the_model_cannot_follow_is_refused(make_td, rules):
-    with pytest.raises(BadInputFileError, match="hlt-cpl-0 follows 'td_exit'"):
+    with pytest.raises(BadInputFileError, match="hlt-cpl-0 says 'td_exit'"):
         make_td(rules=change(rules, ("HLT", "cpl_0"), outcome=Outcome.TD_EXIT))
     without = replace(
         rules, instructions=tuple(r for r in rules.instructions if r.mnemonic != "HLT")
     )
-    with pytest.raises(BadInputFileError, match="nothing is followed for HLT"):
+    with pytest.raises(BadInputFileError, match="no row answers for HLT, cpl_0"):
         make_td(rules=without)
 
 

@@ -86,7 +86,7 @@ def test_perf_capabilities_is_native_with_perfmon_and_pt(make_td):
 
 def test_tsc_deadline_follows_the_cpuid_bit(make_td):
     assert make_td().msr(0x6E0, 1) == VE
-    assert make_td(tsc_deadline=False).msr(0x6E0, 1) == GP
+    assert make_td(features_on=frozenset()).msr(0x6E0, 1) == GP
 
 
 def test_the_tsc_is_the_engines(td):

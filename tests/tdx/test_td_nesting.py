@@ -6,7 +6,7 @@ import pytest
 
 from trapline.base.errors import BadInputFileError
 from trapline.cpu.engine import EptViolation, Exit, IoAccess, Reg
-from trapline.rules.rows import Outcome
+from trapline.rules.rows import Outcome, Standing
 from trapline.tdx.vmm_interface import ExitReason, VeInfo
 
 VE = ("fault", 20, None)
@@ -21,7 +21,9 @@ def follow(rules, row_id):
     return replace(
         rules,
         nesting=tuple(
-            replace(row, followed=row.id == row_id) if row.key == chosen.key else row
+            replace(row, standing=Standing.ENFORCED if row.id == row_id else Standing.CLAIMED)
+            if row.key == chosen.key
+            else row
             for row in rules.nesting
         ),
     )
@@ -71,10 +73,10 @@ def test_the_second_ve_follows_the_table(make_td, rules):
 
 
 def test_an_answer_the_model_cannot_give_is_refused(make_td, rules):
-    with pytest.raises(BadInputFileError, match="second-ve-mail follows 'triple_fault'"):
+    with pytest.raises(BadInputFileError, match="second-ve-mail says 'triple_fault'"):
         make_td(rules=follow(rules, "second-ve-mail"))
     none = replace(rules, nesting=tuple(r for r in rules.nesting if r.outcome != Outcome.DF))
-    with pytest.raises(BadInputFileError, match="nothing is followed for a second #VE"):
+    with pytest.raises(BadInputFileError, match="no row answers for second-ve, injected_by_module"):
         make_td(rules=none)
 
 

@@ -397,7 +397,7 @@ def test_pending_ve_disable_needs_the_flag(make_td, status):
     td = make_td(attributes=0)
     assert write(td, TD_CTLS, 1, 1) == (0, 0)
     td = make_td(attributes=0, flexible_pending_ve=False)
-    assert write(td, TD_CTLS, 1, 1)[0] == status("tdcall-8-pending-ve-fixed")
+    assert write(td, TD_CTLS, 1, 1)[0] == status("tdcall-8-value-not-taken")
     assert write(td, TD_CTLS, 0, 1) == (0, 0)  # no change is no offence
 
 

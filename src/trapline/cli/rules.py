@@ -4,16 +4,17 @@ from pathlib import Path
 
 import click
 
+from trapline.api.lint_rules import lint_rules
 from trapline.base.errors import UsageError
 from trapline.cli.command import Command, Group
 from trapline.cli.options import PATH, format_option, module_version_option, output_option
 from trapline.report.output import Destination
 from trapline.report.records import RULES_DIFF, RULES_EXPLAIN, RULES_LINT, RULES_SHOW
 from trapline.results.findings import exit_code
-from trapline.rules.documents import compared, linted, shown
+from trapline.rules.documents import compared, shown
 from trapline.rules.explain import explain
-from trapline.rules.lint import lint, lint_folder
-from trapline.rules.tables import TABLES, RuleSet, load, load_folder, versions
+from trapline.rules.ruleset import TABLES, RuleSet
+from trapline.rules.tables import load, load_folder, versions
 
 
 @click.group(
@@ -48,7 +49,7 @@ def show_command(
     """Print TABLE, or a list of the tables.
 
     Tables: instructions, msrs, cpuid, memory, tdcalls, tdvmcalls, statuses, nesting, attributes,
-    fields.
+    fields, linux.
     """
     destination = Destination(output)
     result = shown(load(module_version), table)
@@ -79,14 +80,16 @@ def explain_command(
     \b
     WHAT is one of
       HLT, "MOV CR0", IN          an instruction or event
-      0x6e0, IA32_TSC_DEADLINE    an MSR by index or name
-      cpuid:0x1f, cpuid:4.2       a CPUID leaf, with a sub-leaf
+      msr:0x6e0, "RDMSR 0x6e0"    an MSR by index, or by name: IA32_TSC_DEADLINE
+      cpuid:0x1f, "cpuid 4.2"     a CPUID leaf, with a sub-leaf
+      port:0x71                   what IN and OUT come to
       tdcall:6, TDG.VP.INFO       a TDCALL leaf
       tdvmcall:0x10001, MapGPA    a TDVMCALL function
       memory:pending              accesses to private or shared pages in a state
       status:0xc000010000000001   a completion code or TDVMCALL status
       second-ve, nmi              what happens when events meet
       TD_CTLS, SEPT_VE_DISABLE    an attribute bit or metadata field
+      nmi-held, sdm-rflags-if     a row by its id, as reports print it
     """  # noqa: D301 - click wants the backspace character itself
     destination = Destination(output)
     result = explain(load(module_version), " ".join(what))
@@ -120,16 +123,12 @@ def lint_command(folder: Path | None, format_name: str, output: Path | None) -> 
     """Check the rule tables in DIR, or those that trapline brings along.
 
     Finds columns and words that no table has, ids used twice, rows without a source, questions
-    with no or several followed answers, and MSR ranges and CPUID leaves that overlap. Exits with
-    1 when it finds something.
+    with no or several followed answers, MSR ranges and CPUID leaves that overlap, enforced rows
+    that nothing asks, and answers that the software TD looks for in vain or cannot give. Exits
+    with 1 when it finds something.
     """
     destination = Destination(output)
-    if folder is None:
-        problems = [problem for version in versions() for problem in lint(version)]
-    else:
-        problems = lint_folder(folder)
-    subject = "the tables of trapline" if folder is None else str(folder)
-    result = linted(problems, subject)
+    result = lint_rules(folder)
     destination.write(RULES_LINT.render(result, format_name))
     return exit_code(result)
 

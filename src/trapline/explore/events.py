@@ -1,12 +1,13 @@
 """The events that a scenario may inject: what each does to the machine, and which rule it obeys.
 
-`decide` asks the rules of the TDX module whether an event may come before an instruction. What
-the host can cause at any time (an NMI, an interrupt) is always allowed, and may be held back
-by the module or the processor. A #VE comes from an instruction that traps: at any other one it
-is beyond the rules, and so is a machine check, which ends a TD.
+`decide` asks the rules of the TDX module (tables `nesting`, `memory`, `instructions`) whether an
+event may come before an instruction. What the host can cause at any time (an NMI, an interrupt) is
+always allowed, and may be held back by the module or the processor. A #VE comes from an instruction
+that traps: at any other one it is beyond the rules, and so is a machine check, which ends a TD.
 """
 
 from collections.abc import Callable
+from itertools import product
 from typing import Final, NamedTuple
 
 import iced_x86 as ix
@@ -16,6 +17,8 @@ from trapline.guest.playalong import ExpectedMmio, ExpectedWrmsr
 from trapline.isa.operands import memory_operand
 from trapline.machine.devices.lapic import ApicMsr
 from trapline.machine.machine import Machine
+from trapline.rules.rows import InstructionRule, MemoryRule, NestingRule, Outcome
+from trapline.rules.ruleset import RuleSet, choose
 from trapline.tdx.vmm_interface import ExitReason, TdExit, VeInfo
 
 NMI: Final = "nmi"
@@ -31,19 +34,6 @@ _MASK64: Final = (1 << 64) - 1
 _MAX_INSTRUCTION: Final = 15
 _PAGE: Final = 4096
 _RFLAGS_IF: Final = 1 << 9
-
-# Rows of rules/*/nesting.csv and memory.csv; what the processor decides is named after the SDM.
-_NMI_HELD: Final = "nmi-held"
-_NMI_DELIVERED: Final = "nmi-after-get"
-_NMI_BLOCKED: Final = "sdm-nmi-blocking"
-_SHADOW: Final = "sdm-interrupt-shadow"
-_IRQ_DELIVERED: Final = "interrupts-during-ve"
-_IRQ_MASKED: Final = "sdm-rflags-if"
-_SECOND_VE: Final = "second-ve-module"
-_SECOND_VE_MMIO: Final = "second-ve-mmio"
-_NO_VE: Final = "private-mapped"
-_NOTIFICATION: Final = "notification-linux"
-_MACHINE_CHECK: Final = "sdm-machine-check"
 
 
 class Decision(NamedTuple):
@@ -82,35 +72,61 @@ def is_hosts(event: str) -> bool:
     return event in (NMI, "int80") or event.startswith("irq:")
 
 
-def decide(event: str, here: Conditions) -> Decision:
+def decide(rules: RuleSet, event: str, here: Conditions) -> Decision:
     """Say whether the event may come here, and by which rule."""
-    ve_valid, nmi_blocked, interrupt_flag, shadow = here
-    if event == NMI:
-        if ve_valid:
-            return Decision(True, _NMI_HELD)
-        if nmi_blocked:
-            return Decision(True, _NMI_BLOCKED)
-        return Decision(True, _SHADOW if shadow else _NMI_DELIVERED)
-    if event.startswith("irq:") or event == "int80":
-        if not interrupt_flag:
-            return Decision(True, _IRQ_MASKED)
-        return Decision(True, _SHADOW if shadow else _IRQ_DELIVERED)
-    if event == "mce":
-        return Decision(False, _MACHINE_CHECK)
-    if event == "ve:notification":
-        return Decision(False, _NOTIFICATION)
-    if ve_valid:
-        return Decision(False, _SECOND_VE_MMIO if event == "ve:mmio" else _SECOND_VE)
-    return Decision(False, _NO_VE)
+    row, can = _row(rules, event, here)
+    return Decision(is_hosts(event) or choose(row, can), row.id)
 
 
-def is_open(event: str, here: Conditions) -> bool:
+def is_open(rules: RuleSet, event: str, here: Conditions) -> bool:
     """Whether an event that waits is delivered here."""
+    return not is_hosts(event) or choose(*_row(rules, event, here))
+
+
+def ask_all(rules: RuleSet) -> None:
+    """Ask every row that may decide about an event."""
+    for event in (NMI, "int80", "ve:wrmsr", "ve:mmio", "ve:notification", "mce"):
+        for flags in product((False, True), repeat=len(Conditions._fields)):
+            decide(rules, event, Conditions(*flags))
+            is_open(rules, event, Conditions(*flags))
+
+
+# What a row may say of an event: for the host's, whether it is delivered; else whether it may come.
+_HOST: Final = {Outcome.DELIVERED: True, Outcome.HELD: False}
+_MACHINE_CHECK: Final = {Outcome.NATIVE: True, Outcome.TD_EXIT: False, Outcome.TD_FATAL: False}
+_NOTIFICATION: Final = {Outcome.VE: True, Outcome.NOT_INJECTED: False}
+_MAPPED: Final = {Outcome.VE: True, Outcome.NATIVE: False}
+_SECOND: Final = dict.fromkeys((Outcome.DF, Outcome.GP, Outcome.TD_EXIT), False) | {
+    Outcome.VE: True
+}
+
+
+def _row(
+    rules: RuleSet, event: str, here: Conditions
+) -> tuple[NestingRule | InstructionRule | MemoryRule, dict[Outcome, bool]]:
+    """Return the row that decides about an event, and what its outcomes mean."""
     if event == NMI:
-        return not (here.ve_valid or here.nmi_blocked or here.shadow)
-    if event.startswith("irq:") or event == "int80":
-        return here.interrupt_flag and not here.shadow
-    return True
+        if here.ve_valid:
+            condition = "ve_info_valid"
+        elif here.nmi_blocked:
+            condition = "nmi_blocked"
+        else:
+            condition = "interrupt_shadow" if here.shadow else "after_veinfo_get"
+        return rules.ask(NestingRule, "nmi", condition), _HOST
+    if is_hosts(event):
+        if not here.interrupt_flag:
+            condition = "rflags_if_clear"
+        else:
+            condition = "interrupt_shadow" if here.shadow else "ve_info_valid"
+        return rules.ask(NestingRule, "interrupts", condition), _HOST
+    if event == "mce":
+        return rules.ask(InstructionRule, "machine check", "always"), _MACHINE_CHECK
+    if event == "ve:notification":
+        return rules.ask(NestingRule, "notification-ve", "linux_guest"), _NOTIFICATION
+    if here.ve_valid:
+        by = "delivered_by_cpu_mmio" if event == "ve:mmio" else "injected_by_module"
+        return rules.ask(NestingRule, "second-ve", by), _SECOND
+    return rules.ask(MemoryRule, "any", "private", "mapped", "always"), _MAPPED
 
 
 def vector_of(machine: Machine, event: str) -> int:

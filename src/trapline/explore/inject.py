@@ -51,9 +51,9 @@ class ReferenceFailsError(Exception):
         self.result = result
 
 
-def decide_at(event: str, step: Step) -> Decision:
+def decide_at(window: LiveWindow, event: str, step: Step) -> Decision:
     """Apply the rules to an event at a boundary of the reference run."""
-    return events.decide(event, step.conditions)
+    return events.decide(window.machine.rules, event, step.conditions)
 
 
 class Injector:
@@ -203,7 +203,7 @@ class Injector:
         """Do one run and judge it."""
         window = self._window
         counts = run.nested is not None or (inject is not None and bool(inject.then))
-        decision = decide_at(run.event, window.steps[run.boundary])
+        decision = decide_at(window, run.event, window.steps[run.boundary])
         with self._runs.detour():
             excused = self._oracle.prepare(run)
         course = None if counts else self._oracle.known(run)

@@ -86,7 +86,7 @@ class Runs:
                 start = self.begin(run)
             except NotApplicableError:
                 return None
-            if not events.is_open(run.event, events.conditions(self._machine)):
+            if not events.is_open(self._machine.rules, run.event, events.conditions(self._machine)):
                 return 0
             vcpu.set_breakpoints(watch.breakpoints | {rip})
             try:
@@ -200,7 +200,7 @@ class Runs:
         """Say where an event that is held back can be delivered first, by the reference run."""
         steps = self._window.steps
         for place in range(run.boundary, len(steps)):
-            if events.is_open(run.event, steps[place].conditions):
+            if events.is_open(self._machine.rules, run.event, steps[place].conditions):
                 return place
         return len(steps)
 
@@ -287,7 +287,7 @@ class Runs:
             self.go_on(start + run.nested_at)
         if self._watch.ending is not None:
             return decision
-        second = events.decide(run.nested, events.conditions(self._machine))
+        second = events.decide(self._machine.rules, run.nested, events.conditions(self._machine))
         self._inject(run.nested)
         return Decision(decision.allowed and second.allowed, second.rule)
 

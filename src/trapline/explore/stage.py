@@ -320,11 +320,11 @@ def _allowed(window: LiveWindow, inject: Inject) -> tuple[tuple[int, ...], Seque
     chosen = []
     for number in _places(window, inject):
         step = window.steps[number]
-        decision = decide_at(inject.event, step)
+        decision = decide_at(window, inject.event, step)
         if not decision.allowed:
             refused[",".join((inject.event, *inject.then)), decision.rule] += 1
             continue
-        nested = [(event, decide_at(event, step)) for event in inject.then]
+        nested = [(event, decide_at(window, event, step)) for event in inject.then]
         for event, second in nested:
             if not second.allowed:
                 refused[f"{inject.event},{event}", second.rule] += 1

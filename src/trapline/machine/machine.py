@@ -29,6 +29,8 @@ from trapline.machine.qemu.board import QemuBoard
 from trapline.machine.qemu.catalogue import DeviceRequest
 from trapline.machine.qemu.qtest import QemuDiedError
 from trapline.machine.vmm.host import VECTOR_DOUBLE_FAULT, Host, Limits
+from trapline.rules.ruleset import RuleSet
+from trapline.rules.tables import load
 from trapline.tdx.module import TdxModule
 from trapline.tdx.sept import Sept
 from trapline.tdx.vmm_interface import TdConfig
@@ -96,8 +98,9 @@ class _ApicPage:
 class Machine:
     """One TD, ready to run. `memory`, `vcpu`, `module` and `recorder` may be looked at afterwards.
 
-    `factory` opens the CPU engine. `on_dying` is called, once, while the guest's state is still
-    that of its first double fault or of the end of a run that was not clean.
+    `factory` opens the CPU engine; `rules` default to those of `config.module_version`. `on_dying`
+    is called, once, while the guest's state is still that of its first double fault or of the end
+    of a run that was not clean.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class Machine:
         config: MachineConfig,
         *,
         factory: Factory = open_engine,
+        rules: RuleSet | None = None,
         on_dying: Callable[["Machine"], None] | None = None,
     ) -> None:
         place.check_memory(config.memory)
@@ -115,6 +119,7 @@ class Machine:
         self._restarting = self._halting = False
         self.double_faults = 0
         self.nmis = 0  # sent to the guest through its local APIC
+        self.rules = load(config.module_version) if rules is None else rules
         td = TdConfig(
             memory_size=config.memory,
             module_version=config.module_version,
@@ -140,11 +145,14 @@ class Machine:
         )
         limits = Limits(config.virtual_seconds * self.frequency, config.seconds)
         sept = Sept(self.memory, config.memory)
-        self.host = Host(self.vcpu, sept, self.apic, self.ports, self.mmio, limits, self)
+        self.host = Host(
+            self.vcpu, sept, self.apic, self.ports, self.mmio, limits, self, self.rules
+        )
         self.module = TdxModule(
             self.vcpu,
             self.host,
             td,
+            self.rules,
             apic=_ApicPage(self.apic, self.host.settle),
             sept=sept,
             listeners=(self.recorder,),

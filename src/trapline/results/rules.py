@@ -19,12 +19,18 @@ Cell = str | int | bool | None
 
 
 class RuleRow(Document, frozen=True, kw_only=True):
-    """One row of a table; `columns` are those that other tables do not have."""
+    """One row of a table; `columns` are those that other tables do not have.
+
+    `module` is the version in which it was read. `followed`: held for true; `enforced`: the
+    software TD takes its answer from this row, which it does not from others that are followed.
+    """
 
     id: str
     claimant: str
     source: str
+    module: str
     followed: bool
+    enforced: bool
     note: str
     columns: dict[str, Cell]
 
@@ -63,11 +69,15 @@ class RuleAnswer(Document, frozen=True, kw_only=True):
 
 
 class RuleQuestion(Document, frozen=True, kw_only=True):
-    """One question with all answers that are known, the followed one first."""
+    """One question with all answers that are known, the followed one first.
+
+    `linux` is what Linux does with the #VE that it comes to: rows of the table `linux`.
+    """
 
     table: str
     title: str
     answers: tuple[RuleAnswer, ...]
+    linux: tuple[RuleRow, ...]
 
     @property
     def is_disputed(self) -> bool:

@@ -15,13 +15,14 @@ from trapline.results.rules import (
     RulesShown,
     RuleTable,
 )
-from trapline.rules.rows import Rule
-from trapline.rules.tables import TABLES
+from trapline.rules.rows import Rule, Standing
+from trapline.rules.ruleset import TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from trapline.rules.tables import Problem, RuleSet
+    from trapline.rules.ruleset import RuleSet
+    from trapline.rules.tables import Problem
 
 _COMMON = frozenset(column.name for column in fields(Rule))
 # The module version differs between any two sets, and a place in a source may move.
@@ -39,7 +40,9 @@ def row_document(row: Rule) -> RuleRow:
         id=row.id,
         claimant=row.claimant.value,
         source=row.source,
+        module=row.module,
         followed=row.followed,
+        enforced=row.standing is Standing.ENFORCED,
         note=row.note,
         columns={name: _cell(row, name) for name in columns_of(type(row))},
     )

@@ -3,14 +3,19 @@
 What can be asked for:
 
     HLT, "MOV CR0", IN            an instruction or event of the table instructions
-    0x6e0, IA32_TSC_DEADLINE      an MSR by index or name
-    cpuid:0x1f, cpuid:4.2         a CPUID leaf, with a sub-leaf
+    msr:0x6e0, IA32_TSC_DEADLINE  an MSR by index or name; RDMSR 0x6e0, WRMSR 0x6e0
+    cpuid:0x1f, cpuid:4.2         a CPUID leaf, with a sub-leaf; cpuid 0xb
+    port:0x71                     what IN and OUT of a port come to
     tdcall:6, TDG.VP.INFO         a TDCALL leaf
     tdvmcall:0x10001, MapGPA      a TDVMCALL function
     memory:pending                accesses to pages in a state, or to a half of the GPA space
     status:0xc000010000000001     a completion code or TDVMCALL status, by name or value
     second-ve, nmi                a question of the table nesting
     TD_CTLS, SEPT_VE_DISABLE      an attribute bit or metadata field
+    nmi-held, sdm-rflags-if       a row by the id that reports print
+
+A number alone is what only one table knows: an MSR, a CPUID leaf, a TDCALL leaf or a TDVMCALL
+function. What #VE a rule comes to, Linux handles by the table linux, which is told with it.
 """
 
 from collections import defaultdict
@@ -23,22 +28,32 @@ from trapline.results.rules import RuleAnswer, RuleQuestion, RulesExplained
 from trapline.rules.documents import row_document
 from trapline.rules.rows import (
     CpuidKind,
+    CpuidOutcome,
     CpuidRule,
+    Feature,
     FieldRule,
+    InstructionRule,
+    LinuxRule,
+    MemoryRule,
+    MsrAction,
     MsrKind,
     MsrRule,
+    Outcome,
     Rule,
     TdcallRule,
     TdvmcallRule,
 )
-from trapline.rules.tables import TABLES
+from trapline.rules.ruleset import TABLES
 
 if TYPE_CHECKING:
-    from trapline.rules.tables import RuleSet
+    from trapline.rules.ruleset import RuleSet
 
 Found = list[tuple[str, Rule]]  # table and row
+_CPUID, _RDMSR, _WRMSR = 10, 31, 32  # exit reasons
 _MAX_SUBJECT: Final = 200
 _MAX_INDEX: Final = 0xFFFF_FFFF
+_MAX_PORT: Final = 0xFFFF
+_IO_CALL: Final = 30  # Instruction.IO
 _HOST_LEAVES: Final = range(0x4000_0000, 0x5000_0000)
 _EXTENDED: Final = range(0x8000_0000, 0x8000_0009)
 
@@ -56,20 +71,42 @@ def explain(rules: "RuleSet", subject: str) -> RulesExplained:
     return RulesExplained(
         module_version=rules.version,
         subject=subject,
-        questions=tuple(_question(table, rows) for (table, _), rows in questions.items()),
+        questions=tuple(_question(rules, table, rows) for (table, _), rows in questions.items()),
     )
 
 
 def _find(rules: "RuleSet", subject: str) -> Found:
     prefix, colon, rest = subject.partition(":")
-    finder = _PREFIXES.get(prefix.lower()) if colon else None
-    if finder is not None:
-        return finder(rules, rest)
+    if not colon:
+        prefix, _, rest = subject.partition(" ")
+    finder = _PREFIXES.get(prefix.lower())
+    if finder is not None and rest and (colon or _number(rest.partition(".")[0]) is not None):
+        return finder(rules, rest.strip())
     number = _number(subject)
-    return _by_name(rules, subject) if number is None else _msr(rules, number)
+    return _by_name(rules, subject) if number is None else _bare(rules, number, subject)
 
 
-def _msr(rules: "RuleSet", index: int) -> Found:
+def _bare(rules: "RuleSet", number: int, text: str) -> Found:
+    """Find what a number without a word can be: the only thing that it is, or an MSR."""
+    lists = {
+        "msr": any(_within(number, row.first, row.last) for row in rules.msrs),
+        "cpuid": any(_within(number, row.first, row.last) for row in rules.cpuid),
+        "tdcall": any(row.leaf == number for row in rules.tdcalls),
+        "tdvmcall": any(row.function == number for row in rules.tdvmcalls),
+    }
+    known = [prefix for prefix, listed in lists.items() if listed]
+    if len(known) > 1:
+        ways = [f"{prefix}:{text}" for prefix in dict.fromkeys(("msr", *known))]
+        raise UsageError(
+            f"{text} is more than one thing: write {', '.join(ways[:-1])} or {ways[-1]}."
+        )
+    return _PREFIXES[known[0] if known else "msr"](rules, text)
+
+
+def _msr(rules: "RuleSet", text: str) -> Found:
+    index = _number(text)
+    if index is None:
+        return [each for each in _by_name(rules, text) if each[0] == "msrs"]
     if index > _MAX_INDEX:
         raise UsageError(f"{index:#x} is no MSR index: they have 32 bits.")
     found = [
@@ -80,6 +117,16 @@ def _msr(rules: "RuleSet", index: int) -> Found:
     if not found:
         found = [row for row in rules.msrs if row.kind == MsrKind.ABSENT]
     return _named("msrs", found)
+
+
+def _port(rules: "RuleSet", text: str) -> Found:
+    """IN and OUT trap whatever the port; the VMM serves them all alike."""
+    number = _number(text)
+    if number is None or number > _MAX_PORT:
+        raise UsageError(f"{text!r} is no port; write port:0x71.")
+    names = ("IN", "OUT", "INS", "OUTS")
+    found = [("instructions", row) for row in rules.instructions if row.mnemonic in names]
+    return [*found, *_tdvmcall(rules, str(_IO_CALL))]
 
 
 def _cpuid(rules: "RuleSet", text: str) -> Found:
@@ -162,7 +209,8 @@ def _by_name(rules: "RuleSet", text: str) -> Found:
 
 
 def _names(row: Rule) -> Iterable[str]:
-    """Names by which a row can be asked for."""
+    """Names by which a row can be asked for, its id among them."""
+    yield row.id
     if isinstance(row, MsrRule):
         if row.kind == MsrKind.RANGE:
             yield row.name
@@ -175,6 +223,12 @@ def _names(row: Rule) -> Iterable[str]:
 
 
 _PREFIXES: Final[dict[str, Callable[["RuleSet", str], Found]]] = {
+    "msr": _msr,
+    "rdmsr": _msr,
+    "wrmsr": _msr,
+    "port": _port,
+    "in": _port,
+    "out": _port,
     "cpuid": _cpuid,
     "tdcall": _tdcall,
     "tdvmcall": _tdvmcall,
@@ -201,12 +255,41 @@ def _number(text: str) -> int | None:
         return None
 
 
-def _question(table: str, rows: list[Rule]) -> RuleQuestion:
+def _question(rules: "RuleSet", table: str, rows: list[Rule]) -> RuleQuestion:
     rows = sorted(rows, key=lambda row: not row.followed)
     answers = tuple(
         RuleAnswer(row=row_document(row), agrees=row.answer == rows[0].answer) for row in rows
     )
-    return RuleQuestion(table=table, title=_title(rows[0]), answers=answers)
+    linux = tuple(row_document(row) for row in _linux(rules, rows[0]))
+    return RuleQuestion(table=table, title=_title(rows[0]), answers=answers, linux=linux)
+
+
+def _linux(rules: "RuleSet", row: Rule) -> list[LinuxRule]:
+    """Return what Linux does with the #VE that a row comes to."""
+    found: list[LinuxRule] = []
+    for reason, condition in _exits(row):
+        listed = [each for each in rules.linux if each.exit_reason == reason]
+        exact = [each for each in listed if each.condition == condition]
+        other = [each for each in rules.linux if each.condition == "any_other_exit_reason"]
+        found += exact or listed or other
+    return found
+
+
+def _exits(row: Rule) -> Iterable[tuple[int, str]]:
+    """Yield the exit reasons of the #VE that a row comes to, with Linux's case where known."""
+    if isinstance(row, MsrRule):
+        for action, reason in ((row.read, _RDMSR), (row.write, _WRMSR)):
+            deadline = row.read_feature == Feature.TSC_DEADLINE
+            if "ve" in action.value.split("_") and (action != MsrAction.GP_UNLESS_VE or deadline):
+                yield reason, ""
+    elif isinstance(row, CpuidRule):
+        if row.outcome == CpuidOutcome.VE:
+            hosts = row.first is not None and row.first in _HOST_LEAVES
+            yield _CPUID, "hypervisor_leaf" if hosts else "other_leaf"
+    elif isinstance(row, InstructionRule | MemoryRule) and row.outcome == Outcome.VE:
+        string = isinstance(row, InstructionRule) and row.mnemonic in {"INS", "OUTS"}
+        plain = isinstance(row, InstructionRule) and row.mnemonic in {"IN", "OUT"}
+        yield row.exit_reason or 0, "string" if string else "not_string" if plain else ""
 
 
 def _title(row: Rule) -> str:

@@ -5,13 +5,21 @@ followed answers, MSR ranges and CPUID leaves that overlap, statuses that no tab
 rows of another module version.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trapline.base.errors import BadInputFileError
-from trapline.rules.rows import CpuidKind, CpuidRule, MsrKind, MsrRule, StatusRule, TdcallRule
-from trapline.rules.tables import Located, Problem, folder_of, read, versions
+from trapline.rules.rows import (
+    CpuidKind,
+    CpuidRule,
+    MsrKind,
+    MsrRule,
+    StatusRule,
+    TdcallRule,
+    TdvmcallRule,
+)
+from trapline.rules.tables import Located, Problem, folder_of, read, version_of, versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,18 +45,19 @@ def lint_folder(folder: Path) -> list[Problem]:
 def _lint(folder: "Traversable", version: str | None) -> list[Problem]:
     tables, problems = read(folder)
     if version is None:
-        counted = Counter(located.row.module for rows in tables.values() for located in rows)
-        version = counted.most_common(1)[0][0] if counted else ""
+        version = version_of(tables)
+    shipped = versions()
+    older = shipped[: shipped.index(version)] if version in shipped else []
     for name, rows in tables.items():
-        problems.extend(_common(name, rows, version))
+        problems.extend(_common(name, rows, (version, *older)))
         problems.extend(_disagreements(name, rows))
     problems.extend(_msr_ranges(tables["msrs"]))
     problems.extend(_cpuid_leaves(tables["cpuid"]))
-    problems.extend(_statuses(tables["tdcalls"], tables["statuses"]))
+    problems.extend(_statuses(tables["tdcalls"], tables["tdvmcalls"], tables["statuses"]))
     return sorted(problems)
 
 
-def _common(name: str, rows: list[Located], version: str) -> "Iterator[Problem]":
+def _common(name: str, rows: list[Located], allowed: tuple[str, ...]) -> "Iterator[Problem]":
     first_line: dict[str, int] = {}
     for line, row in rows:
         if not row.id:
@@ -58,8 +67,10 @@ def _common(name: str, rows: list[Located], version: str) -> "Iterator[Problem]"
         first_line.setdefault(row.id, line)
         if not row.source.strip():
             yield Problem(name, line, f"{row.id}: no source")
-        if row.module != version:
-            yield Problem(name, line, f"{row.id}: module {row.module!r} in tables of {version!r}")
+        if row.module not in allowed:
+            yield Problem(
+                name, line, f"{row.id}: module {row.module!r} in tables of {allowed[0]!r}"
+            )
 
 
 def _disagreements(name: str, rows: list[Located]) -> "Iterator[Problem]":
@@ -121,7 +132,9 @@ def _overlaps(name: str, spans: list[tuple[int, int, int, str]]) -> "Iterator[Pr
             end, holder = last, row_id
 
 
-def _statuses(calls: list[Located], statuses: list[Located]) -> "Iterator[Problem]":
+def _statuses(
+    calls: list[Located], vmcalls: list[Located], statuses: list[Located]
+) -> "Iterator[Problem]":
     known: dict[str, set[str]] = defaultdict(set)
     for _, row in statuses:
         assert isinstance(row, StatusRule)
@@ -132,3 +145,7 @@ def _statuses(calls: list[Located], statuses: list[Located]) -> "Iterator[Proble
             yield Problem("tdcalls", line, f"{row.id}: unknown status {row.status!r}")
         if row.operand and row.operand not in known["operand"]:
             yield Problem("tdcalls", line, f"{row.id}: unknown operand {row.operand!r}")
+    for line, row in vmcalls:
+        assert isinstance(row, TdvmcallRule)
+        if row.status not in known["ghci"]:
+            yield Problem("tdvmcalls", line, f"{row.id}: unknown status {row.status!r}")

@@ -25,6 +25,14 @@ class Claimant(StrEnum):
     MAIL = "mail"
 
 
+class Standing(StrEnum):
+    """What a row is to the software TD."""
+
+    ENFORCED = "enforced"  # the answer is taken from this row: another one, another TD
+    DESCRIBED = "described"  # true and sourced, and nothing here asks it
+    CLAIMED = "claimed"  # what somebody else says
+
+
 class Outcome(StrEnum):
     """What becomes of an instruction, an access or an event."""
 
@@ -50,6 +58,7 @@ class Outcome(StrEnum):
     NOT_INJECTED = "not_injected"
     REBLOCKED = "reblocked"
     RF_SET = "rf_set"
+    RF_KEPT = "rf_kept"
     SHADOW_LOST = "shadow_lost"
     LOOP = "loop"
 
@@ -64,6 +73,8 @@ class MsrAction(StrEnum):
     NATIVE_UNLESS_GP = "native_unless_gp"
     NATIVE_UNLESS_EMULATED = "native_unless_emulated"
     GP_UNLESS_VE = "gp_unless_ve"
+    VE_UNLESS_GP = "ve_unless_gp"
+    VE_UNLESS_EMULATED = "ve_unless_emulated"
 
     @property
     def needs_feature(self) -> bool:
@@ -71,8 +82,8 @@ class MsrAction(StrEnum):
         return "unless" in self.value
 
 
-class MsrFeature(StrEnum):
-    """What the VMM may have switched on for the TD."""
+class Feature(StrEnum):
+    """What the VMM may have switched on for the TD, or the TD for itself."""
 
     NONE = ""
     PERFMON = "perfmon"
@@ -87,9 +98,22 @@ class MsrFeature(StrEnum):
     PT = "pt"
     UINTR = "uintr"
     MKTME = "mktme"
+    # CPUID flags; from 1.5.28 on the guest may ask for them (FEATURE_PARAVIRT_CTLS).
     DCA = "dca"
     TME = "tme"
     TSC_DEADLINE = "tsc_deadline"
+    EST = "est"
+    TM2 = "tm2"
+    MTRR = "mtrr"
+    MCA = "mca"
+    ACPI = "acpi"
+    RDT_M = "rdt_m"
+    RDT_A = "rdt_a"
+    CORE_CAPABILITIES = "core_capabilities"
+    # TD_CTLS.
+    ENUM_TOPOLOGY = "enum_topology"
+    VIRT_CPUID2 = "virt_cpuid2"
+    REDUCE_VE = "reduce_ve"
 
 
 class MsrSpecial(StrEnum):
@@ -138,12 +162,12 @@ class CpuidOutcome(StrEnum):
     VE = "ve"
 
 
-class Modelled(StrEnum):
-    """How much of a TDCALL leaf the software TD has."""
+class LinuxAction(StrEnum):
+    """What becomes of an instruction whose #VE Linux handles."""
 
-    YES = "yes"
-    PARTLY = "partly"
-    NO = "no"
+    ASKS_HOST = "asks_host"  # by a TDVMCALL
+    ZEROS = "zeros"
+    REFUSES = "refuses"
 
 
 class StatusKind(StrEnum):
@@ -162,6 +186,7 @@ class AttributeKind(StrEnum):
     TD_CTL = "td_ctl"
     NOTIFY_ENABLE = "notify_enable"
     XFAM = "xfam"
+    CALL_INFO = "call_info"  # R11 of GetTdVmCallInfo with R12 = 1
 
 
 class FieldScope(StrEnum):
@@ -183,8 +208,13 @@ class Rule:
     module: str
     claimant: Claimant
     source: str
-    followed: bool
+    standing: Standing
     note: str = field(default="")
+
+    @property
+    def followed(self) -> bool:
+        """Whether this is the answer to its question that is held for true."""
+        return self.standing is not Standing.CLAIMED
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -222,9 +252,9 @@ class MsrRule(Rule):
     first: int | None
     last: int | None
     read: MsrAction
-    read_feature: MsrFeature
+    read_feature: Feature
     write: MsrAction
-    write_feature: MsrFeature
+    write_feature: Feature
     cpu_access: CpuAccess
     special: MsrSpecial
 
@@ -233,11 +263,13 @@ class MsrRule(Rule):
 class CpuidRule(Rule):
     """Who answers CPUID for leaves `first` to `last`; no sub-leaf means any.
 
-    `index` is the leaf's place in the module's own table, and in the field CPUID_CONTROL.
+    `index` is the leaf's place in the module's own table, and in the field CPUID_CONTROL. A row
+    that says #VE is answered by the module when `control` is on and `feature`, if it names one,
+    is off.
     """
 
     KEY: ClassVar[tuple[str, ...]] = ("kind", "first", "last", "subleaf")
-    ANSWER: ClassVar[tuple[str, ...]] = ("outcome",)
+    ANSWER: ClassVar[tuple[str, ...]] = ("outcome", "control", "feature")
 
     kind: CpuidKind
     name: str
@@ -246,6 +278,8 @@ class CpuidRule(Rule):
     subleaf: int | None
     index: int | None
     outcome: CpuidOutcome
+    control: Feature
+    feature: Feature
     configurable: bool
     dynamic: str
 
@@ -266,6 +300,19 @@ class MemoryRule(Rule):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LinuxRule(Rule):
+    """What Linux does with a #VE; no exit reason means any other."""
+
+    KEY: ClassVar[tuple[str, ...]] = ("exit_reason", "condition")
+    ANSWER: ClassVar[tuple[str, ...]] = ("does",)
+
+    exit_reason: int | None
+    condition: str
+    does: LinuxAction
+    since: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TdcallRule(Rule):
     """What a TDCALL leaf answers in one case; no leaf means any.
 
@@ -281,21 +328,24 @@ class TdcallRule(Rule):
     case: str
     status: str
     operand: str
-    modelled: Modelled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TdvmcallRule(Rule):
-    """Registers of a TDVMCALL function, by GHCI; `kvm` tells whether KVM answers it."""
+    """What the VMM answers a TDVMCALL function in one case; no function means any other.
 
-    KEY: ClassVar[tuple[str, ...]] = ("function",)
-    ANSWER: ClassVar[tuple[str, ...]] = ("inputs", "outputs")
+    `status` is a status of the kind `ghci` of the table statuses. Registers are GHCI's.
+    """
 
-    function: int
+    KEY: ClassVar[tuple[str, ...]] = ("function", "case")
+    ANSWER: ClassVar[tuple[str, ...]] = ("status",)
+
+    function: int | None
     name: str
+    case: str
+    status: str
     inputs: str
     outputs: str
-    kvm: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,7 +374,7 @@ class NestingRule(Rule):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttributeRule(Rule):
-    """A bit of ATTRIBUTES, CONFIG_FLAGS, TD_CTLS, NOTIFY_ENABLES or XFAM."""
+    """A bit of ATTRIBUTES, CONFIG_FLAGS, TD_CTLS, NOTIFY_ENABLES, XFAM or GetTdVmCallInfo."""
 
     KEY: ClassVar[tuple[str, ...]] = ("kind", "name")
     ANSWER: ClassVar[tuple[str, ...]] = ("bit",)

@@ -1,8 +1,10 @@
 """Loads the rule tables: CSV files, parsed into the types of `rows`.
 
 The tables of a version are package data and loaded once; a folder of the same files can be
-loaded beside them. Whatever is wrong with a table is collected as `Problem`s, which
-`trapline.rules.lint` reports and the loaders refuse.
+loaded beside them. A folder with a file `base`, which names a version that ships, holds only what
+is not as there: its rows stand in the place of those of the same id, and behind the others.
+Whatever is wrong with a table is collected as `Problem`s, which `trapline.rules.lint` reports and
+the loaders refuse.
 """
 
 import csv
@@ -10,7 +12,8 @@ import io
 import re
 import types
 import typing
-from dataclasses import dataclass, field, fields
+from collections import Counter
+from dataclasses import fields
 from enum import Enum
 from functools import lru_cache
 from importlib import resources
@@ -19,19 +22,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trapline.base import decode, files
 from trapline.base.errors import BadInputFileError, UsageError
-from trapline.rules.rows import (
-    AttributeRule,
-    CpuidRule,
-    FieldRule,
-    InstructionRule,
-    MemoryRule,
-    MsrRule,
-    NestingRule,
-    Rule,
-    StatusRule,
-    TdcallRule,
-    TdvmcallRule,
-)
+from trapline.rules.rows import Rule
+from trapline.rules.ruleset import TABLES, RuleSet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,21 +31,9 @@ if TYPE_CHECKING:
 
 DEFAULT_VERSION = "1.5.01"
 _PREFIX = "tdx-"
+BASE = "base"  # names the version that a folder's tables are changes to
 _MAX_BYTES = 4 << 20  # of one table; the largest that ships has 40 kB
 _MAX_NUMBER = (1 << 64) - 1
-
-TABLES: dict[str, type[Rule]] = {
-    "instructions": InstructionRule,
-    "msrs": MsrRule,
-    "cpuid": CpuidRule,
-    "memory": MemoryRule,
-    "tdcalls": TdcallRule,
-    "tdvmcalls": TdvmcallRule,
-    "statuses": StatusRule,
-    "nesting": NestingRule,
-    "attributes": AttributeRule,
-    "fields": FieldRule,
-}
 
 
 class Problem(NamedTuple):
@@ -65,7 +45,8 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         """Write it the way compilers do."""
-        return f"{self.table}.csv:{self.line}: {self.text}"
+        file = self.table if self.table == BASE else f"{self.table}.csv"
+        return f"{file}:{self.line}: {self.text}"
 
 
 class Located(NamedTuple):
@@ -75,45 +56,11 @@ class Located(NamedTuple):
     row: Rule
 
 
-@dataclass(frozen=True)
-class RuleSet:
-    """All tables of one module version, rows in the order of the files."""
-
-    version: str
-    instructions: tuple[InstructionRule, ...]
-    msrs: tuple[MsrRule, ...]
-    cpuid: tuple[CpuidRule, ...]
-    memory: tuple[MemoryRule, ...]
-    tdcalls: tuple[TdcallRule, ...]
-    tdvmcalls: tuple[TdvmcallRule, ...]
-    statuses: tuple[StatusRule, ...]
-    nesting: tuple[NestingRule, ...]
-    attributes: tuple[AttributeRule, ...]
-    fields: tuple[FieldRule, ...]
-    _statuses: dict[str, int] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        values = {row.name: row.value for row in self.statuses if row.kind != "operand"}
-        object.__setattr__(self, "_statuses", values)
-
-    def table(self, name: str) -> tuple[Rule, ...]:
-        """Return the rows of the table called `name`."""
-        rows: tuple[Rule, ...] = getattr(self, name)
-        return rows
-
-    def status(self, name: str, operand: str = "") -> int:
-        """Return the value of a completion code or TDVMCALL status, with an operand number."""
-        return self._statuses[name] | (self.operand(operand) if operand else 0)
-
-    def operand(self, name: str) -> int:
-        """Return the number that completion codes have for an operand."""
-        return next(r.value for r in self.statuses if r.kind == "operand" and r.name == name)
-
-
 def versions() -> list[str]:
     """Name the module versions that ship, oldest first."""
     names = (entry.name for entry in resources.files(__package__).iterdir() if entry.is_dir())
-    return sorted(name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX))
+    found = (name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX))
+    return sorted(found, key=lambda version: [int(part) for part in version.split(".")])
 
 
 @lru_cache(maxsize=8)
@@ -122,11 +69,11 @@ def load(version: str = DEFAULT_VERSION) -> RuleSet:
     if version not in versions():
         known = ", ".join(versions())
         raise UsageError(f"no rules for TDX module {version!r}; there are {known}.")
-    return _checked(resources.files(__package__) / f"{_PREFIX}{version}", version)
+    return _checked(folder_of(version), version)
 
 
 def load_folder(folder: Path) -> RuleSet:
-    """Load the tables in a folder; their version is the one their rows name."""
+    """Load the tables in a folder; their version is the newest one that their rows name."""
     if not folder.is_dir():
         raise BadInputFileError(f"{folder} is not a folder of rule tables.")
     return _checked(folder, None)
@@ -142,26 +89,69 @@ def _checked(folder: "Traversable", version: str | None) -> RuleSet:
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise BadInputFileError(f"{problems[0]}{more}; run 'trapline rules lint' on the folder.")
-    if version is None:
-        version = next(row.row.module for rows in tables.values() for row in rows)
     rows = {name: tuple(located.row for located in tables[name]) for name in TABLES}
-    return RuleSet(version=version, **typing.cast("Any", rows))
+    return RuleSet(version=version or version_of(tables), **typing.cast("Any", rows))
+
+
+def version_of(tables: dict[str, list[Located]]) -> str:
+    """Return the newest version that ships among those that rows name, else what most say."""
+    named = Counter(located.row.module for rows in tables.values() for located in rows)
+    shipped = [version for version in versions() if version in named]
+    if shipped:
+        return shipped[-1]
+    return named.most_common(1)[0][0] if named else ""
 
 
 def read(folder: "Traversable") -> tuple[dict[str, list[Located]], list[Problem]]:
     """Parse every table of a folder; rows that do not parse are left out and reported."""
     tables: dict[str, list[Located]] = {}
     problems: list[Problem] = []
+    base = _base(folder, problems)
+    inherited = {} if base is None else read(folder_of(base))[0]
     for name, kind in TABLES.items():
-        tables[name] = []
-        text = _text(folder / f"{name}.csv", name, problems)
-        if text is not None:
-            _parse(name, kind, text, tables[name], problems)
+        own: list[Located] = []
+        entry = folder / f"{name}.csv"
+        if base is None or _is_there(entry):
+            text = _text(entry, name, problems)
+            if text is not None:
+                _parse(name, kind, text, own, problems)
+        tables[name] = _over(inherited.get(name, []), own)
     return tables, problems
 
 
+def _base(folder: "Traversable", problems: list[Problem]) -> str | None:
+    """Name the version that the folder's tables are changes to; None where they are whole."""
+    entry = folder / BASE
+    if not _is_there(entry):
+        return None
+    found: list[Problem] = []
+    text = _text(entry, BASE, found)
+    problems.extend(found)
+    version = (text or "").strip()
+    if version in versions():
+        return version
+    if not found:
+        known = ", ".join(versions())
+        problems.append(
+            Problem(BASE, 1, f"{version[:20]!r} is no module version; there are {known}")
+        )
+    return None
+
+
+def _over(inherited: list[Located], own: list[Located]) -> list[Located]:
+    """Put rows in the place of those of the same id, and the others behind them."""
+    by_id = {located.row.id: located for located in own}
+    known = {located.row.id for located in inherited}
+    changed = [by_id.get(located.row.id, located) for located in inherited]
+    return [*changed, *(located for located in own if located.row.id not in known)]
+
+
+def _is_there(entry: "Traversable") -> bool:
+    return entry.is_file() or (isinstance(entry, Path) and entry.exists())
+
+
 def _text(entry: "Traversable", name: str, problems: list[Problem]) -> str | None:
-    if not entry.is_file() and not (isinstance(entry, Path) and entry.exists()):
+    if not _is_there(entry):
         problems.append(Problem(name, 1, "the table is missing"))
         return None
     try:

@@ -12,14 +12,13 @@ in TDs by intel/lkvs, BM/tdx-compliance/tdx-compliance-cpuid.h.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from trapline.base.errors import BadInputFileError
 from trapline.cpu.engine import Reg
-from trapline.rules.rows import CpuidKind, CpuidOutcome, CpuidRule
+from trapline.rules.rows import CpuidKind, CpuidOutcome, CpuidRule, Feature
 from trapline.tdx.vmm_interface import ExitReason, TdConfig, VeInfo
 
 if TYPE_CHECKING:
     from trapline.cpu.engine import Vcpu
-    from trapline.rules.tables import RuleSet
+    from trapline.rules.ruleset import RuleSet
     from trapline.tdx.ve_info import VeState
 
 M32: Final = 0xFFFF_FFFF
@@ -28,6 +27,7 @@ EXTENDED_LAST: Final = 0x8000_0008
 HOST_LEAVES: Final = range(0x4000_0000, 0x5000_0000)
 CRYSTAL_HZ: Final = 25_000_000
 LINEAR_BITS: Final = 48
+_WIDE: Final = 0xFFFF  # leaves: a row for more is not spelled out
 
 CR4_OSXSAVE, CR4_PKE = 1 << 18, 1 << 22
 ECX1_OSXSAVE, ECX1_TSC_DEADLINE = 1 << 27, 1 << 24
@@ -90,38 +90,64 @@ _NO_FEATURES: Final = frozenset(
 )
 
 
+class _Leaf(NamedTuple):
+    """A row, resolved: its place in CPUID_CONTROL, and whether the module answers."""
+
+    place: int | None
+    answered: bool
+
+
 class Cpuid:
     """Handles Exit.CPUID. `supervisor_ve` and `user_ve` are set by TDG.VP.CPUIDVE.SET."""
 
-    def __init__(self, vcpu: "Vcpu", ve: "VeState", rules: "RuleSet", config: TdConfig) -> None:
+    def __init__(
+        self,
+        vcpu: "Vcpu",
+        ve: "VeState",
+        rules: "RuleSet",
+        config: TdConfig,
+        features: frozenset[Feature],
+    ) -> None:
         self._vcpu = vcpu
         self._ve = ve
         self.supervisor_ve = False
         self.user_ve = False
         self.control: dict[int, int] = {}  # CPUID_CONTROL, by index
         self._processor = processor(config, vcpu.memory.shared_bit)
-        self._any: dict[int, CpuidRule] = {}  # rows that hold for every sub-leaf
-        self._one: dict[tuple[int, int], CpuidRule] = {}
-        self._last_leaf = self._load(rules)
+        self._rows = tuple(rules.each(CpuidRule))
+        clamp = rules.ask(CpuidRule, CpuidKind.CLAMP, *_clamp_key(self._rows))
+        self._clamps = clamp.outcome == CpuidOutcome.MODULE
+        self._last_leaf = clamp.first or 0
+        self._absent_is_ve = self._says_ve(rules, CpuidKind.ABSENT)
+        self._asked_is_ve = self._says_ve(rules, CpuidKind.GUEST_ASKED)
+        self._host_leaf = _Leaf(None, answered=False)
+        self._any: dict[int, _Leaf] = {}  # rows that hold for every sub-leaf
+        self._one: dict[tuple[int, int], _Leaf] = {}
+        self.set_features(features)
 
-    def _load(self, rules: "RuleSet") -> int:
-        last_leaf = None
-        for row in rules.cpuid:
-            if not row.followed:
+    @staticmethod
+    def _says_ve(rules: "RuleSet", kind: CpuidKind) -> bool:
+        return rules.ask(CpuidRule, kind, None, None, None).outcome == CpuidOutcome.VE
+
+    def set_features(self, features: frozenset[Feature]) -> None:
+        """Resolve the rows anew for what is on."""
+        self._any.clear()
+        self._one.clear()
+        for row in self._rows:
+            if row.kind != CpuidKind.LEAF:
                 continue
-            if row.kind == CpuidKind.CLAMP:
-                last_leaf = row.first
-            elif row.kind == CpuidKind.LEAF and row.outcome == CpuidOutcome.MODULE:
-                assert row.first is not None
-                assert row.last is not None
-                for leaf in range(row.first, row.last + 1):
-                    if row.subleaf is None:
-                        self._any[leaf] = row
-                    else:
-                        self._one[leaf, row.subleaf] = row
-        if last_leaf is None:
-            raise BadInputFileError("cpuid.csv: no followed row of kind 'clamp'; add one.")
-        return last_leaf
+            assert row.first is not None
+            assert row.last is not None
+            leaf = _Leaf(row.index, _is_answered(row, features))
+            if row.last - row.first > _WIDE:
+                assert row.first == HOST_LEAVES.start, "no other range is wide"
+                self._host_leaf = leaf
+                continue
+            for number in range(row.first, row.last + 1):
+                if row.subleaf is None:
+                    self._any[number] = leaf
+                else:
+                    self._one[number, row.subleaf] = leaf
 
     def on_cpuid(self) -> None:
         """Answer, or #VE."""
@@ -136,24 +162,28 @@ class Cpuid:
 
     def answer(self, leaf: int, subleaf: int, cpl: int = 0) -> Answer | None:
         """Return what the module answers, or None for #VE."""
-        if leaf not in HOST_LEAVES and (
-            leaf > EXTENDED_LAST or self._last_leaf < leaf < EXTENDED_START
-        ):
+        if leaf in HOST_LEAVES:
+            return Answer() if self._host_leaf.answered else None
+        if leaf > EXTENDED_LAST or self._last_leaf < leaf < EXTENDED_START:
+            if not self._clamps:
+                return None
             leaf = self._last_leaf
         row = self._any.get(leaf)
         if row is not None:
             subleaf = 0
         else:
             row = self._one.get((leaf, subleaf))
-        if row is None or self._guest_asked(row, cpl):
+        if row is None:
+            return None if self._absent_is_ve else Answer()
+        if not row.answered or (self._asked_is_ve and self._guest_asked(row, cpl)):
             return None
         answer = self._processor.get((leaf, subleaf), Answer())
         if (leaf, subleaf) in _FEATURE_LEAVES:
             answer = executable(leaf, subleaf, answer, self._vcpu.cpuid_features)
         return self._dynamic(leaf, subleaf, answer)
 
-    def _guest_asked(self, row: CpuidRule, cpl: int) -> bool:
-        control = self.control.get(row.index, 0) if row.index is not None else 0
+    def _guest_asked(self, row: _Leaf, cpl: int) -> bool:
+        control = self.control.get(row.place, 0) if row.place is not None else 0
         if cpl:
             return self.user_ve or bool(control & GUEST_ASKED_USER)
         return self.supervisor_ve or bool(control & GUEST_ASKED_SUPERVISOR)
@@ -172,10 +202,21 @@ class Cpuid:
         return answer
 
 
+def _clamp_key(rows: tuple[CpuidRule, ...]) -> tuple[object, ...]:
+    """Return the rest of the key of the row for leaves above the maximum."""
+    return next((row.key[1:] for row in rows if row.kind == CpuidKind.CLAMP), (None, None, None))
+
+
+def _is_answered(row: CpuidRule, features: frozenset[Feature]) -> bool:
+    if row.outcome == CpuidOutcome.MODULE:
+        return True
+    return row.control in features and row.feature not in features
+
+
 def processor(config: TdConfig, shared_bit: int) -> dict[tuple[int, int], Answer]:
     """Describe the processor for this TD, before what the engine cannot execute is left out."""
     shown = dict(_PROCESSOR)
-    if not config.tsc_deadline:
+    if Feature.TSC_DEADLINE not in config.features:
         one = shown[1, 0]
         shown[1, 0] = one._replace(ecx=one.ecx & ~ECX1_TSC_DEADLINE)
     shown[0x15, 0] = Answer(1, config.tsc_frequency // CRYSTAL_HZ, CRYSTAL_HZ)

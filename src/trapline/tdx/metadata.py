@@ -11,10 +11,9 @@ metadata_td.c, metadata_vp.c.
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from trapline.rules.rows import FieldRule, FieldScope
-from trapline.tdx.controls import FLEXIBLE_PENDING_VE, PENDING_VE_DISABLE
 
 if TYPE_CHECKING:
-    from trapline.rules.tables import RuleSet
+    from trapline.rules.ruleset import RuleSet
     from trapline.tdx.controls import Controls
     from trapline.tdx.cpuid import Cpuid
     from trapline.tdx.measurement import Measurements
@@ -30,6 +29,7 @@ MUST_BE_ZERO: Final = 0xFF << 24 | 0xF << 34 | 0x1FF << 38 | 7 << 47 | 1 << 55 |
 CPUID_VE_VALID: Final = 0xFF
 # TDX_FEATURES0: VP.RD/WR, CPUID control, TD-entry enhancements, pending violation v2, NO_RBP_MOD.
 TDX_FEATURES: Final = 1 << 3 | 1 << 5 | 1 << 9 | 1 << 16 | 1 << 18
+OK: Final = "ok"  # the case of success
 VENDOR_INTEL: Final = 0x8086
 TSC_UNIT: Final = 25_000_000
 
@@ -56,38 +56,36 @@ class Metadata:
         self._controls = controls
         self._cpuid = cpuid
         self._measurements = measurements
-        self._status = rules.status
-        self._rows = {
-            scope: [row for row in rules.fields if row.followed and row.scope == scope]
-            for scope in FieldScope
-        }
+        self._rows: dict[FieldScope, list[FieldRule]] = {scope: [] for scope in FieldScope}
+        for row in rules.each(FieldRule):
+            self._rows[row.scope].append(row)
         version = rules.version.split(".")
         self._major, self._minor = int(version[0]), int(version[1])
 
-    def read(self, scope: FieldScope, field_id: int) -> tuple[int, int]:
-        """Return the completion code and the value; the value is 0 on failure."""
+    def read(self, scope: FieldScope, field_id: int) -> tuple[str, int]:
+        """Return the case of the table `tdcalls` and the value, which is 0 on failure."""
         element = self._find(scope, field_id)
         if element is None:
-            return self._status("TDX_METADATA_FIELD_ID_INCORRECT"), 0
+            return "bad_field_id", 0
         if not element.row.read_mask:
-            return self._status("TDX_METADATA_FIELD_NOT_READABLE"), 0
-        return 0, self._value(element) & element.row.read_mask
+            return "not_readable", 0
+        return OK, self._value(element) & element.row.read_mask
 
-    def write(self, scope: FieldScope, field_id: int, value: int, mask: int) -> tuple[int, int]:
-        """Return the completion code and the old value; the old value is 0 on failure."""
+    def write(self, scope: FieldScope, field_id: int, value: int, mask: int) -> tuple[str, int]:
+        """Return the case of the table `tdcalls` and the old value, which is 0 on failure."""
         element = self._find(scope, field_id)
         if element is None:
-            return self._status("TDX_METADATA_FIELD_ID_INCORRECT"), 0
+            return "bad_field_id", 0
         writable = element.row.write_mask
         if not mask & writable:
-            return self._status("TDX_METADATA_FIELD_NOT_WRITABLE"), 0
+            return "not_writable", 0
         old = self._value(element)
         if (old ^ value) & mask & ~writable:
-            return self._status("TDX_METADATA_FIELD_VALUE_NOT_VALID"), 0
+            return "forbidden_bits_change", 0
         new = old & ~(mask & writable) | value & mask & writable
-        if not self._set(element, old, new):
-            return self._status("TDX_METADATA_FIELD_VALUE_NOT_VALID"), 0
-        return 0, old & element.row.read_mask
+        if not self._set(element, new):
+            return "value_not_taken", 0
+        return OK, old & element.row.read_mask
 
     def next_readable(self, scope: FieldScope, field_id: int) -> int:
         """Return the identifier of the readable element behind `field_id`, or NO_FIELD.
@@ -156,16 +154,12 @@ class Metadata:
             "TDX_FEATURES0": TDX_FEATURES,
         }.get(name, 0)
 
-    def _set(self, element: Element, old: int, new: int) -> bool:
+    def _set(self, element: Element, new: int) -> bool:
         """Store a new value; False when the field does not take it."""
         name = element.row.name
         if name == "TD_CTLS":
-            if (old ^ new) & PENDING_VE_DISABLE and not (
-                self._controls.config_flags & FLEXIBLE_PENDING_VE
-            ):
-                return False
-            self._controls.td_ctls = new
-        elif name == "NOTIFY_ENABLES":
+            return self._controls.write_td_ctls(new)
+        if name == "NOTIFY_ENABLES":
             self._controls.notify_enables = new
         elif name == "CPUID_SUPERVISOR_VE":
             self._cpuid.supervisor_ve = bool(new & CPUID_VE_VALID)

@@ -6,10 +6,14 @@ module was built.
 """
 
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from trapline.cpu.engine import Exit
+from trapline.cpu.engine import Exit, Reg
+from trapline.rules.rows import InstructionRule, Outcome
+from trapline.rules.ruleset import choose
 from trapline.rules.tables import load
+from trapline.tdx.completions import Completions
 from trapline.tdx.control_registers import ControlRegisters
 from trapline.tdx.controls import Controls, ControlsSnapshot
 from trapline.tdx.cpuid import Cpuid
@@ -19,6 +23,7 @@ from trapline.tdx.msr import Msrs
 from trapline.tdx.page_access import PageAccess
 from trapline.tdx.page_calls import PageCalls
 from trapline.tdx.sept import SeptSnapshot
+from trapline.tdx.switches import features_of
 from trapline.tdx.tdcalls import Tdcalls
 from trapline.tdx.ve_info import VECTOR_MC, VeSnapshot, VeState
 from trapline.tdx.vmm_interface import (
@@ -35,11 +40,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from trapline.cpu.engine import Vcpu
-    from trapline.rules.tables import RuleSet
+    from trapline.rules.ruleset import RuleSet
     from trapline.tdx.sept import Sept
 
 # Exceptions that push an error code (SDM 3A, table 6-1).
 WITH_ERROR_CODE: Final = frozenset((8, 10, 11, 12, 13, 14, 17, 21))
+EFER, EFER_LMA, CS_LONG = 0xC000_0080, 1 << 10, 1 << 21
 INTERRUPTION_VALID: Final = 1 << 31
 INTERRUPTION_HARDWARE_EXCEPTION: Final = 3 << 8
 
@@ -82,43 +88,75 @@ class TdxModule:
         self._vmm = vmm
         self._listeners = list(listeners)
         self._ve = VeState(vcpu, rules, self._listeners)
-        self._controls = Controls(config, vcpu.memory.shared_bit.bit_length())
+        self._controls = Controls(rules, config, vcpu.memory.shared_bit.bit_length())
         self.sept = sept
         self.measurements = Measurements(config)
-        self._access = PageAccess(vcpu, self._ve, vmm, self.sept, self._controls)
-        self._cpuid = Cpuid(vcpu, self._ve, rules, config)
-        self._msrs = Msrs(vcpu, self._ve, rules, config, apic)
+        self._access = PageAccess(vcpu, self._ve, vmm, rules, self.sept, self._controls)
+        features = features_of(rules, config)
+        self._cpuid = Cpuid(vcpu, self._ve, rules, config, features)
+        self._msrs = Msrs(vcpu, self._ve, rules, config, apic, features)
         instructions = Instructions(vcpu, self._ve, rules, config)
-        pages = PageCalls(vcpu, vmm, rules, self.sept, self._access)
+        completions = Completions(rules)
         calls = Tdcalls(
             vcpu,
             self._ve,
             vmm,
             rules,
             config,
+            completions=completions,
             controls=self._controls,
             cpuid=self._cpuid,
             access=self._access,
-            pages=pages,
+            pages=PageCalls(vcpu, vmm, completions, self.sept, self._access),
             measurements=self.measurements,
         )
-        self._fatal_vcpu = rules.status("TDX_NON_RECOVERABLE_VCPU")
-        self._fatal_td = rules.status("TDX_NON_RECOVERABLE_TD_NON_ACCESSIBLE")
+        see = instructions.handler
+        self._tdcall = see("TDCALL", "cpl_0_64bit", see_tdcalls=calls.on_tdcall)
+        self._tdcall_elsewhere = see("TDCALL", "not_64bit", see_tdcalls=calls.on_tdcall)
+        self._resolve_ends(rules)
         self._handlers: dict[Exit, Callable[[], None]] = {
             **instructions.handlers,
-            Exit.TDCALL: calls.on_tdcall,
-            Exit.CPUID: self._cpuid.on_cpuid,
-            Exit.RDMSR: self._msrs.on_read,
-            Exit.WRMSR: self._msrs.on_write,
-            Exit.CR_WRITE: ControlRegisters(vcpu, self._ve, config).on_write,
+            Exit.TDCALL: self._on_tdcall,
+            Exit.CPUID: see("CPUID", "always", see_cpuid=self._cpuid.on_cpuid),
+            Exit.RDMSR: see("RDMSR", "cpl_0", see_msrs=self._msrs.on_read),
+            Exit.WRMSR: see("WRMSR", "cpl_0", see_msrs=self._msrs.on_write),
+            Exit.CR_WRITE: ControlRegisters(vcpu, self._ve, rules, config).on_write,
             Exit.EPT_VIOLATION: self._access.on_ept_violation,
             Exit.EXCEPTION: self._on_exception,
-            Exit.TRIPLE_FAULT: self._on_triple_fault,
+            Exit.TRIPLE_FAULT: self._triple_fault,
             Exit.INTERRUPT_WINDOW: vmm.interrupt_window,
             Exit.NMI_WINDOW: self._ve.on_nmi_window,
             Exit.BOUNDARY: vmm.boundary,
             Exit.BREAKPOINT: vmm.breakpoint,
         }
+
+    def _resolve_ends(self, rules: "RuleSet") -> None:
+        """Look up what exceptions and their failure are to the module."""
+        ok = rules.status("TDX_SUCCESS")
+        vcpu = rules.status("TDX_NON_RECOVERABLE_VCPU")
+        td = rules.status("TDX_NON_RECOVERABLE_TD_NON_ACCESSIBLE")
+        event = ExitReason.EXCEPTION_OR_NMI
+
+        def does(
+            name: str, condition: str, can: "dict[Outcome, Callable[[], None]]"
+        ) -> "Callable[[], None]":
+            return choose(rules.ask(InstructionRule, name, condition), can)
+
+        self._triple_fault = does(
+            "triple fault",
+            "always",
+            {
+                Outcome.TD_FATAL: partial(self._exit, vcpu, ExitReason.TRIPLE_FAULT),
+                Outcome.TD_EXIT: partial(self._exit, ok, ExitReason.TRIPLE_FAULT),
+            },
+        )
+        exits: dict[Outcome, Callable[[], None]] = {
+            Outcome.NATIVE: self._deliver,
+            Outcome.TD_EXIT: partial(self._exit, ok, event),
+            Outcome.TD_FATAL: partial(self._exit, td, event),
+        }
+        self._machine_check = does("machine check", "always", exits)
+        self._exception = does("exception", "not_debug", exits)
 
     # What the guest has not collected.
 
@@ -130,7 +168,7 @@ class TdxModule:
     @property
     def nmi_pending(self) -> bool:
         """Whether an NMI waits for VEINFO.GET, or for NMIs to be unblocked."""
-        return self._ve.nmi_pending
+        return self._ve.nmis > 0
 
     @contextmanager
     def listening(self, listener: TrapListener, *, alone: bool = False) -> "Iterator[None]":
@@ -155,28 +193,40 @@ class TdxModule:
     def on_exit(self, exit_: Exit) -> None:
         """Serve one exit; this is the handler for `Vcpu.run` and `Vcpu.step`."""
         self._handlers[exit_]()
-        if self._ve.nmi_pending:
+        if self._ve.nmis:
             self._ve.arm_nmi_window()
+
+    def _on_tdcall(self) -> None:
+        # The CPU has checked CPL. Compatibility mode has 32-bit RIPs: above, the two look-ups
+        # can be saved.
+        if self.vcpu.regs[Reg.RIP] >> 32 or self._in_64bit_mode():
+            self._tdcall()
+        else:
+            self._tdcall_elsewhere()
+
+    def _in_64bit_mode(self) -> bool:
+        vcpu = self.vcpu
+        return bool(vcpu.msr(EFER) & EFER_LMA and vcpu.segment("cs").attributes & CS_LONG)
 
     def _on_exception(self) -> None:
         if self._vmm.intercepted_exception():
             return
+        if self.vcpu.fault.vector == VECTOR_MC:
+            self._machine_check()
+        else:
+            self._exception()
+
+    def _deliver(self) -> None:
         fault = self.vcpu.fault
-        if fault.vector == VECTOR_MC:
-            information = INTERRUPTION_VALID | INTERRUPTION_HARDWARE_EXCEPTION | fault.vector
-            self._vmm.td_exit(
-                TdExit(
-                    self._fatal_td,
-                    ExitReason.EXCEPTION_OR_NMI,
-                    interruption_info=information,
-                )
-            )
-            return
         error_code = fault.error_code if fault.vector in WITH_ERROR_CODE else None
         self.vcpu.deliver(fault.vector, error_code)
 
-    def _on_triple_fault(self) -> None:
-        self._vmm.td_exit(TdExit(self._fatal_vcpu, ExitReason.TRIPLE_FAULT))
+    def _exit(self, status: int, reason: ExitReason) -> None:
+        information = 0
+        if reason is ExitReason.EXCEPTION_OR_NMI:
+            vector = self.vcpu.fault.vector
+            information = INTERRUPTION_VALID | INTERRUPTION_HARDWARE_EXCEPTION | vector
+        self._vmm.td_exit(TdExit(status, reason, interruption_info=information))
 
     # What the VMM, the machine and the explorer may ask for.
 

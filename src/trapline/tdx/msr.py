@@ -13,13 +13,24 @@ from enum import Enum, auto
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from trapline.base.errors import BadInputFileError
 from trapline.cpu.engine import Reg
-from trapline.rules.rows import CpuAccess, MsrAction, MsrFeature, MsrKind, MsrRule, MsrSpecial
+from trapline.rules.rows import (
+    CpuAccess,
+    Feature,
+    InstructionRule,
+    MsrAction,
+    MsrKind,
+    MsrRule,
+    MsrSpecial,
+    Outcome,
+)
+from trapline.rules.ruleset import choose
 from trapline.tdx.vmm_interface import ExitReason, TdConfig, VeInfo
 
 if TYPE_CHECKING:
     from trapline.cpu.engine import Vcpu
-    from trapline.rules.tables import RuleSet
+    from trapline.rules.ruleset import RuleSet
     from trapline.tdx.ve_info import VeState
     from trapline.tdx.vmm_interface import VirtualApic
 
@@ -54,7 +65,7 @@ DEBUGCTL_TR, DEBUGCTL_BTS, DEBUGCTL_UNCORE_PMI = 1 << 6, 1 << 7, 1 << 13
 X2APIC_SELF_IPI: Final = 0x83F
 LOWEST_SELF_IPI: Final = 16
 APIC_PAGE_SELF_IPI: Final = 0x3F0  # its offset in the APIC page
-_X2APIC_WRITABLE: Final = {0x808: 0xFF, 0x80B: 0, X2APIC_SELF_IPI: 0xFF}  # TPR, EOI
+X2APIC_WRITABLE: Final = {0x808: 0xFF, 0x80B: 0, X2APIC_SELF_IPI: 0xFF}  # TPR, EOI
 
 # Bits that the CPU accepts in native MSRs that are kept here; all 64 where not named.
 _WRITABLE: Final = {
@@ -87,25 +98,38 @@ class Msrs:
         rules: "RuleSet",
         config: TdConfig,
         apic: "VirtualApic",
+        features: frozenset[Feature],
     ) -> None:
         self._vcpu = vcpu
         self._ve = ve
         self._apic = apic
         self._xss_allowed = config.xfam & XFAM_SUPERVISOR
-        self._features = features_of(config)
+        self._features = features
+        self._self_ipi = self._low_self_ipi(rules)
         self.values: dict[int, int] = {}  # native and emulated MSRs that the engine lacks
         self._reads: dict[int, Read] = {}
         self._writes: dict[int, Write] = {}
         self._listed: set[int] = set()
-        absent = MsrAction.VE
-        for row in rules.msrs:
-            if not row.followed:
-                continue
-            if row.kind == MsrKind.ABSENT:
-                absent = row.read
-            else:
+        self._rows = tuple(rules.each(MsrRule))
+        absent = rules.ask(MsrRule, MsrKind.ABSENT, None, None)
+        self._absent = {
+            ExitReason.RDMSR: _of_absent(absent, absent.read),
+            ExitReason.WRMSR: _of_absent(absent, absent.write),
+        }
+        self._add_rows()
+
+    def set_features(self, features: frozenset[Feature]) -> None:
+        """Resolve the rows anew for what is on."""
+        if features != self._features:
+            self._features = features
+            self._add_rows()
+
+    def _add_rows(self) -> None:
+        self._reads.clear()
+        self._writes.clear()
+        for row in self._rows:
+            if row.kind == MsrKind.RANGE:
                 self._add(row)
-        self._absent_is_ve = absent == MsrAction.VE
 
     # Exits.
 
@@ -145,7 +169,7 @@ class Msrs:
 
     def _without_handler(self, reason: ExitReason, *, listed: bool) -> None:
         """#VE for a row that says so, else what the rule for absent MSRs says."""
-        if listed or self._absent_is_ve:
+        if listed or self._absent[reason]:
             self._ve.inject(VeInfo(reason, length=self._vcpu.length))
         else:
             self._ve.general_protection()
@@ -169,7 +193,7 @@ class Msrs:
                 native = MsrAction.NATIVE
                 self._vcpu.native_msr(index, read=read == native, write=write == native)
 
-    def _resolve(self, action: MsrAction, feature: MsrFeature) -> MsrAction:
+    def _resolve(self, action: MsrAction, feature: Feature) -> MsrAction:
         """Decide the action for the features that are on: native, emulated, gp or ve."""
         on = feature in self._features
         if action == MsrAction.NATIVE_UNLESS_GP:
@@ -178,6 +202,10 @@ class Msrs:
             return MsrAction.NATIVE if on else MsrAction.EMULATED
         if action == MsrAction.GP_UNLESS_VE:
             return MsrAction.VE if on else MsrAction.GP
+        if action == MsrAction.VE_UNLESS_GP:
+            return MsrAction.GP if on else MsrAction.VE
+        if action == MsrAction.VE_UNLESS_EMULATED:
+            return MsrAction.EMULATED if on else MsrAction.VE
         return action
 
     def _reader(self, row: MsrRule, index: int, action: MsrAction) -> Read | None:
@@ -211,6 +239,24 @@ class Msrs:
         if index in ENGINE_MSRS:
             return partial(self._write_engine, index)
         return partial(self._write_value, index, _WRITABLE.get(index, (1 << 64) - 1))
+
+    def _low_self_ipi(self, rules: "RuleSet") -> Callable[[], Written]:
+        """Return what a SELF_IPI with a vector below 16 does."""
+        row = rules.ask(InstructionRule, "APIC write", "self_ipi_vector_below_16")
+
+        def inject() -> Written:
+            # An APIC-write exit is trap-like: the #VE comes after the instruction.
+            length = self._vcpu.length
+            self._vcpu.advance(length)
+            self._ve.inject(VeInfo(row.exit_reason or 0, APIC_PAGE_SELF_IPI, length=length))
+            return Written.TAKEN
+
+        can: dict[Outcome, Callable[[], Written]] = {
+            Outcome.VE: inject,
+            Outcome.GP: lambda: Written.GP,
+            Outcome.NATIVE: lambda: Written.DONE,
+        }
+        return choose(row, can)
 
     # The handlers.
 
@@ -254,33 +300,20 @@ class Msrs:
     def _write_x2apic(self, index: int, value: int) -> Written:
         """Write what the virtual APIC page takes; all else is read-only or reserved."""
         if index == X2APIC_SELF_IPI and value < LOWEST_SELF_IPI:
-            # An APIC-write exit is trap-like: the #VE comes after the instruction.
-            length = self._vcpu.length
-            self._vcpu.advance(length)
-            self._ve.inject(VeInfo(ExitReason.APIC_WRITE, APIC_PAGE_SELF_IPI, length=length))
-            return Written.TAKEN
-        if value & ~_X2APIC_WRITABLE.get(index, 0) or index not in _X2APIC_WRITABLE:
+            return self._self_ipi()
+        if value & ~X2APIC_WRITABLE.get(index, 0) or index not in X2APIC_WRITABLE:
             return Written.GP
         return Written.DONE if self._apic.write(index, value) else Written.GP
 
 
-def features_of(config: TdConfig) -> frozenset[MsrFeature]:
-    """Name the features that decide MSR rows and that this TD has."""
-    on = {MsrFeature.TSC_DEADLINE} if config.tsc_deadline else set()
-    for feature, register, mask in (
-        (MsrFeature.PERFMON, config.attributes, 1 << 63),
-        (MsrFeature.PKS, config.attributes, 1 << 30),
-        (MsrFeature.PT, config.xfam, 1 << 8),
-        (MsrFeature.CET, config.xfam, 3 << 11),
-        (MsrFeature.UINTR, config.xfam, 1 << 14),
-        (MsrFeature.LBR, config.xfam, 1 << 15),
-        (MsrFeature.XFD, config.xfam, 3 << 17),
-    ):
-        if register & mask:
-            on.add(feature)
-    if {MsrFeature.PERFMON, MsrFeature.PT} <= on:
-        on.add(MsrFeature.PERFMON_AND_PT)
-    return frozenset(on)
+def _of_absent(row: MsrRule, action: MsrAction) -> bool:
+    """Say whether an MSR that is not listed is #VE, and not #GP(0)."""
+    if action in {MsrAction.VE, MsrAction.GP}:
+        return action == MsrAction.VE
+    raise BadInputFileError(
+        f"msrs.csv: {row.id} says {action.value!r}, which the software TD cannot do; say 've' or "
+        "'gp'."
+    )
 
 
 def _answer(special: MsrSpecial, index: int) -> int:

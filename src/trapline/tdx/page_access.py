@@ -8,14 +8,19 @@ Sources: TDX module 1.5.01, td_ept_violation.c, td_other_exits.c, helpers.c
 (check_gpa_validity, check_walk_and_map_guest_side_gpa), td_exit_stepping.c; table `memory`.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from trapline.cpu.engine import Reg
+from trapline.rules.rows import MemoryRule, NestingRule, Outcome
+from trapline.rules.ruleset import choose
 from trapline.tdx.sept import SeptState, SharedState
 from trapline.tdx.vmm_interface import ExitReason, ExtendedQualification, TdExit, VeInfo
 
 if TYPE_CHECKING:
     from trapline.cpu.engine import Vcpu
+    from trapline.rules.ruleset import RuleSet
     from trapline.tdx.controls import Controls
     from trapline.tdx.sept import Sept
     from trapline.tdx.ve_info import VeState
@@ -28,13 +33,20 @@ PAGE_MASK: Final = ~0xFFF
 PFEC_PRESENT, PFEC_WRITE, PFEC_USER, PFEC_RESERVED, PFEC_FETCH = 1, 2, 4, 8, 16
 STEPPING_THRESHOLD: Final = 6  # EPT violations at one RIP (td_exit_stepping.h)
 STEPPING_GPAS: Final = 32  # EPF_GPA_LIST_SIZE
+_Violation = Callable[[VeInfo], None]
 
 
 class PageAccess:
     """Handles Exit.EPT_VIOLATION and hands out the memory operands of TDCALLs."""
 
     def __init__(
-        self, vcpu: "Vcpu", ve: "VeState", vmm: "Vmm", sept: "Sept", controls: "Controls"
+        self,
+        vcpu: "Vcpu",
+        ve: "VeState",
+        vmm: "Vmm",
+        rules: "RuleSet",
+        sept: "Sept",
+        controls: "Controls",
     ) -> None:
         self._vcpu = vcpu
         self._ve = ve
@@ -47,6 +59,71 @@ class PageAccess:
         self._rip = -1
         self._violations = 0
         self._suspects: list[int] = []
+        self._rules = rules
+        self._resolve()
+        self._resolve_operands()
+        self._resolve_notifications()
+
+    # What the rules say, as what to do.
+
+    def _resolve(self) -> None:
+        pending = ExtendedQualification.PENDING_EPT_VIOLATION
+        self._pending = {
+            True: self._row("any", "private", "pending", "pending_ve_disabled", extended=pending),
+            False: self._row("any", "private", "pending", "pending_ve_enabled", extended=pending),
+        }
+        self._free = self._row("any", "private", "free", "always")
+        self._converted = self._row("any", "private", "free", "page_was_converted_to_shared")
+        self._blocked = self._row("any", "private", "blocked", "always")
+        self._absent = self._row("any", "shared", "absent", "always")
+        self._over_private = self._row("any", "shared", "absent", "page_is_private")
+        self._fetch = self._row("fetch", "shared", "mmio", "always")
+        self._beyond = self._row("any", "beyond", "any", "gpaw_0_with_gla")
+
+    def _resolve_operands(self) -> None:
+        pending = ExtendedQualification.PENDING_EPT_VIOLATION
+        who = "tdcall_operand"
+        self._operand_pending = {
+            True: self._row(who, "private", "pending", "pending_ve_disabled", extended=pending),
+            False: self._row(who, "private", "pending", "pending_ve_enabled", extended=pending),
+        }
+        self._operand_unmapped = self._row(who, "private", "free", "always")
+        self._operand_mmio = self._row(who, "shared", "mmio", "always")
+        self._operand_absent = self._row(who, "shared", "absent", "always")
+
+    def _resolve_notifications(self) -> None:
+        def may(condition: str) -> bool:
+            row = self._rules.ask(NestingRule, "notification-ve", condition)
+            return choose(row, {Outcome.VE: True, Outcome.NOT_INJECTED: False})
+
+        self._stepping_notifies = may("same_rip_ept_violations")
+        self._notifies_nmi_blocked = may("nmi_blocked")
+        self._notifies_vectoring = may("idt_vectoring")
+        self._notifies_busy = may("ve_info_valid")
+
+    def _row(
+        self,
+        access: str,
+        half: str,
+        state: str,
+        condition: str,
+        *,
+        extended: ExtendedQualification = ExtendedQualification.NONE,
+    ) -> _Violation:
+        row = self._rules.ask(MemoryRule, access, half, state, condition)
+        by_operand = access == "tdcall_operand"
+        counted = half == "private" and not by_operand
+        can: dict[Outcome, _Violation] = {
+            Outcome.VE: self._ve.inject_for_operand if by_operand else self._ve.inject,
+            Outcome.TD_EXIT: partial(
+                self._exit_private if counted else self._exit, extended=extended
+            ),
+            Outcome.GP: lambda _info: self._ve.general_protection(),
+            Outcome.PF: self._page_fault,
+        }
+        return choose(row, can)
+
+    # What happens.
 
     def on_ept_violation(self) -> None:
         """Turn an access that found no mapping into what the guest or the VMM sees."""
@@ -60,13 +137,13 @@ class PageAccess:
             qualification |= QUALIFICATION_WRITE if access.is_write else QUALIFICATION_READ
         info = VeInfo(ExitReason.EPT_VIOLATION, qualification, access.gla, access.gpa)
         if access.gpa >= self._gpa_end:
-            self._beyond_shared_bit(info)
+            self._beyond(info)
         elif access.gpa & self._shared_bit:
             self._shared(info, is_fetch=access.is_fetch)
         else:
             self._private(info)
 
-    def _beyond_shared_bit(self, info: VeInfo) -> None:
+    def _page_fault(self, info: VeInfo) -> None:
         error = PFEC_PRESENT | PFEC_RESERVED
         if info.qualification & QUALIFICATION_WRITE:
             error |= PFEC_WRITE
@@ -77,20 +154,33 @@ class PageAccess:
         self._ve.page_fault(info.gla, error)
 
     def _shared(self, info: VeInfo, *, is_fetch: bool) -> None:
-        state = self._sept.shared_state(info.gpa & ~self._shared_bit)
-        if state == SharedState.MMIO and not is_fetch and self._ve.convert(info):
-            return
-        self._exit(info)
+        gpa = info.gpa & ~self._shared_bit
+        if self._sept.shared_state(gpa) == SharedState.MMIO:
+            if is_fetch:
+                self._fetch(info)
+            elif not self._ve.convert(info):
+                self._exit(info)
+        elif self._sept.private_state(gpa) == SeptState.MAPPED:
+            self._over_private(info)
+        else:
+            self._absent(info)
 
     def _private(self, info: VeInfo) -> None:
-        if self._sept.private_state(info.gpa) != SeptState.PENDING:
-            self._exit(info)
-            self._look_for_stepping(info)
-        elif self._controls.pending_ve_disable:
-            self._exit(info, ExtendedQualification.PENDING_EPT_VIOLATION)
-            self._look_for_stepping(info)
+        state = self._sept.private_state(info.gpa)
+        if state == SeptState.PENDING:
+            self._pending[self._controls.pending_ve_disable](info)
+        elif state != SeptState.FREE:
+            self._blocked(info)
+        elif self._sept.shared_state(info.gpa) == SharedState.MAPPED:
+            self._converted(info)
         else:
-            self._ve.inject(info)
+            self._free(info)
+
+    def _exit_private(
+        self, info: VeInfo, extended: ExtendedQualification = ExtendedQualification.NONE
+    ) -> None:
+        self._exit(info, extended)
+        self._look_for_stepping(info)
 
     def _exit(
         self, info: VeInfo, extended: ExtendedQualification = ExtendedQualification.NONE
@@ -117,7 +207,7 @@ class PageAccess:
             self._violations += 1
         elif len(self._suspects) < STEPPING_GPAS and gpa not in self._suspects:
             self._suspects.append(gpa)
-        if self._suspects:
+        if self._suspects and self._stepping_notifies:
             self.notify(self._suspects[-1], info.qualification)
 
     def notify(self, gpa: int, qualification: int = QUALIFICATION_READ) -> bool:
@@ -128,9 +218,9 @@ class PageAccess:
         """
         if (
             not self._controls.notify_ept_faults
-            or self._vcpu.nmi_blocked
-            or self._vcpu.vectoring is not None
-            or self._ve.info is not None
+            or (self._vcpu.nmi_blocked and not self._notifies_nmi_blocked)
+            or (self._vcpu.vectoring is not None and not self._notifies_vectoring)
+            or (self._ve.info is not None and not self._notifies_busy)
         ):
             return False
         self._ve.inject(VeInfo(ExitReason.EPT_VIOLATION, qualification, 0, gpa))
@@ -156,18 +246,16 @@ class PageAccess:
             if state == SharedState.MAPPED:
                 return self._vcpu.memory.shared_ram[offset : offset + size]
             if state == SharedState.MMIO:
-                self._ve.inject(info)
+                self._operand_mmio(info)
             else:
-                self._exit(info)
+                self._operand_absent(info)
             return None
         if self._sept.private_state(offset) == SeptState.MAPPED:
             return self._vcpu.memory.ram[offset : offset + size]
         if self._sept.private_state(offset) != SeptState.PENDING:
-            self._exit(info)
-        elif self._controls.pending_ve_disable:
-            self._exit(info, ExtendedQualification.PENDING_EPT_VIOLATION)
+            self._operand_unmapped(info)
         else:
-            self._ve.inject(info)
+            self._operand_pending[self._controls.pending_ve_disable](info)
         return None
 
     # Snapshots.

@@ -7,6 +7,7 @@ tdg_mem_page_attr_wr.c, td_other_exits.c (async_tdexit_ept_violation).
 from typing import TYPE_CHECKING, Final
 
 from trapline.cpu.engine import Reg
+from trapline.tdx.completions import RAISE_GP, TD_EXIT
 from trapline.tdx.page_access import QUALIFICATION_WRITE
 from trapline.tdx.sept import (
     LARGE_SIZE,
@@ -21,11 +22,14 @@ from trapline.tdx.vmm_interface import ExitReason, ExtendedQualification, TdExit
 
 if TYPE_CHECKING:
     from trapline.cpu.engine import Vcpu
-    from trapline.rules.tables import RuleSet
+    from trapline.tdx.completions import Completions
     from trapline.tdx.page_access import PageAccess
     from trapline.tdx.sept import Sept
     from trapline.tdx.vmm_interface import Vmm
 
+ACCEPT: Final = 6  # leaves
+ATTRIBUTES_READ: Final = 23
+ATTRIBUTES_WRITE: Final = 24
 SUCCESS: Final = 0
 LEVEL_MASK: Final = 7
 LEVEL_1G: Final = 2
@@ -39,32 +43,47 @@ class PageCalls:
     """The page leaves of one TD."""
 
     def __init__(
-        self, vcpu: "Vcpu", vmm: "Vmm", rules: "RuleSet", sept: "Sept", access: "PageAccess"
+        self,
+        vcpu: "Vcpu",
+        vmm: "Vmm",
+        completions: "Completions",
+        sept: "Sept",
+        access: "PageAccess",
     ) -> None:
         self._vcpu = vcpu
         self._vmm = vmm
         self._sept = sept
         self._access = access
-        self._bad_rax = rules.status("TDX_OPERAND_INVALID", "RAX")
-        self._bad_rcx = rules.status("TDX_OPERAND_INVALID", "RCX")
-        self._bad_rdx = rules.status("TDX_OPERAND_INVALID", "RDX")
-        self._bad_r8 = rules.status("TDX_OPERAND_INVALID", "R8")
+        of = completions.of
+        self._accepted = of(ACCEPT, "ok")
+        self._bad_accept = of(ACCEPT, "bad_gpa_or_level")
+        self._not_accepted = of(ACCEPT, "not_pending", may_exit=True)
         self._failed = {
-            AcceptResult.ALREADY_ACCEPTED: rules.status("TDX_PAGE_ALREADY_ACCEPTED"),
-            AcceptResult.SIZE_MISMATCH: rules.status("TDX_PAGE_SIZE_MISMATCH"),
+            AcceptResult.ALREADY_ACCEPTED: of(ACCEPT, "already_accepted"),
+            AcceptResult.SIZE_MISMATCH: of(ACCEPT, "size_mismatch"),
         }
+        self._read = of(ATTRIBUTES_READ, "ok")
+        self._bad_read = of(ATTRIBUTES_READ, "bad_gpa")
+        self._not_read = of(ATTRIBUTES_READ, "not_mapped", may_exit=True)
+        self._bad_attributes = of(ATTRIBUTES_WRITE, "attributes_not_0")
+        self._bad_flags = of(ATTRIBUTES_WRITE, "flags_not_0")
+        self._bad_write = of(ATTRIBUTES_WRITE, "bad_gpa_or_level")
+        self._not_written = of(None, "unknown_leaf")
 
     def accept(self) -> int | None:
         """TDG.MEM.PAGE.ACCEPT."""
         page = self._page_information(self._vcpu.regs[Reg.RCX], LEVEL_2M)
         if page is None:
-            return self._bad_rcx
+            return self._bad_accept
         gpa, level = page
         outcome = self._sept.accept(gpa, level)
         if outcome.result is AcceptResult.ACCEPTED:
-            return SUCCESS
-        if outcome.result in self._failed:
-            return self._failed[outcome.result] | outcome.level
+            return self._accepted
+        failed = self._failed.get(outcome.result)
+        if failed is not None:
+            return failed if failed == RAISE_GP else failed | outcome.level
+        if self._not_accepted != TD_EXIT:
+            return self._not_accepted
         self._not_pending(gpa, level, outcome)
         return None
 
@@ -74,9 +93,11 @@ class PageCalls:
         gpa = regs[Reg.RCX]
         if not self._access.is_valid(gpa, private_only=True):
             regs[Reg.RCX] = regs[Reg.RDX] = 0
-            return self._bad_rcx
+            return self._bad_read
         state = self._sept.private_state(gpa)
         if state not in {SeptState.MAPPED, SeptState.PENDING}:
+            if self._not_read != TD_EXIT:
+                return self._not_read
             self._vmm.ept_violation(
                 TdExit(SUCCESS, ExitReason.EPT_VIOLATION, gpa=gpa & PAGE_INFO_GPA)
             )
@@ -86,18 +107,18 @@ class PageCalls:
         pending = ATTRIBUTES_PENDING if state == SeptState.PENDING else 0
         regs[Reg.RCX] = gpa & ~(size - 1) | level | pending
         regs[Reg.RDX] = 0
-        return SUCCESS
+        return self._read
 
     def attributes_write(self) -> int:
         """TDG.MEM.PAGE.ATTR.WR: refused, there are no L2 VMs to give attributes to."""
         regs = self._vcpu.regs
         if regs[Reg.RDX]:
-            return self._bad_rdx
+            return self._bad_attributes
         if regs[Reg.R8]:
-            return self._bad_r8
+            return self._bad_flags
         if self._page_information(regs[Reg.RCX], LEVEL_1G) is None:
-            return self._bad_rcx
-        return self._bad_rax
+            return self._bad_write
+        return self._not_written
 
     def _page_information(self, value: int, highest: int) -> tuple[int, int] | None:
         """Split a GPA and level as RCX holds them; None if they are not valid."""

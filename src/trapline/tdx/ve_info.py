@@ -12,15 +12,15 @@ SDM volume 3, "Virtualization Exceptions" and "Convertible EPT Violations".
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from trapline.base.errors import BadInputFileError
 from trapline.cpu.engine import Reg
-from trapline.rules.rows import Outcome
+from trapline.rules.rows import MemoryRule, NestingRule, Outcome
+from trapline.rules.ruleset import choose
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from trapline.cpu.engine import Vcpu
-    from trapline.rules.tables import RuleSet
+    from trapline.rules.ruleset import RuleSet
     from trapline.tdx.vmm_interface import TrapListener, VeInfo
 
 VECTOR_UD = 6
@@ -31,10 +31,16 @@ VECTOR_MC = 18
 VECTOR_VE = 20
 RFLAGS_RF = 1 << 16
 
-# What the followed rule for a second #VE may be: vector and error code.
+# What the rules for a second #VE may say: vector and error code.
 _SECOND_VE = {
     Outcome.DF: (VECTOR_DF, 0),
     Outcome.GP: (VECTOR_GP, 0),
+}
+# What they may say of an EPT violation on MMIO: whether it becomes a #VE, or vector and error.
+_CONVERTED: dict[Outcome, bool | tuple[int, int]] = {
+    Outcome.VE: True,
+    Outcome.TD_EXIT: False,
+    **_SECOND_VE,
 }
 
 
@@ -42,7 +48,7 @@ class VeSnapshot(NamedTuple):
     """What `VeState.save` returns."""
 
     info: "VeInfo | None"
-    nmi_pending: bool
+    nmis: int
 
 
 class VeState:
@@ -54,12 +60,31 @@ class VeState:
 
     def __init__(self, vcpu: "Vcpu", rules: "RuleSet", listeners: "list[TrapListener]") -> None:
         self.info: VeInfo | None = None  # None: VALID is 0
-        self.nmi_pending = False
+        self.nmis = 0  # held: PEND_NMI
         self._nmi_window = False  # NMI-window exiting is on
         self.listeners = listeners
         self.divert: Callable[[VeInfo], bool] | None = None
         self._vcpu = vcpu
-        self._second_vector, self._second_error = _second_ve(rules)
+
+        def event(question: str, condition: str) -> NestingRule:
+            return rules.ask(NestingRule, question, condition)
+
+        def mmio(condition: str) -> bool | tuple[int, int]:
+            return choose(rules.ask(MemoryRule, "any", "shared", "mmio", condition), _CONVERTED)
+
+        self._second = choose(event("second-ve", "injected_by_module"), _SECOND_VE)
+        self._second_operand = choose(event("second-ve", "tdcall_operand"), _SECOND_VE)
+        rf = {Outcome.RF_SET: RFLAGS_RF, Outcome.RF_KEPT: 0}
+        self._rf = choose(event("ve-delivery", "injected_by_module"), rf)
+        self._mmio_free = mmio("ve_info_free")
+        self._mmio_busy = choose(event("second-ve", "delivered_by_cpu_mmio"), _CONVERTED)
+        self._mmio_vectoring = mmio("during_event_delivery")
+        held = {Outcome.HELD: True, Outcome.DELIVERED: False}
+        self._valid_holds_nmi = choose(event("nmi", "ve_info_valid"), held)
+        self._free_holds_nmi = choose(event("nmi", "after_veinfo_get"), held)
+        self._nmis_merge = choose(
+            event("nmi", "several_pended"), {Outcome.MERGED: True, Outcome.DELIVERED: False}
+        )
 
     # Exceptions of the module; each is taken at the instruction, which has not executed.
 
@@ -67,16 +92,22 @@ class VeState:
         """#VE by the module, or what the rules say when VE_INFO is still valid."""
         if self.divert is not None and self.divert(info):
             return
-        self._raise(info)
+        self._raise(info, self._second)
 
-    def _raise(self, info: "VeInfo") -> None:
+    def inject_for_operand(self, info: "VeInfo") -> None:
+        """#VE by the module for a memory operand of a TDCALL."""
+        if self.divert is not None and self.divert(info):
+            return
+        self._raise(info, self._second_operand)
+
+    def _raise(self, info: "VeInfo", second: tuple[int, int]) -> None:
         vcpu = self._vcpu
-        second = self.info is not None
+        is_second = self.info is not None
         for listener in self.listeners:
-            listener.on_ve(vcpu.regs[Reg.RIP], info, double_fault=second)
-        vcpu.rflags |= RFLAGS_RF
-        if second:
-            vcpu.deliver(self._second_vector, self._second_error)
+            listener.on_ve(vcpu.regs[Reg.RIP], info, double_fault=is_second)
+        vcpu.rflags |= self._rf
+        if is_second:
+            vcpu.deliver(*second)
         else:
             self.info = info
             vcpu.deliver(VECTOR_VE)
@@ -84,30 +115,39 @@ class VeState:
     def convert(self, info: "VeInfo") -> bool:
         """#VE by the CPU for an EPT violation; False when the violation is not convertible.
 
-        It is not while VE_INFO is valid, during event delivery, or with CR0.PE clear.
+        By the rules it is not while VE_INFO is valid, nor during event delivery; and the CPU
+        converts none with CR0.PE clear.
         """
         vcpu = self._vcpu
         if self.divert is not None and self.divert(info):
             return True
-        if self.info is not None or vcpu.vectoring is not None or not vcpu.cr(0) & 1:
+        if not vcpu.cr(0) & 1:
             return False
-        self._raise(info)
-        return True
+        if self.info is not None:
+            answer = self._mmio_busy
+        else:
+            answer = self._mmio_free if vcpu.vectoring is None else self._mmio_vectoring
+        if answer is True:
+            self._raise(info, self._second)
+        elif isinstance(answer, tuple):
+            vcpu.rflags |= self._rf
+            vcpu.deliver(*answer)
+        return answer is not False
 
     def general_protection(self) -> None:
         """#GP(0)."""
-        self._vcpu.rflags |= RFLAGS_RF
+        self._vcpu.rflags |= self._rf
         self._vcpu.deliver(VECTOR_GP, 0)
 
     def undefined(self) -> None:
         """#UD."""
-        self._vcpu.rflags |= RFLAGS_RF
+        self._vcpu.rflags |= self._rf
         self._vcpu.deliver(VECTOR_UD)
 
     def page_fault(self, gla: int, error_code: int) -> None:
         """#PF with CR2."""
         self._vcpu.set_cr(2, gla)
-        self._vcpu.rflags |= RFLAGS_RF
+        self._vcpu.rflags |= self._rf
         self._vcpu.deliver(VECTOR_PF, error_code)
 
     # Collection by the guest.
@@ -121,19 +161,23 @@ class VeState:
 
     def pend_nmi(self) -> None:
         """Hold an NMI for the guest, as TDH.VP.WR of PEND_NMI does; several become one."""
-        self.nmi_pending = True
+        self.nmis = 1 if self._nmis_merge else self.nmis + 1
         self.arm_nmi_window()
+
+    def _nmi_may_come(self) -> bool:
+        held = self._free_holds_nmi if self.info is None else self._valid_holds_nmi
+        return self.nmis > 0 and not held
 
     def arm_nmi_window(self) -> None:
         """Ask for NMI-window exiting if an NMI is held and VE_INFO is free."""
-        if self.nmi_pending and self.info is None and not self._nmi_window:
+        if not self._nmi_window and self._nmi_may_come():
             self._nmi_window = True
             self._vcpu.request_nmi_window(wanted=True)
 
     def on_nmi_window(self) -> None:
         """NMIs are not blocked here: deliver the held one, unless a #VE came in between."""
-        if self.nmi_pending and self.info is None:
-            self.nmi_pending = False
+        if self._nmi_may_come():
+            self.nmis -= 1
             self._vcpu.deliver_nmi()
         self._nmi_window = False
         self._vcpu.request_nmi_window(wanted=False)
@@ -142,22 +186,10 @@ class VeState:
 
     def save(self) -> VeSnapshot:
         """Return VE_INFO and PEND_NMI."""
-        return VeSnapshot(self.info, self.nmi_pending)
+        return VeSnapshot(self.info, self.nmis)
 
     def restore(self, snapshot: VeSnapshot) -> None:
         """Go back to a saved state; the engine's NMI window is made to fit it."""
-        self.info, self.nmi_pending = snapshot
-        self._nmi_window = self.nmi_pending and self.info is None
+        self.info, self.nmis = snapshot
+        self._nmi_window = self._nmi_may_come()
         self._vcpu.request_nmi_window(wanted=self._nmi_window)
-
-
-def _second_ve(rules: "RuleSet") -> tuple[int, int]:
-    for row in rules.nesting:
-        if row.followed and row.key == ("second-ve", "injected_by_module"):
-            if row.outcome not in _SECOND_VE:
-                raise BadInputFileError(
-                    f"nesting.csv: {row.id} follows {row.outcome.value!r}, which the software "
-                    "TD cannot do; follow 'df' or 'gp'."
-                )
-            return _SECOND_VE[row.outcome]
-    raise BadInputFileError("nesting.csv: nothing is followed for a second #VE; add a row.")

@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple, Protocol
 
 from trapline.results.trapclass import TrapClass
+from trapline.rules.rows import Feature
 
 
 class ExitReason(IntEnum):
@@ -185,7 +186,9 @@ class TdConfig:
     flexible_pending_ve: bool = True  # CONFIG_FLAGS bit 1
     no_rbp_mod: bool = False  # CONFIG_FLAGS bit 2
     tsc_frequency: int = 2_000_000_000  # Hz, a multiple of 25 MHz
-    tsc_deadline: bool = True  # CPUID.1.ECX[24], hence MSR 0x6e0 is #VE and not #GP
+    # CPUID bits that decide what MSRs do, beside those of ATTRIBUTES and XFAM. TSC deadline: MSR
+    # 0x6e0 is #VE and not #GP.
+    features: frozenset[Feature] = frozenset({Feature.TSC_DEADLINE})
     max_vcpus: int = 1
     mr_config_id: bytes = bytes(48)
     mr_owner: bytes = bytes(48)

@@ -14,7 +14,7 @@ import iced_x86 as ix
 from trapline.cpu.engine import Reg
 from trapline.results.trapclass import EmulatedClass
 from trapline.rules.rows import CpuidRule, MsrRule
-from trapline.rules.tables import RuleSet
+from trapline.rules.ruleset import RuleSet
 from trapline.verify.forms import Form, probes
 from trapline.verify.inputs import Field, decode, memory_kinds
 from trapline.verify.testpages import (

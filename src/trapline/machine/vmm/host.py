@@ -17,7 +17,8 @@ from trapline.machine.outcome import OutcomeKind, RunOutcome
 from trapline.machine.vmm.fatal import FatalError
 from trapline.machine.vmm.ghci import PAGE
 from trapline.machine.vmm.services import Services
-from trapline.tdx.sept import LARGE_SHIFT, LARGE_SIZE, LEVEL_2M, LEVEL_4K, Sept, SeptState
+from trapline.rules.ruleset import RuleSet
+from trapline.tdx.sept import LEVEL_4K, Sept, SeptState
 from trapline.tdx.vmm_interface import ExitReason, ExtendedQualification, TdExit
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class Host:
         mmio: Bus,
         limits: Limits,
         witness: Witness,
+        rules: RuleSet,
     ) -> None:
         self.outcome: RunOutcome | None = None
         self.outside: OutsideDevices | None = None
@@ -101,7 +103,13 @@ class Host:
         self._window_wanted = False
         self._armed: int | None = None
         self.services = Services(
-            ports=ports, mmio=mmio, apic=apic, sept=sept, memory=vcpu.memory, events=self
+            ports=ports,
+            mmio=mmio,
+            apic=apic,
+            sept=sept,
+            memory=vcpu.memory,
+            events=self,
+            rules=rules,
         )
 
     def start(self, paused: "Callable[[], float]" = float) -> None:
@@ -166,9 +174,7 @@ class Host:
     def ept_violation(self, td_exit: TdExit) -> None:
         """Add the page that the guest wants to accept; all else ends the run."""
         gpa = td_exit.gpa
-        if td_exit.extended_type == ExtendedQualification.ACCEPT and self._aug(
-            gpa, td_exit.extended_info & 7
-        ):
+        if td_exit.extended_type == ExtendedQualification.ACCEPT and self._aug(gpa):
             return
         half = "shared" if gpa & self._vcpu.memory.shared_bit else "private"
         what = (
@@ -178,20 +184,12 @@ class Host:
         )
         self.end(OutcomeKind.EPT_VIOLATION, f"EPT violation on {half} GPA {gpa:#x}: {what}.")
 
-    def _aug(self, gpa: int, level: int) -> bool:
-        """TDH.MEM.PAGE.AUG at the level asked for, or 4 KiB where that does not fit."""
+    def _aug(self, gpa: int) -> bool:
+        """TDH.MEM.PAGE.AUG of 4 KiB, whatever was asked for (KVM, tdx_gmem_max_mapping_level)."""
         sept = self._sept
         if gpa >= sept.memory_size or sept.private_state(gpa) != SeptState.FREE:
             return False
-        large = gpa >> LARGE_SHIFT << LARGE_SHIFT
-        whole = level == LEVEL_2M and sept.in_ram(large, LARGE_SIZE)
-        if whole and all(
-            sept.private_state(page) == SeptState.FREE
-            for page in range(large, large + LARGE_SIZE, PAGE)
-        ):
-            sept.aug(large, LARGE_SIZE, LEVEL_2M)
-        else:
-            sept.aug(gpa & -PAGE, PAGE, LEVEL_4K)
+        sept.aug(gpa & -PAGE, PAGE, LEVEL_4K)
         return True
 
     def td_exit(self, td_exit: TdExit) -> None:
@@ -218,8 +216,16 @@ class Host:
     # Events of the services.
 
     def halt(self, *, interrupts_blocked: bool) -> None:
-        """Let time pass until an interrupt is pending, masked or not."""
-        del interrupts_blocked  # KVM too wakes a TD for an interrupt that it cannot take yet
+        """Let time pass until an interrupt is pending.
+
+        With interrupts blocked KVM waits for an NMI, and none comes of itself
+        (`tdx_interrupt_allowed()` looks at R12).
+        """
+        if interrupts_blocked:
+            self.end(
+                OutcomeKind.HANG, "HLT with interrupts blocked: only an NMI could wake the guest."
+            )
+            return
         apic = self._apic
         apic.tick()
         if self.outside is not None:

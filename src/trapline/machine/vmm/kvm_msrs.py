@@ -39,7 +39,8 @@ APIC_BASE_BSP: Final = 1 << 8
 APIC_BASE_VALUE: Final = 0xFEE0_0000 | APIC_BASE_ENABLED | APIC_BASE_X2APIC | APIC_BASE_BSP
 FEATURE_CONTROL_LOCKED: Final = 1
 MTRR_CAP_VALUE: Final = 0x508  # eight variable ranges, fixed ranges, write combining
-MISC_ENABLE_VALUE: Final = 1 << 12 | 1 << 11  # neither PEBS nor BTS
+MISC_ENABLE_READ_ONLY: Final = 1 << 12 | 1 << 11  # MSR_IA32_MISC_ENABLE_PMU_RO_MASK
+MISC_ENABLE_VALUE: Final = MISC_ENABLE_READ_ONLY  # neither PEBS nor BTS
 PAT_VALUE: Final = 0x0007_0406_0007_0406  # at reset (SDM 3A, 12.12)
 EFER_VALUE: Final = 0xD01  # SCE, LME, LMA, NX: a TD cannot leave 64-bit mode
 MTRR_PHYSICAL: Final = range(0x200, 0x210)  # base and mask of each range
@@ -115,6 +116,8 @@ def _is_valid(index: int, value: int) -> bool:
     """Say whether KVM takes a value (kvm_mtrr_valid, kvm_pat_valid)."""
     if index == Msr.MISC_FEATURES_ENABLES:
         return value == 0  # PLATFORM_INFO offers nothing
+    if index == Msr.MISC_ENABLE:
+        return value & MISC_ENABLE_READ_ONLY == MISC_ENABLE_VALUE
     if index == Msr.PAT:
         return PAT_TYPES.issuperset(value.to_bytes(8, "little"))
     if index in MTRR_FIXED:

@@ -18,12 +18,12 @@ def render(shown: "RulesShown") -> "Iterator[bytes]":
     """Yield the one table of the document."""
     (table,) = shown.tables
     columns = list(table.rows[0].columns) if table.rows else []
-    header = ["id", *columns, "module", "claimant", "source", "followed", "note"]
+    header = ["id", *columns, "module", "claimant", "source", "standing", "note"]
     yield line(header)
     for row in table.rows:
         cells = [_written(name, row.columns[name]) for name in columns]
-        followed = "yes" if row.followed else "no"
-        common = [shown.module_version, row.claimant, row.source, followed, row.note]
+        standing = "enforced" if row.enforced else "described" if row.followed else "claimed"
+        common = [row.module, row.claimant, row.source, standing, row.note]
         yield line([row.id, *cells, *common])
 
 

@@ -23,6 +23,7 @@ _OUTCOMES: Final = {
     "rf_set": "RFLAGS.RF set",
     "loop": "no progress",
 }
+_LINUX: Final = {"asks_host": "asks the host", "zeros": "gives zeros", "refuses": "refuses"}
 MSR_ACTIONS: Final = {
     "native": "native",
     "ve": "#VE",
@@ -31,6 +32,8 @@ MSR_ACTIONS: Final = {
     "native_unless_gp": "native if {feature}, else #GP(0)",
     "native_unless_emulated": "native if {feature}, else module answers",
     "gp_unless_ve": "#VE if {feature}, else #GP(0)",
+    "ve_unless_gp": "#GP(0) if {feature}, else #VE",
+    "ve_unless_emulated": "module answers if {feature}, else #VE",
 }
 # The same, short enough for a table that has a legend.
 MSR_SHORT: Final = {
@@ -39,10 +42,13 @@ MSR_SHORT: Final = {
     "native_unless_gp": "{feature} *",
     "native_unless_emulated": "{feature} +",
     "gp_unless_ve": "{feature} -",
+    "ve_unless_gp": "{feature} !",
+    "ve_unless_emulated": "{feature} =",
 }
 MSR_LEGEND: Final = (
     "With the feature that is named: * native, without it #GP(0); + native, without it the "
-    "module answers; - #VE, without it #GP(0)."
+    "module answers; - #VE, without it #GP(0); ! #GP(0), without it #VE; = the module answers, "
+    "without it #VE."
 )
 
 
@@ -59,10 +65,14 @@ def answer(name: str, row: "RuleRow") -> str:
     if name == "tdcalls":
         return _tdcall_answer(columns)
     if name == "tdvmcalls":
-        kvm = "KVM answers it" if columns["kvm"] else "KVM does not answer it"
-        return f"in: {columns['inputs']}; out: {columns['outputs']}; {kvm}"
+        parts = (tdvmcall_status(columns), registers(columns))
+        return "; ".join(part for part in parts if part)
     if name == "statuses":
         return f"{columns['value']:#018x}" if columns["kind"] != "operand" else _cell_of(columns)
+    if name == "linux":
+        case = str(columns["condition"]).replace("_", " ")
+        does = _LINUX[str(columns["does"])]
+        return f"{does}{'' if case == 'always' else f' ({case})'}, since {columns['since']}"
     if name == "attributes":
         return f"bit {columns['bit']}"
     if name == "fields":
@@ -79,17 +89,28 @@ def answer(name: str, row: "RuleRow") -> str:
 def _tdcall_answer(columns: "dict[str, Cell]") -> str:
     status = str(columns["status"])
     text = _OUTCOMES.get(status, status)
-    if columns["operand"]:
-        text += f" | {columns['operand']}"
-    return text + {"no": " (not modelled)", "partly": " (modelled in part)"}.get(
-        str(columns["modelled"]), ""
-    )
+    return text + (f" | {columns['operand']}" if columns["operand"] else "")
+
+
+def tdvmcall_status(columns: "dict[str, Cell]") -> str:
+    """Write a status of a TDVMCALL without what all of them begin with."""
+    return str(columns["status"]).removeprefix("TDVMCALL_STATUS_")
+
+
+def registers(columns: "dict[str, Cell]") -> str:
+    """Say which registers a TDVMCALL takes and gives."""
+    if not columns["inputs"]:
+        return ""
+    return f"in: {columns['inputs']}; out: {columns['outputs']}"
 
 
 def cpuid_answer(columns: "dict[str, Cell]") -> str:
     """Say who answers a CPUID leaf."""
     if columns["outcome"] == "ve":
-        return "#VE"
+        if not columns["control"]:
+            return "#VE"
+        text = f"#VE without {str(columns['control']).upper()}, else module"
+        return text + (f" unless {str(columns['feature']).upper()}" if columns["feature"] else "")
     return "module, configurable" if columns["configurable"] else "module"
 
 

@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from trapline.report.blocks import Block
-    from trapline.results.rules import RuleQuestion, RulesExplained
+    from trapline.results.rules import RuleQuestion, RuleRow, RulesExplained
 
 _INDENT: Final = 2
-_WORD: Final = 9
+_WORD: Final = 11
 
 
 def page(explained: "RulesExplained", verbosity: int = 0) -> "Iterator[Block]":
@@ -34,9 +34,20 @@ def _question(question: "RuleQuestion") -> "Iterator[Block]":
     yield Paragraph(f"{question.table}: {question.title}")
     for answer in question.answers:
         row = answer.row
-        word = "follows" if row.followed else "agrees" if answer.agrees else "DIFFERS"
+        word = _standing(row) or ("agrees" if answer.agrees else "DIFFERS")
         text = f"{words_of(question.table, row)}  [{row.claimant}]"
         yield Term(word, text, indent=_INDENT, width=_WORD)
         yield Paragraph(row.source, indent=_INDENT + _WORD)
         if row.note:
             yield Paragraph(row.note, indent=_INDENT + _WORD)
+    for row in question.linux:
+        yield Term("Linux", words_of("linux", row), indent=_INDENT, width=_WORD)
+        yield Paragraph(row.source, indent=_INDENT + _WORD)
+        if row.note:
+            yield Paragraph(row.note, indent=_INDENT + _WORD)
+
+
+def _standing(row: "RuleRow") -> str:
+    if row.enforced:
+        return "enforced"
+    return "described" if row.followed else ""

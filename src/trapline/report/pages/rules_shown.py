@@ -10,7 +10,9 @@ from trapline.report.pages.rule_words import (
     cpuid_answer,
     mask,
     msr_action,
+    registers,
     span,
+    tdvmcall_status,
 )
 from trapline.report.words import counted
 
@@ -35,26 +37,33 @@ def page(shown: "RulesShown", verbosity: int = 0) -> "Iterator[Block]":
         (
             one.name,
             len(one.rows),
+            sum(row.enforced for row in one.rows),
+            sum(row.followed and not row.enforced for row in one.rows),
             sum(not row.followed for row in one.rows),
             ", ".join(one.key),
         )
         for one in shown.tables
     ]
-    yield Table(("table", "rows", "not followed", "asked by"), tuple(rows))
+    yield Table(("table", "rows", "enforced", "described", "claimed", "asked by"), tuple(rows))
+    yield Gap()
+    yield Paragraph(
+        "Enforced: the software TD takes its answer from the row. Described: true and sourced, "
+        "and nothing here asks it. Claimed: what somebody says besides."
+    )
 
 
 def _table(one: "RuleTable", version: str) -> "Iterator[Block]":
-    others = sum(not row.followed for row in one.rows)
+    others = sum(not row.enforced for row in one.rows)
     yield Heading(f"{one.name}, TDX module {version}: {counted(len(one.rows), 'row')}")
     yield Gap()
     header, cells = _layout(one)
-    marked = [(*cells(row), "" if row.followed else row.claimant) for row in one.rows]
+    marked = [(*cells(row), _mark(row)) for row in one.rows]
     if others:
-        yield Table((*header, "only says"), tuple(marked))
+        yield Table((*header, "not enforced"), tuple(marked))
         yield Gap()
         yield Paragraph(
-            "Rows with a name in the last column are what that source says; the software TD "
-            "does not follow them."
+            "Without a word in the last column: the software TD takes its answer from the row. "
+            "'described': true, and not asked by it. A name: what that source says besides."
         )
     else:
         yield Table(header, tuple(row[:-1] for row in marked))
@@ -67,6 +76,12 @@ def _table(one: "RuleTable", version: str) -> "Iterator[Block]":
     )
 
 
+def _mark(row: "RuleRow") -> str:
+    if row.enforced:
+        return ""
+    return "described" if row.followed else row.claimant
+
+
 def _layout(one: "RuleTable") -> "tuple[tuple[str, ...], _Cells]":
     if one.name == "msrs":
         return ("MSR", "index", "RDMSR", "WRMSR"), _msr_cells
@@ -75,7 +90,7 @@ def _layout(one: "RuleTable") -> "tuple[tuple[str, ...], _Cells]":
     if one.name == "fields":
         return ("scope", "field", "identifier", "elements", "guest reads", "writes"), _field_cells
     if one.name == "tdvmcalls":
-        return ("function", "name", "registers"), _tdvmcall_cells
+        return ("function", "name", "case", "status", "registers"), _tdvmcall_cells
     return (*one.key, "answer"), lambda row: (
         *(_cell(row.columns[name]) for name in one.key),
         answer(one.name, row),
@@ -98,7 +113,14 @@ def _cpuid_cells(row: "RuleRow") -> tuple[str, ...]:
 
 def _tdvmcall_cells(row: "RuleRow") -> tuple[str, ...]:
     columns = row.columns
-    return f"{columns['function']:#x}", str(columns["name"]), answer("tdvmcalls", row)
+    function = columns["function"]
+    return (
+        "other" if function is None else f"{function:#x}",
+        str(columns["name"]),
+        str(columns["case"]),
+        tdvmcall_status(columns),
+        registers(columns),
+    )
 
 
 def _field_cells(row: "RuleRow") -> tuple[str | int, ...]:
