@@ -82,7 +82,7 @@ kernels-build:
 	  tools/build-kernel $$each; \
 	done
 
-## hostile: a million damaged inputs, 10,000 guests, 500 kills (some two hours on two cores)
+## hostile: a million damaged inputs, 10,000 guests, 500 kills (an hour on two cores)
 hostile: $(VENV)/.dev
 	@PYTHONPATH=tests $(RUN)/python -m siege --kernel '$(firstword $(subst |, ,$(KERNEL)))'
 

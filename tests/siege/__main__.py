@@ -21,7 +21,9 @@ SHOWN = 100  # faults
 def main() -> int:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(prog="siege", description=__doc__)
-    parser.add_argument("--inputs", type=int, default=32_000, help="of each kind")
+    parser.add_argument(
+        "--inputs", type=int, default=55_000, help="of each kind, fewer of the dear ones"
+    )
     parser.add_argument("--guests", type=int, default=10_000)
     parser.add_argument("--kills", type=int, default=500, help="of all commands together")
     parser.add_argument("--kernel", help="to kill boot, explore and verify of, too")
@@ -84,9 +86,9 @@ def strike(count: int, kernel: str | None, folder: Path) -> int:
     vmlinux = tiny_kernel.build_vmlinux(folder / "vmlinux")
     victims = kills.victims(vmlinux, kernel)
     faults: list[str] = []
-    for index, victim in enumerate(victims):
-        share = count // len(victims) + (index < count % len(victims))
-        toll = kills.campaign(victim, share, folder)
+    whole = sum(victim.share for victim in victims)
+    for victim in victims:
+        toll = kills.campaign(victim, -(-count * victim.share // whole), folder)
         print(f"{victim.name:24}{toll}", flush=True)
         faults += toll.faults
     print(*faults[:SHOWN], sep="\n")

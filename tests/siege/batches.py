@@ -35,6 +35,7 @@ class Kind:
     seeds: tuple[bytes, ...]
     mutate: Mutate
     read: Try
+    dear: int = 1  # a campaign makes that many times fewer of it
 
     def make(self, number: int) -> bytes:
         """Make the input of a number, always the same; the first ones are the seeds, whole."""
@@ -168,7 +169,7 @@ def _try_all(kind: Kind, first: int, end: int, state: mmap.mmap, says: int) -> N
 
 
 def run_all(kinds: list[Kind], count: int, lanes: int) -> Iterator[tuple[Kind, Tally]]:
-    """Run `count` inputs of each kind, `lanes` kinds at a time; yields each as it ends."""
+    """Run `count` inputs of each kind, fewer of those that take long, `lanes` kinds at a time; yields each as it ends."""
     with get_context("fork").Pool(lanes, _adopt, (kinds, count)) as pool:
         for index, tally in pool.imap_unordered(_lane, range(len(kinds))):
             yield kinds[index], tally
@@ -184,4 +185,4 @@ def _adopt(kinds: list[Kind], count: int) -> None:
 
 def _lane(index: int) -> tuple[int, Tally]:
     kinds, count = _adopted
-    return index, run(kinds[index], 0, count)
+    return index, run(kinds[index], 0, count // kinds[index].dear)

@@ -35,6 +35,7 @@ class Victim:
     arguments: tuple[str, ...]
     keeps: tuple[str, ...] = ()
     again: tuple[str, ...] = ()  # what a second run says as well, to go on
+    share: int = 4  # of the kills of a campaign; less where a run takes long
 
     def command(self, folder: Path, *, again: bool) -> list[str]:
         """Make the command line that writes into a folder."""
@@ -53,9 +54,9 @@ def victims(vmlinux: Path, kernel: str | None) -> list[Victim]:
         store = ("explore", kernel, "--scenario", "syscall-gap", "--store", "{out}/store.sqlite")
         kept = ("store.sqlite", "store.sqlite-wal", "store.sqlite-shm")
         found += [
-            Victim("explore", (*store, *result), kept, ("--resume",)),
-            Victim("boot", ("boot", kernel, "--quiet", *result)),
-            Victim("verify", ("verify", kernel, *result)),
+            Victim("explore", (*store, *result), kept, ("--resume",), 2),
+            Victim("boot", ("boot", kernel, "--quiet", *result), share=2),
+            Victim("verify", ("verify", kernel, *result), share=1),
         ]
     return found
 

@@ -60,7 +60,9 @@ def all_kinds(folder: Path) -> list[Kind]:
         *_images(vmlinux, module.read_bytes()),
         *_texts(folder),
         *_documents(folder),
-        Kind("store", (_store(folder),), _queried, partial(_read_store, folder / "store.sqlite")),
+        Kind(
+            "store", (_store(folder),), _queried, partial(_read_store, folder / "store.sqlite"), 2
+        ),
         *_talk(folder),
     ]
 
@@ -102,20 +104,20 @@ def _texts(folder: Path) -> "Iterator[Kind]":
         (copy / f"{name}.csv").write_bytes((rules / f"{name}.csv").read_bytes())
     for name in tables.TABLES:
         sound = (copy / f"{name}.csv").read_bytes()
-        yield Kind(f"rules {name}", (sound,), reworded, partial(_read_rules, copy, name))
+        yield Kind(f"rules {name}", (sound,), reworded, partial(_read_rules, copy, name), 100)
     archive = initramfs.newc([initramfs.folder("dev"), initramfs.program("init", b"\x7fELF" * 50)])
     yield Kind("initrd", (archive, zlib_gzip(archive)), mangled, _read_initrd)
 
 
 def _documents(folder: Path) -> "Iterator[Kind]":
-    for name, document, read in (
-        ("scan document", golden_documents.scan_clean(), read_scan),
-        ("explore document", golden_documents.explore(), _read_baseline),
-        ("verify document", golden_documents.verify(), verify_baseline.load),
+    for name, document, read, dear in (
+        ("scan document", golden_documents.scan_clean(), read_scan, 1),
+        ("explore document", golden_documents.explore(), _read_baseline, 4),
+        ("verify document", golden_documents.verify(), verify_baseline.load, 1),
     ):
         seed = msgspec.json.encode(document)
         path = folder / f"{name.replace(' ', '-')}.json"
-        yield Kind(name, (seed,), retyped, partial(_from_file, path, read))
+        yield Kind(name, (seed,), retyped, partial(_from_file, path, read), dear)
 
 
 def _talk(folder: Path) -> "Iterator[Kind]":
@@ -123,7 +125,7 @@ def _talk(folder: Path) -> "Iterator[Kind]":
     yield Kind("gdb packets", (packets + b"\x03+",), mangled, _read_packets)
     answers = b"OK 0x1234\nIRQ raise 4\nIRQ lower 4\nOK 0\nOK 0xffffffffffffffff\n" + b"OK\n" * 3
     yield Kind("qtest answers", (answers,), mangled, _read_answers)
-    yield Kind("arguments", (b"",), _arguments, _run_command)
+    yield Kind("arguments", (b"",), _arguments, _run_command, 4)
     yield Kind("names", (b"caf\xc3\xa9\x1b[0m",), mangled, _print)
     for name in _LIVE:
         (folder / "root" / name).parent.mkdir(parents=True, exist_ok=True)
