@@ -169,7 +169,7 @@ def _try_all(kind: Kind, first: int, end: int, state: mmap.mmap, says: int) -> N
 
 
 def run_all(kinds: list[Kind], count: int, lanes: int) -> Iterator[tuple[Kind, Tally]]:
-    """Run `count` inputs of each kind, fewer of those that take long, `lanes` kinds at a time; yields each as it ends."""
+    """Run `count` inputs of each kind, fewer of dear ones; yields each kind as it ends."""
     with get_context("fork").Pool(lanes, _adopt, (kinds, count)) as pool:
         for index, tally in pool.imap_unordered(_lane, range(len(kinds))):
             yield kinds[index], tally
