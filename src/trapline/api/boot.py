@@ -22,6 +22,7 @@ from trapline.boot.trace import TraceWriter
 from trapline.machine.devices.console import DEFAULT_LIMIT
 from trapline.machine.gdb.server import GdbServer
 from trapline.machine.loader.gpamap import DEFAULT_MEMORY
+from trapline.results.boot import COMPLAINT_KINDS
 from trapline.rules.tables import DEFAULT_VERSION
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from trapline.api.kernel import AnyKernel, AnyPath
     from trapline.api.known_scan import AnyScan
     from trapline.api.progress import Announce, OnProgress
-    from trapline.results.boot import BootResult
+    from trapline.results.boot import BootResult, ComplaintKind
 
 AllowMode = Literal["hide", "report"]
 OnForbidden = Literal["report", "panic"]
@@ -56,6 +57,7 @@ def boot(
     scan: "AnyScan" = True,
     trace: "AnyPath | None" = None,
     gdb: str | None = None,
+    fail_on: "str | Iterable[str] | None" = None,
     timeout: float | None = None,
     console_limit: int = DEFAULT_LIMIT,
     reproduce: str = "",
@@ -72,7 +74,8 @@ def boot(
     "paravirt" or "forbid"; unlike elsewhere, no `allow` means no allow list. Traps are looked up in
     `scan`: a scan of this kernel, the JSON file of one, True to make it once into the cache,
     False for none. `trace` is written as JSON Lines. `gdb` is an address to wait for a debugger
-    at. `timeout` is of wall-clock time; a guest that prints more than `console_limit` is ended,
+    at. `fail_on` names the complaints of the guest's kernel that are not put up with, all of them if
+    None: "oops", "bug", "warning", "soft-lockup", "hard-lockup", "rcu-stall", "hung-task". `timeout` is of wall-clock time; a guest that prints more than `console_limit` is ended,
     too. `reproduce` is the command that does the same, for the
     splat of a guest that dies. `console` gets the guest's output as it is written.
 
@@ -99,6 +102,7 @@ def boot(
         devices=requests,
         guard=guard,
         module_version=module_version,
+        fail_on=_complaints(fail_on),
         timeout=timeout,
         console_limit=console_limit,
     )
@@ -150,6 +154,19 @@ def _guard(
             "--on-forbidden panic needs a class that is forbidden: --policy CLASS=forbid."
         )
     return guard
+
+
+def _complaints(fail_on: "str | Iterable[str] | None") -> "frozenset[ComplaintKind]":
+    """Name those that are not put up with; raises UsageError for what nobody complains of."""
+    if fail_on is None:
+        return COMPLAINT_KINDS
+    names = set(several(fail_on)) - {"none"}
+    if names - COMPLAINT_KINDS:
+        raise UsageError(
+            f"no kernel complains of {min(names - COMPLAINT_KINDS)!r}; fail_on takes "
+            f"{', '.join(sorted(COMPLAINT_KINDS))}, or none."
+        )
+    return frozenset(kind for kind in COMPLAINT_KINDS if kind in names)
 
 
 def _ignore(line: str) -> None:

@@ -23,6 +23,7 @@ from trapline.machine.loader.kernelimage import KernelImage
 from trapline.machine.machine import DEFAULT_VIRTUAL_SECONDS
 from trapline.machine.qemu import catalogue
 from trapline.machine.qemu.catalogue import DeviceRequest
+from trapline.results.boot import COMPLAINT_KINDS, ComplaintKind
 
 # What Debian's cloud images put on the command line.
 DISTRIBUTION_COMMAND_LINE: Final = (
@@ -44,7 +45,8 @@ class BootOptions:
 
     `command_line` replaces the distribution's, `append` goes behind either. `insmod` names
     modules that the self-test initramfs loads, with all they depend on; `init` replaces its
-    /init. `devices` are QEMU's. `guard` says which accesses the guest may make.
+    /init. `devices` are QEMU's. `guard` says which accesses the guest may make, `fail_on` which
+    complaints of its kernel are not put up with.
     """
 
     initrd: Path | None = None
@@ -62,6 +64,7 @@ class BootOptions:
     console_limit: int = DEFAULT_LIMIT
     seed: int = 1
     guard: Guard = field(default_factory=Guard)
+    fail_on: frozenset[ComplaintKind] = COMPLAINT_KINDS
 
 
 @dataclass(frozen=True, slots=True)

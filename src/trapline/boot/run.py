@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Self
 from trapline.base.version import GENERATOR
 from trapline.boot.accounting import SiteIndex, account, soundness
 from trapline.boot.enforcement import BootGuard
+from trapline.boot.kernellog import KernelLog
 from trapline.boot.milestones import Milestones
 from trapline.boot.trace import describe
 from trapline.linux.names import MILESTONES
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from trapline.machine.devices.console import Echo
     from trapline.machine.gdb.server import GdbServer
     from trapline.machine.observe.recorder import Sink, TrapPlace, TrapRecord
+    from trapline.machine.observe.lastwords import Blame
     from trapline.machine.outcome import RunOutcome
     from trapline.results.scan import ScanResult
     from trapline.results.splat import Splat
@@ -107,6 +109,7 @@ class BootRun:
         )
         self._kernel_seen = False
         self._user_seen = False
+        self.log = KernelLog(self.machine, self.symbols, self._complained)
 
     def __enter__(self) -> Self:
         return self
@@ -193,6 +196,7 @@ class BootRun:
             console_bytes=machine.console.written,
             hashes=Hashes(trace=recorder.digest, console=machine.console.digest, ram=ram),
             splat=self._splat,
+            complaints=self.log.complaints.result(self._plan.options.fail_on),
             devices=devices,
             policy=self.guard.policy,
             screams=self.guard.screams,
@@ -238,6 +242,7 @@ class BootRun:
 
     def _on_line(self, line: bytes) -> None:
         self.milestones.console_line(line)
+        self.log.line(line)
 
     def _on_place(self, place: "TrapPlace") -> None:
         """Look at each place that traps for the first time."""
@@ -266,17 +271,21 @@ class BootRun:
                 address + slide: self._reached(symbol, name)
                 for symbol, name in MILESTONES.items()
                 if (address := vmlinux.address_of(symbol)) is not None
-            }
+            },
+            self.log.breakpoints(vmlinux, slide),
         )
 
     def _reached(self, symbol: str, name: str) -> "Callable[[], None]":
         return lambda: self.milestones.note(name, f"breakpoint at {symbol}")
 
-    def _on_dying(self, machine: Machine) -> None:
-        del machine
-        self._splat = self._take_splat(self._banner())
+    def _complained(self, text: str, blame: "Blame") -> "Splat":
+        return self._take_splat(f"trapline: {text} ({self._when})", blame)
 
-    def _take_splat(self, banner: str) -> "Splat":
+    def _on_dying(self, machine: Machine) -> None:
+        is_said = machine.panic is not None and machine.host.outcome is None
+        self._splat = self._take_splat(self._banner(), "exception" if is_said else None)
+
+    def _take_splat(self, banner: str, blame: "Blame | None" = None) -> "Splat":
         self.symbols.refresh()
         return take_splat(
             self.machine.vcpu,
@@ -285,18 +294,23 @@ class BootRun:
             injected=(),
             traps=self.recent_traps(SPLAT_TRAPS),
             reproduce=self._reproduce,
+            blame=blame,
         )
+
+    @property
+    def _when(self) -> str:
+        release = self._plan.files.release or "unknown release"
+        return f"{release}, {self._seconds():.6f} s"
 
     def _banner(self) -> str:
         machine = self.machine
-        release = self._plan.files.release or "unknown release"
         if machine.host.outcome is not None:
             what = machine.host.outcome.detail
         elif machine.panic is not None:
             what = f"Kernel panic: {machine.panic}."
         else:
             what = "The guest took a double fault."
-        return f"trapline: {what} ({release}, {self._seconds():.6f} s)"
+        return f"trapline: {what} ({self._when})"
 
     def _line(self, trap: "TrapRecord") -> str:
         fields = describe(trap)

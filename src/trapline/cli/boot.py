@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import click
 from click.shell_completion import CompletionItem
@@ -28,6 +28,7 @@ from trapline.machine.qemu.catalogue import CATALOGUE
 from trapline.report.output import Destination, standard_output
 from trapline.report.records import BOOT
 from trapline.report.terminal import Screen
+from trapline.results.boot import ComplaintKind
 from trapline.results.findings import exit_code
 from trapline.results.trapclass import POLICY_CLASSES
 
@@ -63,6 +64,7 @@ def _policies(
             "no_scan",
             "trace",
             "gdb",
+            "fail_on",
             "timeout",
             "console_limit",
             "quiet",
@@ -157,6 +159,14 @@ def _policies(
 @click.option("--trace", type=PATH, metavar="FILE", help="Write each trap to FILE as JSON Lines.")
 @click.option("--gdb", metavar="ADDR", help="Wait for gdb at :PORT or HOST:PORT before the start.")
 @click.option(
+    "--fail-on",
+    type=click.Choice((*get_args(ComplaintKind), "none")),
+    multiple=True,
+    metavar="KIND",
+    help="Put up with no other complaint of the guest's kernel than this (exit code 32): "
+    f"{', '.join(get_args(ComplaintKind))}; none; repeatable; default: all of them.",
+)
+@click.option(
     "--timeout",
     type=SECONDS,
     default=600,
@@ -194,6 +204,7 @@ def command(
     no_scan: bool,
     trace: "Path | None",
     gdb: str | None,
+    fail_on: tuple[str, ...],
     timeout: float,
     console_limit: int,
     quiet: bool,
@@ -208,9 +219,9 @@ def command(
     The guest's console is shown live: on standard output, or on standard error while the
     result goes there in another form than text.
 
-    Exits with 0 when the guest powers off or resets itself, with 1 when an access was made that
-    a policy or the allow list forbids, else with one code for each way to die: see the table of
-    exit codes.
+    Exits with 0 when the guest powers off or resets itself, with 32 when its kernel oopsed, warned
+    or stalled before it did, with 1 when an access was made that a policy or the allow list
+    forbids, else with one code for each way to die: see the table of exit codes.
     """
     destination = Destination(output)
     on_stdout = output is not None or format_name == "text"
@@ -234,6 +245,7 @@ def command(
             scan=scan_file or not no_scan,
             trace=trace,
             gdb=gdb,
+            fail_on=fail_on or None,
             timeout=timeout,
             console_limit=console_limit,
             reproduce=shlex.join(["trapline", *sys.argv[1:]]),

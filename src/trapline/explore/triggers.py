@@ -67,6 +67,8 @@ class Triggers(TrapListener):
         self._ready: list[Opening] = []
         self._trap: str | None = None
         self._frame = (0, 0)  # RSP and CPL before the event at hand
+        # Without a console, which most scenarios do not have, a panic is silent and never ends.
+        self._panics = frozenset(target.addresses(target.names.panic))
         machine.host.start()
 
     def next(self) -> Opening | None:
@@ -110,7 +112,8 @@ class Triggers(TrapListener):
         return int(self._vcpu.regs[Reg.RSP]), self._vcpu.cpl
 
     def _breakpoints(self) -> frozenset[int]:
-        return frozenset((*(self._addresses[name] for _, name in self._named()), *self._returns))
+        waited_for = (self._addresses[name] for _, name in self._named())
+        return frozenset((*waited_for, *self._returns, *self._panics))
 
     def _named(self) -> list[tuple[_Waiting, str]]:
         """List the symbols that are waited for now."""
@@ -140,6 +143,9 @@ class Triggers(TrapListener):
         regs = self._vcpu.regs
         rip = int(regs[Reg.RIP])
         rsp, cpl = self._here()
+        if rip in self._panics:
+            self._machine.panics(int(regs[Reg.RDI]))
+            return
         if cpl == 3 and rip in self._returns:
             for waiting in self._returns.pop(rip):
                 self._post(waiting, rsp, cpl)

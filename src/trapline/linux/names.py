@@ -11,6 +11,12 @@ BANNER: Final = "linux_banner"  # init/version.c: says where KASLR put the kerne
 MODULES: Final = "modules"  # kernel/module/main.c: the list of loaded modules
 PCI_BUSES: Final = "pci_root_buses"  # drivers/pci/probe.c: the list of PCI buses
 
+# kernel/printk/printk.c: each message goes through it, whoever prints and whether a console shows
+# it. Around it are those through which one comes there.
+PRINTK: Final = "vprintk_emit"
+PRINTING: Final = frozenset(
+    {PRINTK, "vprintk", "vprintk_default", "vprintk_deferred", "_printk", "_printk_deferred"}
+)
 # Entered by a kernel that gives up on what trapped: an oops, a panic, a signal.
 REFUSALS: Final = ("oops_begin", "die_addr", "panic", "force_sig_fault", "force_sig")
 # The first system call of init: process context, kernel stack and page tables.

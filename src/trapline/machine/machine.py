@@ -14,6 +14,7 @@ from typing import Final
 
 from trapline.cpu.default import open_engine
 from trapline.cpu.engine import ExitHandler, Factory, Memory, Reg, Vcpu
+from trapline.kernel.live.printk import read_string
 from trapline.linux import messages
 from trapline.machine.devices import hpet, ioapic, pit, power, rtc, uart
 from trapline.machine.devices.bus import Bus
@@ -37,6 +38,11 @@ from trapline.tdx.vmm_interface import TdConfig
 
 PORT_SPACE: Final = 1 << 16
 DEFAULT_VIRTUAL_SECONDS: Final = 300
+# Linux needs some 50 ms from a double fault to the panic that it leads to, and 1 s at most where
+# that waits for other CPUs or a console (nmi_shootdown_cpus(), console_flush_on_panic()).
+LAST_WORD_SECONDS: Final = 1.0
+# A handler of double faults that takes one itself starts again, on the stack of before, for ever.
+MAX_FALLS: Final = 16
 # Ends that may only follow from what the guest died of.
 CONSEQUENCES: Final = frozenset(
     {
@@ -115,9 +121,14 @@ class Machine:
         self.config = config
         self._on_dying = on_dying
         self._watched: dict[int, Callable[[], None]] = {}
+        self._always: dict[int, Callable[[], None]] = {}
+        #: Whether `said` is told what the kernel prints: what its console shows is then no word of
+        #: the kernel's.
+        self.hears_printk = False
         self.panic: str | None = None
         self._restarting = self._halting = False
         self.double_faults = 0
+        self._falls = 0  # double faults on the way down, too
         self.nmis = 0  # sent to the guest through its local APIC
         self.rules = load(config.module_version) if rules is None else rules
         td = TdConfig(
@@ -189,10 +200,21 @@ class Machine:
             self._dying()
         return outcome
 
-    def watch(self, places: dict[int, Callable[[], None]]) -> None:
-        """Call each function when its linear address is about to execute for the first time."""
+    def watch(
+        self,
+        places: dict[int, Callable[[], None]],
+        always: dict[int, Callable[[], None]] | None = None,
+    ) -> None:
+        """Call each function when its linear address is about to execute for the first time.
+
+        Those of `always` are called each time.
+        """
         self._watched = dict(places)
-        self.vcpu.set_breakpoints(frozenset(self._watched))
+        self._always = dict(always or {})
+        self._set_breakpoints()
+
+    def _set_breakpoints(self) -> None:
+        self.vcpu.set_breakpoints(frozenset((*self._watched, *self._always)))
 
     def ended(self) -> bool:
         """Whether the run is over."""
@@ -290,30 +312,71 @@ class Machine:
         )
 
     def _console_line(self, line: bytes) -> None:
+        if self.double_faults:
+            self._wait_for_word()
         if self.config.on_line is not None:
             self.config.on_line(line)
+        if not self.hears_printk:
+            self.said(line)
+        if self.panic is not None and messages.PANIC_END.search(line):
+            self._panicked()
+
+    def said(self, message: bytes) -> None:
+        """Take in what the kernel says, without its level."""
         if self.panic is None:
-            found = messages.PANIC.search(line)
+            found = messages.PANIC.search(message)
             if found is not None:
-                self.panic = found[1].decode("utf-8", "replace").rstrip(".")
+                self.panic = found[1].decode("utf-8", "replace").rstrip(".\n")
                 self._dying()
-        elif messages.PANIC_END.search(line):
-            self.host.end(OutcomeKind.PANIC, f"Kernel panic: {self.panic}.")
-        self._restarting = self._restarting or messages.RESTART.search(line) is not None
-        self._halting = self._halting or messages.HALT.search(line) is not None
+        elif self.hears_printk and messages.PANIC_END.search(message):
+            # Its console is yet to show it, if it has one.
+            self.host.end_at(self._now() + self.frequency // 10, self._panicked)
+        self._restarting = self._restarting or messages.RESTART.search(message) is not None
+        self._halting = self._halting or messages.HALT.search(message) is not None
+
+    def panics(self, message: int) -> None:
+        """End the run of a guest that is at the entry of panic(), with its format at a GLA."""
+        text = read_string(self.vcpu.read, message) or b"no message"
+        self.panic = text.decode("utf-8", "replace").rstrip(".\n")
+        if self.double_faults:
+            self.host.end(OutcomeKind.DOUBLE_FAULT, "The guest took a double fault.")
+        else:
+            self._panicked()
+
+    def _panicked(self) -> None:
+        self.host.end(OutcomeKind.PANIC, f"Kernel panic: {self.panic}.")
 
     def breakpoint(self) -> None:
         """Call what `watch` was given for this address."""
-        reached = self._watched.pop(self.vcpu.regs[Reg.RIP], None)
+        rip = self.vcpu.regs[Reg.RIP]
+        always = self._always.get(rip)
+        if always is not None:
+            always()
+        reached = self._watched.pop(rip, None)
         if reached is not None:
-            self.vcpu.set_breakpoints(frozenset(self._watched))
+            self._set_breakpoints()
             reached()
 
     def double_fault(self) -> None:
         """Note that the guest is about to take #DF; on the way down it no longer matters."""
+        self._falls += 1
         if self.panic is None and not self._restarting:
             self.double_faults += 1
             self._dying()
+            self._wait_for_word()
+        if self._falls >= MAX_FALLS:
+            self._is_lost()
+
+    def _wait_for_word(self) -> None:
+        """Let a guest that took #DF go on for as long as it has something to say.
+
+        Linux then panics and says so; one whose entry code is broken may never come to it.
+        """
+        self.host.end_at(self._now() + int(self.frequency * LAST_WORD_SECONDS), self._is_lost)
+
+    def _is_lost(self) -> None:
+        how = "one after the other" if self._falls >= MAX_FALLS else "and said nothing more"
+        self.host.end(OutcomeKind.DOUBLE_FAULT, f"The guest took double faults, {how}.")
 
     def _dying(self) -> None:
         if self._on_dying is not None:

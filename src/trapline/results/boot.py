@@ -4,7 +4,7 @@ Addresses and hashes are hexadecimal strings, since JSON numbers lose bits above
 are seconds of the guest's virtual clock. Counts of traps are of the whole run.
 """
 
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal, get_args
 
 import msgspec
 
@@ -16,6 +16,11 @@ from trapline.results.trapclass import TrapClass
 SCHEMA: Final = "trapline/boot"
 VERSION: Final = 1
 
+# Milder than a way to die: `trapline.linux.messages` knows them by their words.
+ComplaintKind = Literal[
+    "oops", "bug", "warning", "soft-lockup", "hard-lockup", "rcu-stall", "hung-task"
+]
+COMPLAINT_KINDS: Final[frozenset[ComplaintKind]] = frozenset(get_args(ComplaintKind))
 ImageKind = Literal["vmlinux", "bzImage"]
 Standing = Literal["found", "unaccounted", "outside"]
 
@@ -154,6 +159,21 @@ class Scream(Document, frozen=True, kw_only=True, rename={"trap": "class"}):
     splat: Splat | None
 
 
+class Complaint(Document, frozen=True, kw_only=True):
+    """What the guest's kernel said went wrong, without ending the guest; one for each kind.
+
+    `text` and `seconds` are of the first of `count`, and so is `splat`: of what went wrong, not of
+    who prints it. `fails`: this kind is not put up with (`--fail-on`).
+    """
+
+    kind: ComplaintKind
+    count: int
+    seconds: float
+    text: str
+    fails: bool
+    splat: Splat | None
+
+
 class BootPolicy(Document, frozen=True, kw_only=True):
     """What was done about which class of access; classes that are not named trap.
 
@@ -170,12 +190,14 @@ class BootResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_": "
     """Everything one boot showed.
 
     `traps` counts #VE by class; `tdcalls` and `tdvmcalls` count calls by name. `splat` is the
-    last state of a guest that died. `in_nmi` counts #VEs while NMIs were blocked, `nested` those
+    last state of a guest that died, `complaints` what its kernel lived on after. `in_nmi` counts #VEs while NMIs were blocked, `nested` those
     between a #VE and the TDVMCALL by which its handler serves it. `repeatable`: the same command
     gives the same hashes; not so with devices, which live by the wall clock.
     """
 
-    lists: ClassVar = ("sites", "milestones", "devices", "screams", "unaccounted")
+    lists: ClassVar = (
+        *("sites", "milestones", "devices", "screams", "unaccounted", "complaints"),
+    )
 
     schema_: Literal["trapline/boot"] = SCHEMA
     version: Literal[1] = VERSION
@@ -195,6 +217,7 @@ class BootResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_": "
     console_bytes: int
     hashes: Hashes
     splat: Splat | None
+    complaints: tuple[Complaint, ...] = ()
     devices: tuple[BootDevice, ...] = ()
     policy: BootPolicy = BootPolicy()
     screams: tuple[Scream, ...] = ()

@@ -11,8 +11,8 @@ ask `findings`; nothing else decides. A finding is:
   something loads them;
 - filter check: the same drivers;
 - filter live: a check whose standing is "finding"; a "note" is a note;
-- boot: a place whose accesses a policy or the allow list forbids. How a guest died is no finding
-  but an exit code of its own;
+- boot: a place whose accesses a policy or the allow list forbids. How a guest died, and that its
+  kernel complained, is no finding but has exit codes of its own;
 - explore: a run that went wrong and was not expected to. Held against a baseline, only what
   became worse is an error, the rest a note;
 - verify: a cause for which the #VE handler and the processor do not agree. Held against a
@@ -77,6 +77,8 @@ def exit_code(document: Document) -> ExitCode:
     """Tell what a command that has this result exits with."""
     if isinstance(document, BootResult) and document.outcome.exit_code:
         return ExitCode(document.outcome.exit_code)
+    if isinstance(document, BootResult) and any(one.fails for one in document.complaints):
+        return ExitCode.GUEST_COMPLAINED
     if any(found.level == "error" for found in findings(document)):
         return ExitCode.FINDINGS
     # What was not seen cannot be called clean.

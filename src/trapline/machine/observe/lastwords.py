@@ -1,7 +1,9 @@
 """Takes down the last state of a guest that died, from the engine that holds it."""
 
-from typing import TYPE_CHECKING, Final
+import re
+from typing import TYPE_CHECKING, Final, Literal
 
+from trapline.linux import names
 from trapline.machine.observe.backtrace import backtrace, current_registers, saved_registers
 from trapline.results.splat import Code, Registers, Splat
 
@@ -10,6 +12,7 @@ if TYPE_CHECKING:
 
     from trapline.cpu.engine import Vcpu
     from trapline.kernel.live.runtime import RuntimeSymbols
+    from trapline.results.splat import Place
 
 # show_opcodes(), arch/x86/kernel/dumpstack.c
 _PROLOGUE: Final = 42
@@ -19,6 +22,11 @@ _MSR_GS_BASE: Final = 0xC0000101
 _MSR_KERNEL_GS_BASE: Final = 0xC0000102
 _DR6_RESERVED: Final = 0xFFFF0FF0
 _DR7_FIXED: Final = 0x400
+_USER: Final = 3
+_EXCEPTION: Final = re.compile(r"(?:noist_|user_|kernel_)?exc_")
+# What a complaint is about: the exception that the kernel could not handle, or whatever was
+# interrupted when it looked at the clock.
+Blame = Literal["exception", "event"]
 
 
 def take_splat(
@@ -29,24 +37,54 @@ def take_splat(
     injected: "Sequence[str]",
     traps: "Sequence[str]",
     reproduce: str,
+    blame: "Blame | None" = None,
 ) -> Splat:
-    """Describe a stopped guest; changes nothing, and no guest state makes it fail."""
+    """Describe a stopped guest; changes nothing, and no guest state makes it fail.
+
+    `blame` says that its kernel is printing what went wrong: then it is about what was interrupted
+    by that, if anything was, as the kernel's own splats are.
+    """
     places, complete = backtrace(vcpu, symbols)
+    first = 0 if blame is None else _blamed(places, blame)
+    head = places[first].registers if first else None
+    now = current_registers(vcpu)
+    registers = _registers(vcpu, head or saved_registers(now, places[0].label))
     return Splat(
         banner=banner,
         injected=tuple(injected),
-        registers=_registers(vcpu, places[0].label),
-        code=_code(vcpu),
-        place=places[0],
-        trace=places[1:],
+        registers=registers,
+        code=_code(vcpu, int(places[first].address, 16)),
+        place=places[first],
+        trace=places[first + 1 :],
         complete=complete,
         traps=tuple(traps),
         reproduce=reproduce,
     )
 
 
-def _registers(vcpu: "Vcpu", label: str) -> Registers:
-    short = saved_registers(current_registers(vcpu), label)
+def _blamed(places: "Sequence[Place]", blame: "Blame") -> int:
+    """Return which place was interrupted: 0 where the kernel says it of its own accord.
+
+    An exception is to blame that was taken before the kernel began to print: those of the printing
+    itself (a console's #VE) are nearer.
+    """
+    functions = [place.label.partition("+")[0] for place in places]
+    printing = [index for index, name in enumerate(functions) if name in names.PRINTING]
+    start = printing[-1] + 1 if printing else 0
+    handlers = names.KernelNames.handlers
+    for index in range(start, len(places)):
+        registers = places[index].registers
+        if registers is None:
+            continue
+        if int(registers.cs, 16) & _USER:
+            return 0
+        between = functions[start:index]
+        caught = (_EXCEPTION if blame == "exception" else handlers).match
+        return index if any(map(caught, between)) else 0
+    return 0
+
+
+def _registers(vcpu: "Vcpu", short: Registers) -> Registers:
     bases = {
         "fs": vcpu.msr(_MSR_FS_BASE),
         "gs": vcpu.msr(_MSR_GS_BASE),
@@ -76,8 +114,7 @@ def _debug_registers(vcpu: "Vcpu") -> dict[str, str]:
     return {f"dr{number}": f"{value:016x}" for number, value in values.items()}
 
 
-def _code(vcpu: "Vcpu") -> Code:
-    rip = current_registers(vcpu).rip
+def _code(vcpu: "Vcpu", rip: int) -> Code:
     for before in (_PROLOGUE, 0):
         start = rip - before
         if start >= 0:

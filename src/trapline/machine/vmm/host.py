@@ -102,6 +102,7 @@ class Host:
         self._countdown = CLOCK_INTERVAL
         self._window_wanted = False
         self._armed: int | None = None
+        self._deadline: tuple[int, Callable[[], None]] | None = None
         self.services = Services(
             ports=ports,
             mmio=mmio,
@@ -137,6 +138,10 @@ class Host:
             vcpu = self._vcpu
             self.outcome = RunOutcome(kind, detail, vcpu.regs[Reg.RIP], vcpu.cycles)
         self._vcpu.stop()
+
+    def end_at(self, cycles: int, end: "Callable[[], None]") -> None:
+        """Have `end` called, which ends the run, once so much virtual time has passed."""
+        self._deadline = cycles, end
 
     # TD exits (vmm_interface.Vmm).
 
@@ -299,6 +304,10 @@ class Host:
         return self._wall_end + self._paused() - time.monotonic()
 
     def _check_limits(self) -> None:
+        deadline = self._deadline
+        if deadline is not None and self._vcpu.cycles >= deadline[0]:
+            self._deadline = None
+            deadline[1]()
         left = self._seconds_left()
         if self._vcpu.cycles >= self._limits.cycles:
             self.end(OutcomeKind.HANG, "The guest used up its virtual time without powering off.")

@@ -34,6 +34,7 @@ def page(result: "BootResult", verbosity: int = 0) -> "Iterator[Block]":
     ]
     if result.splat is not None:
         parts.insert(1, splat.page(result.splat))
+    parts.insert(1, _complaints(result, verbosity))
     first = True
     for part in parts:
         blocks = list(part)
@@ -62,6 +63,23 @@ def _head(result: "BootResult") -> "Iterator[Block]":
     )
     if outcome.exit_code:
         yield Paragraph(f"The guest was at {outcome.place}.")
+
+
+def _complaints(result: "BootResult", verbosity: int) -> "Iterator[Block]":
+    """Say what the kernel lived on after, and show what went wrong first."""
+    found = result.complaints
+    if not found:
+        return
+    total = sum(one.count for one in found)
+    yield Heading(f"The guest's kernel complained {counted(total, 'time')}")
+    for one in found:
+        what = one.kind if one.fails else f"{one.kind}, put up with"
+        times = "" if one.count == 1 else f", first of {one.count:,}"
+        yield Paragraph(f"{what} at {one.seconds:.6f} s{times}: {one.text}", indent=2, hanging=2)
+    splats = [one.splat for one in found if one.splat is not None]
+    for one in splats if verbosity else splats[:1]:
+        yield Gap()
+        yield from splat.page(one)
 
 
 def _milestones(result: "BootResult") -> "Iterator[Block]":
