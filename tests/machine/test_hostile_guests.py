@@ -356,3 +356,40 @@ def test_the_same_hostile_guest_does_the_same_twice():
             machine.close()
     assert digests[0] == digests[1]
     assert TABLE < FREE
+
+
+def test_a_guest_that_doubles_every_fault_is_lost_and_ends():
+    """A handler of double faults that takes one itself would go on for ever."""
+    outcome = run(
+        """
+        gate 8, doubled
+        gate 20, broken
+        load_idt
+        xor ecx, ecx
+        mov eax, 0x40000000
+        cpuid
+broken: cpuid                           # VE_INFO is valid still: #DF instead of #VE
+doubled: mov rsp, STACK
+        cpuid
+        """,
+        virtual_seconds=300,
+    )
+    assert outcome.kind == OutcomeKind.DOUBLE_FAULT
+    assert "one after the other" in outcome.detail
+
+
+def test_a_guest_that_is_silent_after_a_double_fault_ends():
+    outcome = run(
+        """
+        gate 8, doubled
+        gate 20, broken
+        load_idt
+        mov eax, 0x40000000
+        cpuid
+broken: cpuid
+doubled: jmp doubled
+        """,
+        virtual_seconds=300,
+    )
+    assert outcome.kind == OutcomeKind.DOUBLE_FAULT
+    assert outcome.cycles < 3 * 10**10  # not the 300 s of its virtual time

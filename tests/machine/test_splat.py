@@ -78,11 +78,11 @@ class StoppedVcpu:
         struct.pack_into(f"<{len(words)}Q", self.memory[STACK & ~0xFFF], 0, *words)
 
 
-def symbols(*entries):
+def symbols(*entries, image=None):
     ip = b"".join(struct.pack("<i", 0x100 * i - 4 * i) for i in range(len(entries)))
     unwind = b"".join(struct.pack("<hhH", size, 0, flags) for size, flags in entries)
     found = RuntimeSymbols()
-    found.place_vmlinux(Image(), 0, OrcTable.parse(ip, TEXT, unwind, 3))
+    found.place_vmlinux(image or Image(), 0, OrcTable.parse(ip, TEXT, unwind, 3))
     return found
 
 
@@ -209,3 +209,38 @@ def test_no_state_makes_it_fail(values, stack, cpl):
     vcpu.push(*stack)
     splat = splat_of(vcpu, symbols((8, CALL), (16, OrcReg.BP | 1 << 4 | OrcType.CALL << 8)))
     assert all(line.isascii() and line.isprintable() for line in shown(splat))
+
+
+class Kernel(Image):
+    """A kernel that prints from the handler of an exception."""
+
+    names = ("vprintk_emit", "exc_page_fault", "culprit")
+
+    def symbol_at(self, address):
+        index = (address - TEXT) // 0x100
+        return Symbol(self.names[index], TEXT + 0x100 * index, 0x100)
+
+
+class Interrupted(Kernel):
+    names = ("vprintk_emit", "sysvec_apic_timer_interrupt", "innocent")
+
+
+def blamed(image, blame):
+    vcpu = StoppedVcpu()
+    frame = (*range(0xA0, 0xB0), TEXT + 0x233, 0x10, 0x246, STACK + 0x800, 0x18)
+    vcpu.push(TEXT + 0x120, *frame)
+    known = symbols((8, CALL), (0, OrcReg.SP | OrcType.REGS << 8 | 0x800), (0, END), image=image)
+    return take_splat(vcpu, known, banner="", injected=(), traps=(), reproduce="", blame=blame)
+
+
+def test_the_splat_of_a_complaint_is_about_what_took_the_exception():
+    splat = blamed(Kernel(), "exception")
+    assert splat.place.label == splat.registers.rip == "culprit+0x33/0x100"
+    assert splat.registers.general["rax"] == "00000000000000aa"
+    assert splat.registers.control["cr2"] == "000000000000dead"
+    assert blamed(Kernel(), None).place.label == "vprintk_emit+0x40/0x100"
+
+
+def test_an_interrupt_is_to_blame_for_what_the_clock_found_out_only():
+    assert blamed(Interrupted(), "exception").place.label == "vprintk_emit+0x40/0x100"
+    assert blamed(Interrupted(), "event").place.label == "innocent+0x33/0x100"

@@ -4,17 +4,20 @@ import msgspec
 import pytest
 
 from reports import text
+from trapline.base.errors import ExitCode
 from trapline.results.boot import (
     BootKernel,
     BootMachine,
     BootOutcome,
     BootResult,
+    Complaint,
     Hashes,
     Milestone,
     Refusals,
     Soundness,
     TrapSite,
 )
+from trapline.results.findings import exit_code
 from trapline.results.scan import Frame
 
 
@@ -95,6 +98,32 @@ def test_a_guest_that_died_says_where():
     )
     assert "The guest was at panic+0x1/0x2." in text(boot(outcome=outcome))
     assert "The guest was at" not in text(boot())
+
+
+def complaint(**changes):
+    fields = {
+        "kind": "oops", "count": 2, "seconds": 0.5, "text": "Oops: VE fault: 0000 [#1]",
+        "fails": True, "splat": None,
+    }  # fmt: skip
+    return Complaint(**{**fields, **changes})
+
+
+def test_a_guest_whose_kernel_complained_is_no_success():
+    sick = boot(complaints=(complaint(), complaint(kind="warning", count=1, fails=False)))
+    report = text(sick)
+    assert "The guest's kernel complained 3 times" in report
+    assert "oops at 0.500000 s, first of 2: Oops: VE fault: 0000 [#1]" in report
+    assert "warning, put up with at 0.500000 s:" in report
+    assert exit_code(sick) == ExitCode.GUEST_COMPLAINED
+    assert exit_code(boot(complaints=(complaint(fails=False),))) == ExitCode.CLEAN
+    assert "complained" not in text(boot())
+
+
+def test_how_a_guest_died_says_more_than_that_it_complained():
+    outcome = BootOutcome(
+        kind="panic", detail="Kernel panic: oh.", exit_code=20, seconds=1.0, place="panic+0x1/0x2"
+    )
+    assert exit_code(boot(outcome=outcome, complaints=(complaint(),))) == ExitCode.GUEST_PANIC
 
 
 def test_classes_count_places_and_ring_3():

@@ -74,10 +74,11 @@ def boot(
     "paravirt" or "forbid"; unlike elsewhere, no `allow` means no allow list. Traps are looked up in
     `scan`: a scan of this kernel, the JSON file of one, True to make it once into the cache,
     False for none. `trace` is written as JSON Lines. `gdb` is an address to wait for a debugger
-    at. `fail_on` names the complaints of the guest's kernel that are not put up with, all of them if
-    None: "oops", "bug", "warning", "soft-lockup", "hard-lockup", "rcu-stall", "hung-task". `timeout` is of wall-clock time; a guest that prints more than `console_limit` is ended,
-    too. `reproduce` is the command that does the same, for the
-    splat of a guest that dies. `console` gets the guest's output as it is written.
+    at. `fail_on` names the complaints of the guest's kernel that are not put up with, all of them
+    if None: "oops", "bug", "warning", "soft-lockup", "hard-lockup", "rcu-stall", "hung-task".
+    `timeout` is of wall-clock time; a guest that prints more than `console_limit` is ended, too.
+    `reproduce` is the command that does the same, for the splat of a guest that dies. `console`
+    gets the guest's output as it is written.
 
     A guest that dies is a result, not an error. Raises KernelNotFoundError, BadImageError,
     NotATdxKernelError, BadMachineError, BadInputFileError, UsageError, OutputError, FetchError,

@@ -22,7 +22,9 @@ class Complaints:
     about to print the sentence it is given: it is called at the first complaint of each kind.
     """
 
-    def __init__(self, now: Callable[[], float], take: Callable[[str, ComplaintKind], Splat]) -> None:
+    def __init__(
+        self, now: Callable[[], float], take: Callable[[str, ComplaintKind], Splat]
+    ) -> None:
         self._now = now
         self._take = take
         self._found: dict[ComplaintKind, Complaint] = {}

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from trapline.kernel.binary import Binary
     from trapline.machine.devices.console import Echo
     from trapline.machine.gdb.server import GdbServer
-    from trapline.machine.observe.recorder import Sink, TrapPlace, TrapRecord
     from trapline.machine.observe.lastwords import Blame
+    from trapline.machine.observe.recorder import Sink, TrapPlace, TrapRecord
     from trapline.machine.outcome import RunOutcome
     from trapline.results.scan import ScanResult
     from trapline.results.splat import Splat

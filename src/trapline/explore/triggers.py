@@ -132,7 +132,10 @@ class Triggers(TrapListener):
     def _on_exit(self, exit_: Exit) -> None:
         """Serve an exit, and look whether it begins a window."""
         if exit_ is Exit.BREAKPOINT:
-            self._on_breakpoint()
+            if self._vcpu.regs[Reg.RIP] in self._panics:
+                self._machine.panics(int(self._vcpu.regs[Reg.RDI]))
+            else:
+                self._on_breakpoint()
             return
         self._trap = None
         self._machine.module.on_exit(exit_)
@@ -143,9 +146,6 @@ class Triggers(TrapListener):
         regs = self._vcpu.regs
         rip = int(regs[Reg.RIP])
         rsp, cpl = self._here()
-        if rip in self._panics:
-            self._machine.panics(int(regs[Reg.RDI]))
-            return
         if cpl == 3 and rip in self._returns:
             for waiting in self._returns.pop(rip):
                 self._post(waiting, rsp, cpl)

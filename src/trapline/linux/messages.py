@@ -13,7 +13,7 @@ from trapline.results.boot import ComplaintKind
 # kernel/panic.c; the first may be preceded by a time stamp and a log level.
 PANIC: Final = re.compile(rb"(?:^|\] )Kernel panic - not syncing: (.*)")
 # Printed when all else is said: the guest now waits for ever, or for its reset.
-PANIC_END: Final = re.compile(rb"---\[ end Kernel panic|(?:^|\] )Rebooting in \d+ seconds")
+PANIC_END: Final = re.compile(rb"---\[ end Kernel panic|(?:^|\] )Rebooting in (?:%d|\d+) seconds")
 
 # kernel/reboot.c. On a hardware-reduced platform Linux resets through EFI only
 # (efi_reboot_required(), arch/x86/platform/efi/quirks.c); without EFI it goes on to real mode,
@@ -45,31 +45,29 @@ _COMPLAINER: Final = rb"(?:rcu: |watchdog: |NMI watchdog: |traps: )?"
 _LEVEL: Final = re.compile(rb"\x01(.)")
 _ERROR: Final = 3
 
-_COMPLAINTS: Final[tuple[tuple[ComplaintKind, re.Pattern[bytes]], ...]] = tuple(
-    (kind, re.compile(_COMPLAINER + pattern))
-    for kind, pattern in (
-        # __warn(), kernel/panic.c: up to v6.17 with CPU and PID first. kernel/locking/lockdep.c and
-        # lib/ubsan.c print their own.
-        ("warning", rb"WARNING: (?:CPU: \S+ PID: \S+ at |\S+:\S+ at |at )"),
-        (
-            "warning",
-            rb"WARNING: (?:possible (?:circular|recursive|irq) |inconsistent lock state|suspicious RCU"
-            rb"|bad (?:unlock|contention)|held lock freed|lock held when|\S+-safe -> |Nested lock )",
-        ),
-        ("warning", rb"UBSAN: "),
-        # __die_header(), arch/x86/kernel/dumpstack.c; "Oops: " in front of all since v6.11.
-        ("oops", rb"Oops: |.+: (?:%04lx|[0-9a-f]{4}) \[#(?:%d|\d+)\]"),
-        # Said before the oops: show_fault_oops(), handle_stack_overflow(), exc_double_fault(),
-        # fred_bad_type().
-        ("oops", rb"BUG: (?:unable to handle |kernel NULL pointer |.+ stack guard page was hit)"),
-        ("oops", rb"(?:BUG|PANIC): (?:double fault|invalid or fatal FRED event)"),
-        ("soft-lockup", rb"BUG: soft lockup "),
-        ("hard-lockup", rb".*[Ww]atchdog detected hard LOCKUP"),
-        ("rcu-stall", rb"INFO: \S+ (?:self-)?detected (?:expedited )?stall"),
-        ("hung-task", rb"INFO: task .+ blocked.* for more than "),
-        ("bug", rb"kernel BUG at |BUG: "),
-    )
+_LOCKDEP: Final = (
+    rb"WARNING: (?:possible (?:circular|recursive|irq) |inconsistent lock state|suspicious RCU"
+    rb"|bad (?:unlock|contention)|held lock freed|lock held when|\S+-safe -> |Nested lock )"
 )
+_WORDS: Final[tuple[tuple[ComplaintKind, bytes], ...]] = (
+    # __warn(), kernel/panic.c: up to v6.17 with CPU and PID first. kernel/locking/lockdep.c and
+    # lib/ubsan.c print their own.
+    ("warning", rb"WARNING: (?:CPU: \S+ PID: \S+ at |\S+:\S+ at |at )"),
+    ("warning", _LOCKDEP),
+    ("warning", rb"UBSAN: "),
+    # __die_header(), arch/x86/kernel/dumpstack.c; "Oops: " in front of all since v6.11.
+    ("oops", rb"Oops: |.+: (?:%04lx|[0-9a-f]{4}) \[#(?:%d|\d+)\]"),
+    # Said before the oops: show_fault_oops(), handle_stack_overflow(), exc_double_fault(),
+    # fred_bad_type().
+    ("oops", rb"BUG: (?:unable to handle |kernel NULL pointer |.+ stack guard page was hit)"),
+    ("oops", rb"(?:BUG|PANIC): (?:double fault|invalid or fatal FRED event)"),
+    ("soft-lockup", rb"BUG: soft lockup "),
+    ("hard-lockup", rb".*[Ww]atchdog detected hard LOCKUP"),
+    ("rcu-stall", rb"INFO: \S+ (?:self-)?detected (?:expedited )?stall"),
+    ("hung-task", rb"INFO: task .+ blocked.* for more than "),
+    ("bug", rb"kernel BUG at |BUG: "),
+)
+_COMPLAINTS: Final = tuple((kind, re.compile(_COMPLAINER + words)) for kind, words in _WORDS)
 # Those of which the oops itself is yet to be printed.
 _FORERUNNER: Final = re.compile(_COMPLAINER + rb"(?:kernel BUG at |BUG: |PANIC: )")
 _DIE_HEADER: Final = re.compile(rb"Oops: |.+ \[#(?:%d|\d+)\]")

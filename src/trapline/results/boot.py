@@ -190,14 +190,15 @@ class BootResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_": "
     """Everything one boot showed.
 
     `traps` counts #VE by class; `tdcalls` and `tdvmcalls` count calls by name. `splat` is the
-    last state of a guest that died, `complaints` what its kernel lived on after. `in_nmi` counts #VEs while NMIs were blocked, `nested` those
-    between a #VE and the TDVMCALL by which its handler serves it. `repeatable`: the same command
-    gives the same hashes; not so with devices, which live by the wall clock.
+    last state of a guest that died, `complaints` what its kernel lived on after. `in_nmi` counts
+    #VEs while NMIs were blocked, `nested` those between a #VE and the TDVMCALL by which its handler
+    serves it. `repeatable`: the same command gives the same hashes; not so with devices, which live
+    by the wall clock.
     """
 
     lists: ClassVar = (
-        *("sites", "milestones", "devices", "screams", "unaccounted", "complaints"),
-    )
+        "sites", "milestones", "devices", "screams", "unaccounted", "complaints"
+    )  # fmt: skip
 
     schema_: Literal["trapline/boot"] = SCHEMA
     version: Literal[1] = VERSION

@@ -36,7 +36,7 @@ def read_string(read: ReadMemory, address: int, limit: int = MAX_STRING) -> byte
     text = b""
     while len(text) < limit:
         size = min(limit - len(text), _PAGE - address % _PAGE)
-        data = read(address, size) if 0 <= address and address + size <= 1 << 64 else None
+        data = read(address, size) if address >= 0 and address + size <= 1 << 64 else None
         if data is None:
             return text or None
         part, end, _ = data.partition(b"\0")
@@ -123,5 +123,5 @@ class _Arguments:
         return None if data is None else int(_WORD.unpack(data)[0])
 
     def _bytes(self, address: int, size: int) -> bytes | None:
-        data = self._read(address, size) if 0 < address and address + size <= 1 << 64 else None
+        data = self._read(address, size) if address > 0 and address + size <= 1 << 64 else None
         return data if data is not None and len(data) == size else None

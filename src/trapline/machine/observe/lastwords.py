@@ -68,19 +68,17 @@ def _blamed(places: "Sequence[Place]", blame: "Blame") -> int:
     An exception is to blame that was taken before the kernel began to print: those of the printing
     itself (a console's #VE) are nearer.
     """
-    functions = [place.label.partition("+")[0] for place in places]
+    functions = ["" if place.is_guess else place.label.partition("+")[0] for place in places]
     printing = [index for index, name in enumerate(functions) if name in names.PRINTING]
     start = printing[-1] + 1 if printing else 0
-    handlers = names.KernelNames.handlers
+    caught = (_EXCEPTION if blame == "exception" else names.KernelNames().handlers).match
     for index in range(start, len(places)):
         registers = places[index].registers
         if registers is None:
             continue
         if int(registers.cs, 16) & _USER:
             return 0
-        between = functions[start:index]
-        caught = (_EXCEPTION if blame == "exception" else handlers).match
-        return index if any(map(caught, between)) else 0
+        return index if any(map(caught, functions[start:index])) else 0
     return 0
 
 

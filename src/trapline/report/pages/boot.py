@@ -77,9 +77,9 @@ def _complaints(result: "BootResult", verbosity: int) -> "Iterator[Block]":
         times = "" if one.count == 1 else f", first of {one.count:,}"
         yield Paragraph(f"{what} at {one.seconds:.6f} s{times}: {one.text}", indent=2, hanging=2)
     splats = [one.splat for one in found if one.splat is not None]
-    for one in splats if verbosity else splats[:1]:
+    for shown in splats if verbosity else splats[:1]:
         yield Gap()
-        yield from splat.page(one)
+        yield from splat.page(shown)
 
 
 def _milestones(result: "BootResult") -> "Iterator[Block]":
