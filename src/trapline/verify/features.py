@@ -19,6 +19,13 @@ _PREFIX_NAMES: Final = {
 }  # fmt: skip
 _SEGMENT_PREFIXES: Final = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65))
 
+# How wide an immediate is where it is not extended; those that are come with their sign.
+_IMMEDIATES: Final = {
+    ix.OpKind.IMMEDIATE8: 8, ix.OpKind.IMMEDIATE16: 16, ix.OpKind.IMMEDIATE32: 32,
+    ix.OpKind.IMMEDIATE64: 64, ix.OpKind.IMMEDIATE8TO16: 64, ix.OpKind.IMMEDIATE8TO32: 64,
+    ix.OpKind.IMMEDIATE8TO64: 64, ix.OpKind.IMMEDIATE32TO64: 64,
+}  # fmt: skip
+
 RING0: Final = "in ring 0"
 RING3: Final = "in ring 3"
 USER: Final = "an address of the user"
@@ -48,7 +55,7 @@ def is_single(word: str) -> bool:
 def of_code(code: bytes) -> frozenset[str]:
     """Return what can be said of an instruction alone, so of a site of the scan too."""
     instruction = decode(code, END, strict=False)
-    found = _prefixes(code) | _registers(instruction)
+    found = _prefixes(code) | _registers(instruction) | _immediates(instruction)
     if ix.OpKind.MEMORY in memory_kinds(instruction):
         found |= _addressing(instruction)
     return frozenset(found)
@@ -66,6 +73,7 @@ CODE: Final = frozenset(
         "register SPL, BPL, SIL or DIL",
         "register RSP, ESP, SP or SPL",
         *(f"a register of {bits} bits as operand {at + 1}" for bits in _WIDTHS for at in range(5)),
+        "a negative immediate",
         "a RIP-relative address",
         "an absolute address",
         "base register RSP",
@@ -178,6 +186,18 @@ def _registers(instruction: ix.Instruction) -> set[str]:
         size = ix.RegisterExt.size(register)
         found.add(f"a register of {8 * size} bits as operand {number + 1}")
     return found
+
+
+def _immediates(instruction: ix.Instruction) -> set[str]:
+    """Say whether an immediate has a sign; a port's number has none."""
+    if ix.OpKind.MEMORY not in memory_kinds(instruction):
+        return set()
+    signs = (
+        instruction.immediate(number) >> _IMMEDIATES[kind] - 1
+        for number in range(instruction.op_count)
+        if (kind := instruction.op_kind(number)) in _IMMEDIATES
+    )
+    return {"a negative immediate"} if any(signs) else set()
 
 
 def _addressing(instruction: ix.Instruction) -> set[str]:
