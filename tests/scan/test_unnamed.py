@@ -27,6 +27,15 @@ _PLANTED = """
         struct request r = { number, 0 };
         call_on(cpu, fetch_here, &r);
         *value = r.value; }
+    /* The same, handed on in a member of a structure. */
+    struct work { void (*f)(void *); struct request r; };
+    void queue_on(int cpu, struct work *w);
+    static void fetch_work(void *p) { struct work *w = p;
+        w->r.value = fetch_register(w->r.number); }
+    void fetch_later(int cpu, unsigned int number, unsigned long *value) {
+        struct work w = { fetch_work, { number, 0 } };
+        queue_on(cpu, &w);
+        *value = w.r.value; }
     void poke_port(unsigned char v, unsigned short port) { outb(v, port); }
     unsigned int peek(const void *address) { return readl(address + 4); }
     unsigned int peek_called(const void *address) { return ioread32(address); }
@@ -48,12 +57,17 @@ _SOUND = """
     /* What a caller says is what is written, not where. */
     void poke_value(unsigned int v, struct device *d) { writel(v, d->base); }
 """
-_NAMES = ("fetch_register", "fetch_there", "flush_all", "peek", "peek_called", "poke_port")
+_NAMES = (
+    "fetch_later", "fetch_register", "fetch_there", "flush_all", "peek", "peek_called", "poke_port",
+)  # fmt: skip
 _FILE = "drivers/demo/planted.c"
 
 
 def kernel(folder, source):
-    helper = {"lib/call.c": "void call_on(int c, void (*f)(void *), void *p) { f(p); }"}
+    helper = {
+        "lib/call.c": "void call_on(int c, void (*f)(void *), void *p) { f(p); }"
+        "void queue_on(int c, void (**f)(void *)) { (*f)(f); }"
+    }
     return tiny_kernel.build_vmlinux(folder, {_FILE: source, **helper}, "-fno-ipa-cp")
 
 

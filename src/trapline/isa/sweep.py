@@ -148,7 +148,7 @@ class Sweep:
         return self._pick(uses) if len(wanted) else []
 
     def pointer_loads(self, targets: "Iterable[int]") -> "list[int]":
-        """Return the addresses of instructions that load a target: MOV $…, LEA …(%rip)."""
+        """Return the addresses of instructions that take a target: MOV $…, LEA …(%rip)."""
         wanted = np.unique(np.fromiter(targets, np.uint64))
 
         def loads(starts: "NDArray[np.int64]", ends: "NDArray[np.int64]") -> "NDArray[np.intp]":
@@ -156,6 +156,9 @@ class Sweep:
             near, far = self._bytes[ends - 5], self._bytes[ends - 6]
             moves = (lengths == 5) & ((near & 0xF8) == 0xB8)
             moves |= (lengths == 7) & (far == 0xC7) & ((near & 0xF8) == 0xC0)
+            # To memory, with REX.W: a member of a structure that is handed on.
+            first, second = self._bytes[starts], self._bytes[starts + 1]
+            moves |= (lengths >= 8) & ((first & 0xF8) == 0x48) & (second == 0xC7)
             constants = np.flatnonzero(moves)
             constants = constants[np.isin(self._displacement(ends[constants]), wanted)]
             places = np.flatnonzero((lengths == 7) & (far == 0x8D) & ((near & 0xC7) == 0x05))

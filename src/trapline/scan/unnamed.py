@@ -174,9 +174,7 @@ def _is_callers(value: "flow.Value | None", site: "What") -> bool:
 
 
 def _constant(instruction: "Instruction") -> int:
-    """Return the address that an instruction loads: LEA from RIP, or MOV of an immediate."""
-    if instruction.is_ip_rel_memory_operand:
-        return instruction.ip_rel_memory_address
-    if instruction.op1_kind == OpKind.MEMORY:
-        return 0
-    return instruction.immediate(1)
+    """Return the address that an instruction takes: LEA from RIP, or MOV of an immediate."""
+    if instruction.op1_kind != OpKind.MEMORY:
+        return instruction.immediate(1)
+    return instruction.ip_rel_memory_address if instruction.is_ip_rel_memory_operand else 0
