@@ -55,7 +55,8 @@ class Sweep:
         """
         self.data = bytes(data)
         self.address = address
-        self._bytes: NDArray[np.uint8] = np.frombuffer(self.data + bytes(2 * _LONGEST), np.uint8)
+        #: The same as an array, with some zeros behind.
+        self.bytes: NDArray[np.uint8] = np.frombuffer(self.data + bytes(2 * _LONGEST), np.uint8)
         lengths = np.fromiter(map(_length, Decoder(_BITS, self.data, ip=address)), np.uint8)
         ends = np.cumsum(lengths, dtype=np.uint32)
         self.starts: NDArray[np.uint32] = ends - lengths
@@ -109,7 +110,7 @@ class Sweep:
 
         def reaches(starts: "NDArray[np.int64]", ends: "NDArray[np.int64]") -> "NDArray[np.intp]":
             lengths = ends - starts
-            opcode, before = self._bytes[ends - 5], self._bytes[ends - 6]
+            opcode, before = self.bytes[ends - 5], self.bytes[ends - 6]
             near = ((opcode == 0xE8) | (opcode == 0xE9)) & (lengths >= 5)
             near |= ((opcode & 0xF0) == 0x80) & (before == 0x0F) & (lengths >= 6)
             found = np.flatnonzero(near)
@@ -129,7 +130,7 @@ class Sweep:
             relative = relative[inside(self._relative(ends[relative]))]
             # With a SIB byte that has neither base nor index: an absolute address.
             absolute = (lengths >= 7) & self._is_indirect(ends - 7, 0x04)
-            places = np.flatnonzero(absolute & (self._bytes[ends - 5] == 0x25))
+            places = np.flatnonzero(absolute & (self.bytes[ends - 5] == 0x25))
             places = places[inside(self._displacement(ends[places]))]
             return np.sort(np.concatenate((relative, places)))
 
@@ -140,7 +141,7 @@ class Sweep:
         wanted = np.unique(np.fromiter(targets, np.uint64))
 
         def uses(starts: "NDArray[np.int64]", ends: "NDArray[np.int64]") -> "NDArray[np.intp]":
-            opcode, modrm = self._bytes[ends - 6], self._bytes[ends - 5]
+            opcode, modrm = self.bytes[ends - 6], self.bytes[ends - 5]
             moves = ((opcode == 0x8B) | (opcode == 0x89)) & ((modrm & 0xC7) == 0x05)
             places = np.flatnonzero(moves & (ends - starts >= 6))
             return places[np.isin(self._relative(ends[places]), wanted)]
@@ -153,7 +154,7 @@ class Sweep:
 
         def loads(starts: "NDArray[np.int64]", ends: "NDArray[np.int64]") -> "NDArray[np.intp]":
             lengths = ends - starts
-            near, far = self._bytes[ends - 5], self._bytes[ends - 6]
+            near, far = self.bytes[ends - 5], self.bytes[ends - 6]
             moves = (lengths == 5) & ((near & 0xF8) == 0xB8)
             moves |= (lengths == 7) & (far == 0xC7) & ((near & 0xF8) == 0xC0)
             # To memory, with REX.W: a member of a structure that is handed on.
@@ -187,10 +188,10 @@ class Sweep:
         return found
 
     def _may_trap(self, starts: "NDArray[np.int64]", _: "NDArray[np.int64]") -> "NDArray[np.intp]":
-        position = self._opcode_positions(starts)
-        first = self._bytes[position]
-        second = self._bytes[position + 1]
-        third = self._bytes[position + 2]
+        position = self.opcode_positions(starts)
+        first = self.bytes[position]
+        second = self.bytes[position + 1]
+        third = self.bytes[position + 2]
         found = _ONE_BYTE[first] | ((first == 0x0F) & _TWO_BYTES[second])
         found |= (first == 0x0F) & (second == 0x38) & _THREE_BYTES[third]
         return np.flatnonzero(found)
@@ -234,7 +235,7 @@ class Sweep:
         highs = np.searchsorted(self.starts, edges[:, 1], "right").tolist()
         for low, high in zip(lows, highs, strict=True):
             keep[low:high] = False
-        self.starts = np.union1d(self.starts[keep], np.array(found, np.uint32))
+        self.starts = _merged(self.starts[keep], np.array(found, np.uint32))
 
     def _decode_until_in_step(self, offset: int) -> list[int]:
         """Return the instructions from `offset` on, up to one that the sweep has too."""
@@ -257,7 +258,7 @@ class Sweep:
         inside = np.ravel(marks[:, None] + np.arange(_UD2, _MARK, dtype=np.uint32))
         self.starts = self.starts[~np.isin(self.starts, inside)]
         behind = marks[marks + _MARK < len(self.data)] + np.uint32(_MARK)
-        self._realign(np.union1d(np.setdiff1d(known, inside), behind))
+        self._realign(_merged(known[~np.isin(known, inside)], behind))
 
     def _relative(self, ends: "NDArray[np.int64]") -> "NDArray[np.uint64]":
         """Return what the last four bytes of instructions mean as a distance from their end."""
@@ -269,26 +270,34 @@ class Sweep:
         """Read the last four bytes of instructions, sign-extended to 64 bits."""
         value = np.zeros(len(ends), np.uint32)
         for byte in range(4):
-            value |= self._bytes[ends - 4 + byte].astype(np.uint32) << np.uint32(8 * byte)
+            value |= self.bytes[ends - 4 + byte].astype(np.uint32) << np.uint32(8 * byte)
         return value.view(np.int32).astype(np.int64).view(np.uint64)
 
     def _is_indirect(self, places: "NDArray[np.int64]", rm: int) -> "NDArray[np.bool_]":
         """Whether FF /2 or FF /4 with this r/m field and no register stands at each place."""
-        modrm = self._bytes[places + 1]
+        modrm = self.bytes[places + 1]
         found: NDArray[np.bool_] = (modrm == 0x10 | rm) | (modrm == 0x20 | rm)
-        found &= self._bytes[places] == 0xFF
+        found &= self.bytes[places] == 0xFF
         return found
 
-    def _opcode_positions(self, starts: "NDArray[np.int64]") -> "NDArray[np.int64]":
+    def opcode_positions(self, starts: "NDArray[np.int64]") -> "NDArray[np.int64]":
         """Return where each instruction's opcode is, behind its prefixes."""
         position = starts.copy()
         pending = np.arange(len(position))
         for _ in range(_MAX_PREFIXES):
-            pending = pending[_IS_PREFIX[self._bytes[position[pending]]]]
+            pending = pending[_IS_PREFIX[self.bytes[position[pending]]]]
             if not len(pending):
                 break
             position[pending] += 1
         return position
+
+
+def _merged(one: "NDArray[np.uint32]", other: "NDArray[np.uint32]") -> "NDArray[np.uint32]":
+    """Return the union of two arrays, sorted; np.union1d hashes, which takes longer by far."""
+    both = np.sort(np.concatenate((one, other)), kind="stable")
+    first = np.ones(len(both), np.bool_)
+    first[1:] = both[1:] != both[:-1]
+    return both[first]
 
 
 def _flags(values: "Iterable[int]") -> "NDArray[np.bool_]":

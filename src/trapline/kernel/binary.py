@@ -161,7 +161,7 @@ class Binary:
     def functions(self) -> FunctionTable:
         """Functions by address and name; empty for a kernel without symbols."""
         return FunctionTable(
-            self.symbols, self._symbol_values, {section.index for section in self._sections}
+            self.symbols, self.symbol_values, {section.index for section in self._sections}
         )
 
     @cached_property
@@ -220,7 +220,7 @@ class Binary:
         indices, _ = self.symbols.find([name])
         for index in indices.tolist():
             if self.symbols.section_indices[index]:
-                return int(self._symbol_values[index])
+                return int(self.symbol_values[index])
         return None
 
     def addresses_of(self, names: "Iterable[str]") -> dict[int, str]:
@@ -303,6 +303,10 @@ class Binary:
                 return bytes(data[offset : offset + size]) if len(data) else None
         return None
 
+    def placed(self, section: Section) -> tuple[int, memoryview]:
+        """Return where a section of the object's code file lies, and its bytes as in memory."""
+        return self._address(section), self._contents(section)
+
     def _address(self, section: Section) -> int:
         if self._module is None:
             return section.address
@@ -314,7 +318,8 @@ class Binary:
         return self._module.contents(section)
 
     @property
-    def _symbol_values(self) -> "NDArray[np.uint64]":
+    def symbol_values(self) -> "NDArray[np.uint64]":
+        """The address of each symbol of `symbols`, shape (n,)."""
         if self._module is not None:
             return self._module.symbol_values
         values: NDArray[Any] = self.symbols.records["value"]

@@ -8,12 +8,13 @@ Source: struct alt_instr, arch/x86/include/asm/alternative.h. An entry has 14 by
 
 import bisect
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -104,6 +105,22 @@ class Alternatives:
         starts = np.array([entry.replacement for entry in self._entries], np.uint64)
         sizes = np.array([entry.size for entry in self._entries], np.uint64)
         return starts, starts + sizes
+
+    def __iter__(self) -> "Iterator[Alternative]":
+        return iter(self._entries)
+
+    def origins(self, addresses: "NDArray[np.uint64]") -> "NDArray[np.uint64]":
+        """Return where instructions run that stand at addresses: others than replacements there."""
+        if not self._entries:
+            return addresses
+        starts, ends, origins = self._arrays
+        places = np.maximum(np.searchsorted(starts, addresses, "right") - 1, 0)
+        inside = (addresses >= starts[places]) & (addresses < ends[places])
+        return np.where(inside, origins[places] + (addresses - starts[places]), addresses)
+
+    @cached_property
+    def _arrays(self) -> "tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]":
+        return (*self.spans(), np.array([entry.origin for entry in self._entries], np.uint64))
 
     def replacing_at(self, address: int) -> Alternative | None:
         """Return the alternative whose replacement holds an address."""

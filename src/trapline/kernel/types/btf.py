@@ -92,36 +92,36 @@ class Btf:
         index = self._find(name, _AGGREGATES)
         if index is None:
             alias = self._find(name, (Kind.TYPEDEF,))
-            index = None if alias is None else self._strip(alias)
-        if index is None or self._record(index).kind not in _AGGREGATES:
+            index = None if alias is None else self.strip(alias)
+        if index is None or self.record(index).kind not in _AGGREGATES:
             return None
         return self._flatten(index)
 
     def size(self, name: str) -> int | None:
         """Return the size of a struct or union in bytes, None where there is none."""
         index = self._find(name, _AGGREGATES)
-        return None if index is None else self._record(index).target
+        return None if index is None else self.record(index).target
 
     def enum(self, name: str) -> dict[str, int] | None:
         """Return the enumerators of an enum with their values, None where there is none."""
         index = self._find(name, (Kind.ENUM, Kind.ENUM64))
         if index is None:
             return None
-        record = self._record(index)
+        record = self.record(index)
         if record.kind is Kind.ENUM:
-            items = self._items(index, "<Ii" if record.flag else "<II")
-            return {self._string(name_at): value for name_at, value in items}
-        items = self._items(index, "<IIi" if record.flag else "<III")
-        return {self._string(name_at): high << 32 | low for name_at, low, high in items}
+            items = self.items(index, "<Ii" if record.flag else "<II")
+            return {self.string(name_at): value for name_at, value in items}
+        items = self.items(index, "<IIi" if record.flag else "<III")
+        return {self.string(name_at): high << 32 | low for name_at, low, high in items}
 
     def functions(self) -> dict[str, Prototype]:
         """Return the prototype of each function by name; of namesakes, the first."""
         found: dict[str, Prototype] = {}
         for table in self._tables:
             for index in table.of_kind(Kind.FUNC):
-                record = self._record(index)
-                if self._record(record.target).kind is Kind.FUNC_PROTO:
-                    found.setdefault(self._string(record.name), self._prototype(record.target))
+                record = self.record(index)
+                if self.record(record.target).kind is Kind.FUNC_PROTO:
+                    found.setdefault(self.string(record.name), self._prototype(record.target))
         return found
 
     def type_name(self, index: int) -> str:
@@ -134,13 +134,16 @@ class Btf:
                 return table
         raise BadImageError(f"{self._tables[-1].name}: BTF type {index} does not exist.")
 
-    def _record(self, index: int) -> Record:
+    def record(self, index: int) -> Record:
+        """Return the fixed part of a type."""
         return self._table(index).record(index)
 
-    def _items(self, index: int, layout: str) -> list[tuple[int, ...]]:
+    def items(self, index: int, layout: str) -> list[tuple[int, ...]]:
+        """Unpack what follows the fixed part of a type: `layout`, for each of its items."""
         return self._table(index).items(index, layout)
 
-    def _string(self, offset: int) -> str:
+    def string(self, offset: int) -> str:
+        """Return the string at an offset, such as `Record.name`."""
         for table in self._tables:
             if offset < table.stop_string:
                 return table.string(offset)
@@ -155,17 +158,17 @@ class Btf:
             for index in table.of_kind(*named):
                 record = table.record(index)
                 if record.name:
-                    found.setdefault((self._string(record.name), record.kind), index)
+                    found.setdefault((self.string(record.name), record.kind), index)
         return found
 
     def _find(self, name: str, kinds: tuple[Kind, ...]) -> int | None:
         matches = (self._by_name.get((name, kind)) for kind in kinds)
         return next((index for index in matches if index is not None), None)
 
-    def _strip(self, index: int, *, typedefs: bool = True) -> int:
+    def strip(self, index: int, *, typedefs: bool = True) -> int:
         """Follow qualifiers, and typedefs if wanted, to the type behind."""
         for _ in range(_MAX_DEPTH):
-            record = self._record(index)
+            record = self.record(index)
             if record.kind not in _QUALIFIERS and not (typedefs and record.kind is Kind.TYPEDEF):
                 return index
             index = record.target
@@ -178,23 +181,23 @@ class Btf:
         while pending:
             outer, base = pending.popleft()
             # With the flag, the upper 8 bits of an offset are the size of a bit field.
-            mask = 0xFFFFFF if self._record(outer).flag else 0xFFFFFFFF
-            for name_at, kind, offset in self._items(outer, "<III"):
+            mask = 0xFFFFFF if self.record(outer).flag else 0xFFFFFFFF
+            for name_at, kind, offset in self.items(outer, "<III"):
                 seen += 1
                 if seen > _MAX_MEMBERS:
                     raise self._endless(index)
                 at = base + ((offset & mask) >> 3)
                 if name_at:
-                    found.setdefault(self._string(name_at), Member(at, self.type_name(kind)))
-                elif self._record(inner := self._strip(kind)).kind in _AGGREGATES:
+                    found.setdefault(self.string(name_at), Member(at, self.type_name(kind)))
+                elif self.record(inner := self.strip(kind)).kind in _AGGREGATES:
                     pending.append((inner, at))
         return dict(sorted(found.items(), key=lambda item: item[1].offset))
 
     def _prototype(self, index: int) -> Prototype:
         if index not in self._prototypes:
-            names = [self._string(name_at) for name_at, _ in self._items(index, "<II")]
+            names = [self.string(name_at) for name_at, _ in self.items(index, "<II")]
             kinds = self._parameter_types(index, 0)
-            returns = self.type_name(self._record(index).target)
+            returns = self.type_name(self.record(index).target)
             self._prototypes[index] = Prototype(returns, tuple(zip(names, kinds, strict=True)))
         return self._prototypes[index]
 
@@ -202,7 +205,7 @@ class Btf:
         # A last parameter without name and type stands for "...".
         return [
             self._type_name(kind, depth) if name_at or kind else "..."
-            for name_at, kind in self._items(index, "<II")
+            for name_at, kind in self.items(index, "<II")
         ]
 
     def _type_name(self, index: int, depth: int) -> str:
@@ -213,7 +216,7 @@ class Btf:
             raise self._endless(index)
         qualifiers, declarator, at = "", "", index
         for _ in range(_MAX_DEPTH):
-            record = self._record(at)
+            record = self.record(at)
             if record.kind not in _DERIVED:
                 name = f"{qualifiers}{self._plain_name(at, record)} {declarator}".rstrip()
                 self._names_size += len(name)
@@ -227,23 +230,23 @@ class Btf:
                 declarator = self._derive(at, record, declarator, depth)
             if len(declarator) > _MAX_NAME:
                 break
-            at = self._items(at, "<III")[0][0] if record.kind is Kind.ARRAY else record.target
+            at = self.items(at, "<III")[0][0] if record.kind is Kind.ARRAY else record.target
         raise self._endless(index)
 
     def _derive(self, index: int, record: Record, declarator: str, depth: int) -> str:
         """Wrap a declarator into a pointer, an array or a function."""
         if record.kind is Kind.PTR:
-            target = self._record(self._strip(record.target, typedefs=False)).kind
+            target = self.record(self.strip(record.target, typedefs=False)).kind
             binds = target in {Kind.ARRAY, Kind.FUNC_PROTO}
             return f"(*{declarator})" if binds else f"*{declarator}"
         if record.kind is Kind.ARRAY:
-            return f"{declarator}[{self._items(index, '<III')[0][2]}]"
+            return f"{declarator}[{self.items(index, '<III')[0][2]}]"
         return f"{declarator}({', '.join(self._parameter_types(index, depth + 1)) or 'void'})"
 
     def _qualify(self, record: Record, qualifiers: str, declarator: str) -> tuple[str, str]:
         """Put a qualifier beside the star of a pointer, or before all other types."""
         word = _QUALIFIERS[record.kind]
-        target = self._record(self._strip(record.target, typedefs=False)).kind
+        target = self.record(self.strip(record.target, typedefs=False)).kind
         if not word:
             return qualifiers, declarator
         if target is Kind.PTR:
@@ -254,12 +257,12 @@ class Btf:
         if record.kind is Kind.VOID:
             return "void"
         if record.kind in _TAGS:
-            name = self._string(record.name) or f"(anonymous {index})"
+            name = self.string(record.name) or f"(anonymous {index})"
             return f"{_TAGS[record.kind]} {name}"
         if record.kind is Kind.FWD:
-            return f"{'union' if record.flag else 'struct'} {self._string(record.name)}"
+            return f"{'union' if record.flag else 'struct'} {self.string(record.name)}"
         if record.kind in {Kind.INT, Kind.FLOAT, Kind.TYPEDEF}:
-            return self._string(record.name)
+            return self.string(record.name)
         raise BadImageError(
             f"{self._tables[-1].name}: BTF type {index} is not the type of a value."
         )

@@ -94,6 +94,7 @@ class TypeTable:
         self._strings = strings
         self._offsets = self._walk()
         self._decoded: dict[int, str] = {}
+        self._read: dict[int, Record] = {}
         self._decoded_size = 0
         self._records: NDArray[Any] = self._gather()
         self.stop = first + len(self._offsets)
@@ -126,8 +127,13 @@ class TypeTable:
         """Return the fixed part of a type of this section, or of void."""
         if index == 0:
             return _VOID
-        name, info, target = self._records[index - self.first].tolist()
-        return Record(name, Kind(info >> 24 & 31), info & 0xFFFF, bool(info >> 31), target)
+        known = self._read.get(index)
+        if known is None:
+            name, info, target = self._records[index - self.first].tolist()
+            kind = Kind(info >> 24 & 31)
+            known = Record(name, kind, info & 0xFFFF, bool(info >> 31), target)
+            self._read[index] = known
+        return known
 
     def items(self, index: int, layout: str) -> list[tuple[int, ...]]:
         """Unpack what follows the fixed part of a type: `layout`, for each of its items."""
