@@ -158,7 +158,7 @@ class Sweep:
             moves = (lengths == 5) & ((near & 0xF8) == 0xB8)
             moves |= (lengths == 7) & (far == 0xC7) & ((near & 0xF8) == 0xC0)
             # To memory, with REX.W: a member of a structure that is handed on.
-            first, second = self._bytes[starts], self._bytes[starts + 1]
+            first, second = self.bytes[starts], self.bytes[starts + 1]
             moves |= (lengths >= 8) & ((first & 0xF8) == 0x48) & (second == 0xC7)
             constants = np.flatnonzero(moves)
             constants = constants[np.isin(self._displacement(ends[constants]), wanted)]
