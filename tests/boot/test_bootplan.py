@@ -4,6 +4,7 @@ import pytest
 
 from trapline.allowlist import listfile
 from trapline.allowlist.entries import AllowList
+from trapline.base.errors import KernelNotFoundError
 from trapline.boot.plan import (
     DISTRIBUTION_COMMAND_LINE,
     BootOptions,
@@ -11,6 +12,7 @@ from trapline.boot.plan import (
     command_line,
     make_plan,
     parse_devices,
+    with_dependencies,
     without_boot_image,
 )
 from trapline.boot.policy import Guard
@@ -67,6 +69,14 @@ def test_a_kernel_that_knows_no_host_is_told_of_before_it_meets_an_io_apic(
     told = []
     make_plan(files, BootOptions(initrd=initrd, board=board, devices=devices), told.append)
     assert sum("CONFIG_KVM_GUEST" in each for each in told) == said
+
+
+def test_what_is_built_in_need_not_be_loaded(tmp_path):
+    (tmp_path / "modules.builtin").write_text("kernel/drivers/block/virtio_blk.ko\n")
+    files = KernelFiles("6.12", tmp_path / "vmlinux", None, modules_dir=tmp_path)
+    assert with_dependencies(files, ["virtio-blk"]) == ()
+    with pytest.raises(KernelNotFoundError, match="no module virtio_net"):
+        with_dependencies(files, ["virtio_blk", "virtio_net"])
 
 
 NOTHING = AllowList("a list", "built-in", ())

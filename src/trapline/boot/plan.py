@@ -10,7 +10,7 @@ from trapline.base.files import read
 from trapline.base.mapping import mapped
 from trapline.boot.policy import Guard
 from trapline.kernel.binary import Binary
-from trapline.kernel.drivers.modinfo import module_info
+from trapline.kernel.drivers.modinfo import module_info, read_builtin
 from trapline.kernel.elf import compression
 from trapline.kernel.elf.file import MAX_MODULE, ElfFile
 from trapline.kernel.find import deb
@@ -163,8 +163,12 @@ def open_symbols(plan: BootPlan) -> Binary:
 
 
 def with_dependencies(files: KernelFiles, names: Iterable[str]) -> tuple[ModuleFile, ...]:
-    """Return the modules and all they depend on, in the order in which they must be loaded."""
+    """Return the modules and all they depend on, in the order in which they must be loaded.
+
+    What is built into the kernel need not be.
+    """
     known = {module.name: module for module in files.modules}
+    built_in = {module.name for module in read_builtin(files)}
     order: dict[str, ModuleFile] = {}
     pending = [(name.replace("-", "_"), False) for name in reversed(tuple(names))]
     seen: set[str] = set()
@@ -173,7 +177,7 @@ def with_dependencies(files: KernelFiles, names: Iterable[str]) -> tuple[ModuleF
         if is_ready:
             order[name] = known[name]
             continue
-        if name in seen:
+        if name in seen or (name in built_in and name not in known):
             continue
         seen.add(name)
         if name not in known or len(seen) > _MAX_MODULES:
