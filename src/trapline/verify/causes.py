@@ -86,7 +86,7 @@ def find_causes(tried: Sequence[Tried]) -> tuple[Cause, ...]:
     by_form: dict[tuple[EmulatedClass, int], list[_Known]] = defaultdict(list)
     for each in tried:
         if each.judgement.handled or each.judgement.mismatches:
-            words = features.of_case(each.case, each.judgement.value)
+            words = features.of_case(each.case, each.judgement.value, each.judgement.address)
             by_form[each.case.trap, each.form].append(_Known(each, words))
     failures = {key: _failures(cases) for key, cases in by_form.items()}
     common: dict[tuple[EmulatedClass, Kind, str], Counter[str]] = defaultdict(Counter)

@@ -19,6 +19,7 @@ _PREFIX_NAMES: Final = {
 }  # fmt: skip
 _SEGMENT_PREFIXES: Final = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65))
 
+_MISALIGNED: Final = {step: f"an address that is no multiple of {step}" for step in (2, 4, 8)}
 # How wide an immediate is where it is not extended; those that are come with their sign.
 _IMMEDIATES: Final = {
     ix.OpKind.IMMEDIATE8: 8, ix.OpKind.IMMEDIATE16: 16, ix.OpKind.IMMEDIATE32: 32,
@@ -83,8 +84,11 @@ CODE: Final = frozenset(
 )
 
 
-def of_case(case: Case, value: int | None = None) -> frozenset[str]:
-    """Return what can be said of a case; `value` is the operand that it read from memory."""
+def of_case(case: Case, value: int | None = None, address: int | None = None) -> frozenset[str]:
+    """Return what can be said of a case.
+
+    `value` is the operand that it read from memory, `address` the operand's.
+    """
     found = set(of_code(case.code))
     found.add(RING3 if case.ring3 else RING0)
     instruction = decode(case.code, END, strict=False)
@@ -92,6 +96,8 @@ def of_case(case: Case, value: int | None = None) -> frozenset[str]:
         found.add(USER)
     if value is not None:
         found |= _value(value, 8 * ix.MemorySizeExt.size(instruction.memory_size))
+    if address is not None:
+        found |= {word for step, word in _MISALIGNED.items() if address % step}
     if case.private is not None:
         found.add(STRADDLING)
     elif case.crossing:

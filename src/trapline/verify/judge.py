@@ -69,6 +69,7 @@ class Judgement(NamedTuple):
     refused: bool = False  # the handler refused, whatever else happened
     injected: bool = False  # the #VE was made by hand
     value: int | None = None  # of the operand that is read from memory
+    address: int | None = None  # of the operand in memory
 
 
 class Judge:
@@ -126,6 +127,7 @@ class _Trial:
             executed=native.ending == "done",
             may_refuse=native.ending != "done" or self._may_refuse(),
             value=self._value(),
+            address=self._lanes.gla if self._case.trap == "mmio" else None,
         )
 
     def _value(self) -> int | None:
