@@ -246,7 +246,10 @@ def test_values_are_told_by_their_sign_and_what_is_not_their_sign():
 
 def test_addresses_are_told_by_what_they_are_no_multiple_of():
     case = Case("mmio", bytes.fromhex("8803"), 0)
-    words = {at: {w for w in features.of_case(case, None, at) if "multiple" in w} for at in range(9)}
+    words = {
+        at: {word for word in features.of_case(case, None, at) if "multiple" in word}
+        for at in range(9)
+    }
     assert words[0] == words[8] == set()
     assert words[4] == {"an address that is no multiple of 8"}
     assert words[2] == words[4] | {"an address that is no multiple of 4"}
