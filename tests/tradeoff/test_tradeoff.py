@@ -97,7 +97,7 @@ def test_the_workload_checks_what_the_guest_says(tmp_path):
         disk = (tmp_path / "disk.img").read_bytes()
         assert len(disk) == DISK_SIZE
         said = (
-            "init: loaded virtio_blk.ko\n"
+            "init: began\ninit: loaded virtio_blk.ko\n"
             f"init: disk {hashlib.sha256(disk).hexdigest()}  /dev/vda\n"
             f"init: page {hashlib.sha256(page).hexdigest()}  -\n"
         ).encode()

@@ -67,7 +67,7 @@ class Workload:
         text = output.decode(errors="replace")
         written = self._written()
         return (
-            WorkStep(name="boot", passed="init: loaded" in text),
+            WorkStep(name="boot", passed="init: began" in text),
             WorkStep(name="disk read", passed=f"disk {self._sums['disk']}" in text),
             WorkStep(name="network request", passed=f"page {self._sums['page']}" in text),
             WorkStep(
