@@ -7,33 +7,37 @@ Faults are planted in three ways, each in kernels of its own:
 - kernels/faults/explore/planted.patch patches the source of some of kernels/ (tools/build-kernel,
   a minute or two each). All its faults are in one kernel; a number in its data says which is in
   force. The twin has another number there: nothing is in force, or the same done right.
-- kernels/faults/explore/bytes.toml changes instructions in the vmlinux of Debian's 6.12 cloud
-  kernel. The twin is that kernel.
+- kernels/faults/explore/bytes.toml changes instructions of Debian's 6.12 cloud kernel. The twin is
+  that kernel as it is.
 - The guests of tests/guests.py are assembled with a flag for each hole. The twin is without.
 
-A fault names the scenario and the event that should see it. It is found if a run goes wrong, with
-the words that the fault says it must give (`Finds:`). Prints a row for each: the runs that went
-wrong, of all; the worst in explore's words; the runs of the twin that went wrong. Ends with 1 if
-less than 95 % are found, or a run of a twin goes wrong. NAME is a fault's or a kernel's.
+A fault names the scenario and the event that should see it. Number and bytes are written into the
+memory of the guest where the window opens, so that one boot does for all faults of a kernel: it is
+as sound as its twin until then. A fault is found if a run goes wrong, with the words that the fault
+says it must give (`finds`). Prints a row for each: the runs that went wrong, of all; the worst in
+explore's words; the runs of the twin that went wrong. Ends with 1 if less than 95 % are found, or a
+run of a twin goes wrong. NAME is a fault's or a kernel's.
 """
 
 import argparse
 import re
-import shutil
 import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator
-from functools import cache, partial
+from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import trapline
-from trapline.explore.inject import ReferenceFailsError
-from trapline.kernel.binary import Binary
-from trapline.kernel.find.locate import locate
+from explore import configuration
+from trapline.explore.course import Run
+from trapline.explore.inject import Injector, ReferenceFailsError
+from trapline.explore.scenario import load
+from trapline.explore.triggers import Opening, Triggers
+from trapline.explore.window import LiveWindow
+from trapline.guest.target import Target
+from trapline.kernel.live.runtime import KERNEL_MAP
+from trapline.machine.machine import Machine
 from trapline.results.explore import CLEAN, SEVERITY, Result
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +52,16 @@ SHOWN = 100
 sys.path.insert(0, str(ROOT / "tests"))
 import guests  # noqa: E402 - builders that tests share
 
+
+class Change(NamedTuple):
+    """Bytes behind a symbol, and those that are written over them."""
+
+    symbol: str
+    was: bytes
+    now: bytes
+
+
+NOTHING = Change("", b"", b"")
 IRQ = "irq:0x40"
 # name: the guest's flags, the twin's, the scenario's text, the event.
 ASSEMBLED = {
@@ -79,130 +93,157 @@ ASSEMBLED = {
 
 
 class Fault(NamedTuple):
-    """A planted fault: `tried` and `twin` do all its runs, and those of the sound twin."""
+    """A planted fault. `every`: it is tried at each so many boundaries."""
 
     name: str
     kernel: str
+    scenario: str
+    event: str
     finds: str
-    tried: Callable[[], list[Result]]
-    twin: Callable[[], list[Result]]
+    every: int
+    change: Change
+    twin: Change
 
 
 class Row(NamedTuple):
-    """What came of one: runs that went wrong, runs, the worst, and what the twin did wrong."""
+    """What came of one: the runs that went wrong, worst first, runs, and the same of the twin."""
 
     bad: list[Result]
     runs: int
     alarms: int
     twins: int
+    seconds: float
 
 
 def planted() -> Iterator[Fault]:
     """Yield the faults of the source patch."""
-    numbers = dict(
-        re.findall(r"^\+\t([A-Z0-9_]+) = (\d+),$", PATCH.read_text("utf-8"), re.MULTILINE)
-    )
+    text = PATCH.read_text("utf-8")
+    numbers = dict(re.findall(r"^\+\t([A-Z0-9_]+) = (\d+),$", text, re.MULTILINE))
     entries = tomllib.loads((FAULTS / "planted.toml").read_text("utf-8"))
-    assert {name.upper().replace("-", "_") for name in entries} == set(numbers)
+    assert {number_of(name) for name in entries} == set(numbers)
     for name, entry in entries.items():
-        number = int(numbers[name.upper().replace("-", "_")])
+        number = int(numbers[number_of(name)])
         twin = -number if entry.get("sound") else 0
-        for kernel, runs in entry["runs"].items():
-            yield Fault(
-                name,
-                kernel,
-                entry.get("finds", ""),
-                partial(of_number, kernel, runs, number),
-                partial(of_number, kernel, runs, twin),
-            )
+        yield from faults(name, entry, numbered(number), numbered(twin))
 
 
-@cache
-def build(kernel: str) -> Path:
-    """Build a kernel with the patch, and return its vmlinux."""
-    command = [BUILD, kernel, "--patch", PATCH, "--as", f"explore-{kernel}"]
-    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return Path(run.stdout.strip()) / "vmlinux"
+def number_of(name: str) -> str:
+    """Name the number of a fault."""
+    return name.upper().replace("-", "_")
 
 
-@cache
-def of_number(kernel: str, runs: str, number: int) -> list[Result]:
-    """Put a fault in force, and run."""
-    return of_change(
-        build(kernel), "planted_fault", bytes(4), number.to_bytes(4, "little", signed=True), runs
-    )
-
-
-@cache
-def of_kernel(kernel: str, runs: str) -> list[Result]:
-    """Run on a kernel as it is."""
-    return explored(kernel, runs)
-
-
-def explored(kernel: str, runs: str) -> list[Result]:
-    """Run what a fault says: a scenario by the rules with one event, everywhere."""
-    scenario, event = runs.split()
-    return list(trapline.explore(kernel, scenarios=scenario, event=event, workers=1).results)
+def numbered(number: int) -> Change:
+    """Put a fault in force."""
+    return Change("planted_fault", bytes(4), number.to_bytes(4, "little", signed=True))
 
 
 def changed() -> Iterator[Fault]:
-    """Yield the faults that are changed instructions of Debian's kernel."""
+    """Yield the faults that are changed instructions."""
     for name, entry in tomllib.loads((FAULTS / "bytes.toml").read_text("utf-8")).items():
-        yield Fault(
-            name,
-            "Debian 6.12",
-            entry.get("finds", ""),
-            partial(of_bytes, entry),
-            partial(of_kernel, DEBIAN, entry["runs"]),
-        )
+        was, now = bytes.fromhex(entry["was"]), bytes.fromhex(entry["now"])
+        assert len(was) == len(now)
+        symbol = entry["symbol"]
+        yield from faults(name, entry, Change(symbol, was, now), Change(symbol, was, was))
 
 
-def of_bytes(entry: dict[str, str]) -> list[Result]:
-    """Change instructions of Debian's kernel, and run."""
-    vmlinux = locate(DEBIAN).vmlinux
-    assert vmlinux is not None
-    was, now = bytes.fromhex(entry["was"]), bytes.fromhex(entry["now"])
-    return of_change(vmlinux, entry["symbol"], was, now, entry["runs"])
+def faults(name: str, entry: dict[str, Any], change: Change, twin: Change) -> Iterator[Fault]:
+    """Yield a fault for each kernel that it is tried in."""
+    for kernel, runs in entry["runs"].items():
+        scenario, event = runs.split()
+        finds, every = entry.get("finds", ""), entry.get("every", 1)
+        yield Fault(name, kernel, scenario, event, finds, every, change, twin)
 
 
-def of_change(vmlinux: Path, symbol: str, was: bytes, now: bytes, runs: str) -> list[Result]:
-    """Copy a vmlinux, change the first bytes behind a symbol that are so, and run."""
-    assert len(was) == len(now)
-    with Binary.open_vmlinux(vmlinux) as binary:
-        address = binary.address_of(symbol)
-        assert address is not None, f"no symbol {symbol}"
-        section = next(
-            one
-            for one in binary.elf.sections
-            if one.address <= address < one.address + one.file_size
-        )
-    at = section.offset + address - section.address
-    with TemporaryDirectory(prefix="trapline-faults-") as folder:
-        copy = Path(folder) / "vmlinux"
-        shutil.copyfile(vmlinux, copy)
-        with copy.open("r+b") as file:
-            file.seek(at)
-            offset = file.read(REACH).find(was)
-            assert offset >= 0, f"{was.hex(' ')} is not behind {symbol}"
-            file.seek(at + offset)
-            file.write(now)
-        return explored(str(copy), runs)
+def kernel_of(name: str) -> str:
+    """Return what a kernel is called as an argument; those of kernels/ are built with the patch."""
+    if name == "debian":
+        return DEBIAN
+    command = [BUILD, name, "--patch", PATCH, "--as", f"explore-{name}"]
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return run.stdout.strip()
 
 
-def assembled() -> Iterator[Fault]:
-    """Yield the faults of guests of a hundred instructions."""
+def in_kernel(name: str, chosen: list[Fault]) -> Iterator[tuple[Fault, Row]]:
+    """Boot a kernel for its faults, and try each where its window opens."""
+    names = dict.fromkeys(one.scenario for one in chosen)
+    source = configuration(kernel_of(name), *names).source
+    scenarios = [load(each) for each in names]
+    with Target(source) as target:
+        for board in dict.fromkeys((one.append, one.mmio_uart) for one in scenarios):
+            group = [one for one in scenarios if (one.append, one.mmio_uart) == board]
+            machine = target.machine(board[0], mmio_uart=board[1])
+            triggers = Triggers(machine, target, group)
+            while (opening := triggers.next()) is not None:
+                window = Planted(machine, target, opening)
+                for fault in chosen:
+                    if fault.scenario == opening.scenario.name:
+                        yield fault, window.row(fault)
+            assert not triggers.missing, triggers.missing
+            machine.close()
+
+
+class Planted:
+    """The guest at the start of a window, where faults are planted."""
+
+    def __init__(self, machine: Machine, target: Target, opening: Opening) -> None:
+        self._machine, self._target, self._opening = machine, target, opening
+        self._done: dict[tuple[Change, str, int], list[Result]] = {}
+
+    def row(self, fault: Fault) -> Row:
+        """Try a fault and its twin."""
+        start = time.monotonic()
+        return row(self._tried(fault, fault.change), self._tried(fault, fault.twin), start)
+
+    def _tried(self, fault: Fault, change: Change) -> list[Result]:
+        is_nothing = change.now == change.was
+        key = NOTHING if is_nothing else change, fault.event, fault.every
+        if key not in self._done:
+            at = self._plant(change)
+            self._done[key] = self._all(fault)
+            self._write(at, change.was)
+        return self._done[key]
+
+    def _all(self, fault: Fault) -> list[Result]:
+        window = LiveWindow(self._machine, self._target, self._opening)
+        try:
+            injector = Injector(window, f"trapline explore {fault.kernel}")
+        except ReferenceFailsError as failure:
+            return [failure.result]
+        else:
+            boundaries = range(window.first, len(window.steps), fault.every)
+            results = [injector.run(Run(fault.event, boundary)) for boundary in boundaries]
+            injector.close()
+            return results
+        finally:
+            window.leave()
+
+    def _plant(self, change: Change) -> int:
+        """Change the first bytes behind a symbol that are as they must be; return their GPA."""
+        address = self._target.address(change.symbol)
+        assert address is not None, f"no symbol {change.symbol}"
+        start = address - KERNEL_MAP + self._target.physical_base
+        there = bytes(self._machine.memory.ram[start : start + REACH])
+        offset = there.find(change.was)
+        assert offset >= 0, f"{change.was.hex(' ')} is not behind {change.symbol}"
+        self._write(start + offset, change.now)
+        return start + offset
+
+    def _write(self, gpa: int, data: bytes) -> None:
+        self._machine.memory.ram[gpa : gpa + len(data)] = data
+        self._machine.memory.code_changed(gpa, len(data))
+
+
+def in_guests(names: list[str]) -> Iterator[tuple[Fault, Row]]:
+    """Try the faults of guests of a hundred instructions."""
     for name, (flags, twin, text, event) in ASSEMBLED.items():
-        yield Fault(
-            name,
-            "assembled",
-            "",
-            partial(of_guest, flags, text, event),
-            partial(of_guest, twin, text, event),
-        )
+        fault = Fault(name, "assembled", "", event, "", 1, NOTHING, NOTHING)
+        if is_chosen(fault, names):
+            start = time.monotonic()
+            yield fault, row(of_guest(flags, text, event), of_guest(twin, text, event), start)
 
 
 def of_guest(flags: str, text: str, event: str) -> list[Result]:
-    """Run in this process."""
+    """Do all runs of one."""
     try:
         with guests.Opened(text, *flags.split()) as guest:
             return guest.all(event)
@@ -210,9 +251,8 @@ def of_guest(flags: str, text: str, event: str) -> list[Result]:
         return [failure.result]
 
 
-def measure(fault: Fault) -> Row:
-    """Do all runs of a fault and of its twin."""
-    found, sound = fault.tried(), fault.twin()
+def row(found: list[Result], sound: list[Result], start: float) -> Row:
+    """Sum up."""
     bad, alarms = (
         sorted(
             (one for one in results if one.verdict not in CLEAN),
@@ -220,7 +260,7 @@ def measure(fault: Fault) -> Row:
         )
         for results in (found, sound)
     )
-    return Row(bad, len(found), len(alarms), len(sound))
+    return Row(bad, len(found), len(alarms), len(sound), time.monotonic() - start)
 
 
 def is_found(fault: Fault, row: Row) -> bool:
@@ -239,33 +279,39 @@ def shown(row: Row, finds: str) -> str:
     return f"{one.verdict}: {said}"
 
 
+def is_chosen(fault: Fault, names: list[str]) -> bool:
+    """Whether the command line names a fault, or its kernel, or nothing."""
+    return not names or fault.name in names or fault.kernel in names
+
+
+def rows(names: list[str]) -> Iterator[tuple[Fault, Row]]:
+    """Try what the command line says."""
+    yield from in_guests(names)
+    chosen = [one for one in (*changed(), *planted()) if is_chosen(one, names)]
+    for kernel in dict.fromkeys(one.kernel for one in chosen):
+        yield from in_kernel(kernel, [one for one in chosen if one.kernel == kernel])
+
+
 def main() -> int:
-    """Run what the command line says."""
+    """Print all of it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME")
     names = parser.parse_args().names
-    faults = [
-        one
-        for one in (*assembled(), *changed(), *planted())
-        if not names or one.name in names or one.kernel in names
-    ]
-    found = alarms = 0
-    print("| fault | kernel | runs that go wrong | the worst | its twin | s |")
-    print("|---|---|---|---|---|---|", flush=True)
-    for fault in faults:
-        start = time.monotonic()
-        row = measure(fault)
+    count = found = alarms = 0
+    print("| fault | kernel | tried with | runs that go wrong | the worst | its twin | s |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    for fault, row in rows(names):
         is_one = is_found(fault, row)
-        found, alarms = found + is_one, alarms + row.alarms
-        said = shown(row, fault.finds)
+        count, found, alarms = count + 1, found + is_one, alarms + row.alarms
+        said = f"{'' if is_one else '**missed** '}{shown(row, fault.finds)[:SHOWN]}"
         print(
-            f"| {fault.name} | {fault.kernel} | {len(row.bad):,} of {row.runs:,} "
-            f"| {'' if is_one else '**missed** '}{said[:SHOWN]} | {row.alarms} of {row.twins:,} "
-            f"| {time.monotonic() - start:.0f} |",
+            f"| {fault.name} | {fault.kernel} | {fault.scenario} {fault.event} "
+            f"| {len(row.bad):,} of {row.runs:,} | {said} | {row.alarms} of {row.twins:,} "
+            f"| {row.seconds:.0f} |",
             flush=True,
         )
-    share = found / len(faults)
-    print(f"\n{found} of {len(faults)} found ({share:.1%}); {alarms} runs of sound twins go wrong")
+    share = found / count if count else 0.0
+    print(f"\n{found} of {count} found ({share:.1%}); {alarms} runs of sound twins go wrong")
     return 0 if share >= ASKED and not alarms else 1
 
 

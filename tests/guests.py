@@ -263,6 +263,11 @@ reloaded:
         cli
         .endif
         mov byte ptr [rip + busy], 0
+        .ifdef WORKS
+        sti
+        call work
+        cli
+        .endif
         .ifdef TRAP
         push rbx
         mov eax, 0x40000000
@@ -275,6 +280,12 @@ reloaded:
         .endif
         ret
         .size do_syscall_64, . - do_syscall_64
+
+        function work
+        nop
+        nop
+        ret
+        .size work, . - work
 
 power_off:
         xor eax, eax

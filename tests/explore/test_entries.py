@@ -63,6 +63,20 @@ def test_an_nmi_that_a_kernel_does_not_survive_in_its_handler():
     assert {one.scenario for one in bad} == {"one:0x40", "one:0x50"}
 
 
+def test_each_way_in_from_the_kernel():
+    text = EACH.replace("nth = 3", 'symbol = "work"\nnth = 3')
+    result = campaign(config("WORKS", "MORE_VECTORS", text=text, beyond=False))
+    assert [one.scenario for one in result.windows] == ["one:0x40", "one:0x50"]
+    for window in result.windows:
+        first, *handler, _ = (one.function for one in window.boundaries)
+        assert first == "work"
+        assert "work" not in handler
+    assert {one.verdict for one in result.results} <= CLEAN
+    flags = ("WORKS", "MORE_VECTORS", "NMI_PANICS", "BUSY_IN_IRQ")
+    result = campaign(config(*flags, text=text, beyond=False))
+    assert {one.verdict for one in result.results if one.verdict not in CLEAN} == {"panic"}
+
+
 def test_one_of_them_by_name(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(EACH)

@@ -38,6 +38,7 @@ def test_a_users_file_is_read_like_a_shipped_one(tmp_path):
         (MINIMAL.replace(b'"nmi"', b'"nmy"'), "'nmy' is not an event"),
         (MINIMAL.replace(b'symbol = "f"', b""), "it has none"),
         (MINIMAL.replace(b'symbol = "f"', b'symbol = "f"\nnmi = "g"'), "symbol and nmi"),
+        (MINIMAL.replace(b'symbol = "f"', b'syscall = 1\ninterrupt = "0x40"'), "and interrupt"),
         (MINIMAL.replace(b'symbol = "f"', b'symbol = "f"\nnth = 0'), "nth"),
         (MINIMAL.replace(b"[start]", b"[start]\nwhen = 1"), "when"),
         (MINIMAL.replace(b'"f"', b"7"), "start.symbol"),

@@ -60,17 +60,17 @@ _EVENT: Final = re.compile(
 
 
 class Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What opens the window; exactly one of the first five is given.
+    """What opens the window; exactly one of the first five is given, or symbol and interrupt.
 
     A window opens with an event of the guest's own (`symbol`: a function is about to run;
     `syscall`; `trap`: a #VE of a class), or with one that trapline posts: `interrupt`, its
-    vector's handler entered from user mode when the `nth` system call has returned, `nmi`
-    before the function it names. `interrupt = "each"` opens a window for each way that the IDT
-    of the booted kernel has for interrupts; they are called `name:0xNN`. `within` counts only what
-    happens while that function is on the stack (of several names, any; those that a kernel lacks
-    are passed over), `after` only what happens once that function was called, `interrupts` only
-    what happens to code that has
-    interrupts on (or off), `user` only what happens to code of user mode (or not).
+    vector's handler entered from user mode when the `nth` system call has returned, or with
+    `symbol` before that function; `nmi` before the function it names. `interrupt = "each"` opens
+    a window for each way that the IDT of the booted kernel has for interrupts; they are called
+    `name:0xNN`. `within` counts only what happens while that function is on the stack (of several
+    names, any; those that a kernel lacks are passed over), `after` only what happens once that
+    function was called, `interrupts` only what happens to code that has interrupts on (or off),
+    `user` only what happens to code of user mode (or not).
     """
 
     symbol: Symbol | None = None
@@ -206,10 +206,10 @@ def _check(scenario: Scenario, source: str) -> None:
         for field in ("symbol", "syscall", "trap", "interrupt", "nmi")
         if getattr(start, field) is not None
     ]
-    if len(given) != 1:
+    if len(given) != 1 and given != ["symbol", "interrupt"]:
         raise BadInputFileError(
-            f"{source}: [start] needs exactly one of symbol, syscall, trap, interrupt and nmi, "
-            f"it has {' and '.join(given) or 'none'}."
+            f"{source}: [start] needs exactly one of symbol, syscall, trap, interrupt and nmi "
+            f"(or symbol with interrupt), it has {' and '.join(given) or 'none'}."
         )
     for inject in scenario.inject:
         for event in (inject.event, *inject.then):

@@ -165,16 +165,23 @@ class Triggers(TrapListener):
                 or not self._ends_count(waiting)
             ):
                 continue
-            if start.interrupt is not None:
-                # SYSCALL has put the address it returns to into RCX.
-                self._returns.setdefault(int(regs[Reg.RCX]), []).append(waiting)
-                self._vcpu.stop()
-            elif start.syscall is not None:
-                self._open(waiting, rsp, 3)
-            elif start.nmi is not None:
-                self._open(waiting, rsp, cpl, "nmi")
-            else:
-                self._open(waiting, rsp + 8, cpl)
+            self._reach(waiting, rsp, cpl)
+
+    def _reach(self, waiting: _Waiting, rsp: int, cpl: int) -> None:
+        """Open the window of a start that the guest is at, or when its system call has returned."""
+        start = waiting.start
+        if start.interrupt is not None and start.symbol is not None:
+            self._post(waiting, rsp, cpl)
+        elif start.interrupt is not None:
+            # SYSCALL has put the address it returns to into RCX.
+            self._returns.setdefault(int(self._vcpu.regs[Reg.RCX]), []).append(waiting)
+            self._vcpu.stop()
+        elif start.syscall is not None:
+            self._open(waiting, rsp, 3)
+        elif start.nmi is not None:
+            self._open(waiting, rsp, cpl, "nmi")
+        else:
+            self._open(waiting, rsp + 8, cpl)
 
     def _count_traps(self, trap: str) -> None:
         for waiting in list(self._waiting):
@@ -236,7 +243,7 @@ class Triggers(TrapListener):
 def names_of(start: Start, target: Target) -> tuple[str, ...]:
     """Name the symbols that a start is told by, `after` first."""
     name = start.symbol or start.nmi
-    if start.syscall is not None or start.interrupt is not None:
+    if start.syscall is not None or (start.interrupt is not None and name is None):
         name = target.names.syscall
     return tuple(n for n in (start.after, name) if n is not None)
 

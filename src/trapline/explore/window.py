@@ -54,7 +54,8 @@ class LiveWindow:
         self.opening = opening
         self.scenario = opening.scenario
         start, end = opening.scenario.start, opening.scenario.end
-        self.is_return = start.symbol is not None and end.at == "return"
+        is_call = start.symbol is not None and start.interrupt is None
+        self.is_return = is_call and end.at == "return"
         self.vcpu: Vcpu = machine.vcpu
         self.counts = False
         self.trouble: BadInputFileError | None = None
