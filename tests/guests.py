@@ -528,6 +528,11 @@ stuck:
         pop rcx
         pop rax
         iretq
+        .ifdef ENTRY_TEXT
+        .globl __entry_text_start, __entry_text_end
+        .set __entry_text_start, asm_planted
+        .set __entry_text_end, planted
+        .endif
         function planted
         ret
         .size planted, . - planted

@@ -77,6 +77,19 @@ def test_each_way_in_from_the_kernel():
     assert {one.verdict for one in result.results if one.verdict not in CLEAN} == {"panic"}
 
 
+@pytest.mark.parametrize("start", ["nth = 3", 'symbol = "work"\nnth = 3'])
+def test_only_entry_and_exit_code_is_tried(start):
+    text = EACH.replace("nth = 3", start) + 'where = "entry"\n'
+    result = campaign(config("WORKS", "IRQ_IN_C", "ENTRY_TEXT", text=text, beyond=False))
+    (window,) = result.windows
+    names = {one.index: one.function for one in window.boundaries}
+    handlers = [index for index, name in names.items() if name in ("planted", "sysvec_planted")]
+    tried = [one.boundary for one in result.results]
+    assert tried == [*range(1, handlers[0]), *range(handlers[-1] + 1, len(names))]
+    assert {names[boundary] for boundary in tried} == {"asm_planted"}
+    assert {one.verdict for one in result.results} <= CLEAN
+
+
 def test_one_of_them_by_name(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(EACH)

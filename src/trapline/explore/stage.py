@@ -304,9 +304,10 @@ def _places(window: LiveWindow, inject: Inject) -> tuple[int, ...]:
     code = entry_code(window.target) if inject.where == "entry" else ()
     if not code:
         return tuple(range(window.first, count))
+    # What an interrupt comes to is not inside, though it is the kernel's.
     inside = [
         number
-        for number, step in enumerate(window.steps)
+        for number, step in enumerate(window.steps[window.first :], window.first)
         if step.cpl == 0 and not any(step.rip in where for where in code)
     ]
     if not inside:
