@@ -45,7 +45,7 @@ docs: $(VENV)/.dev
 
 # Benchmarks that take no kernel, and campaigns that take an hour and have targets of their own.
 WITHOUT_KERNEL := benchmarks/engine.py benchmarks/startup.py
-CAMPAIGNS := $(patsubst %,benchmarks/%.py,explore_faults explore_kernels verify_faults)
+CAMPAIGNS := $(patsubst %,benchmarks/%.py,explore_faults explore_kernels kernels verify_faults)
 
 ## bench: measure everything that the documentation gives a number for
 bench: $(VENV)/.dev
@@ -65,6 +65,14 @@ explore-faults: $(VENV)/.dev
 ## explore-kernels: explore all kernels that trapline is held against (1.4 GB; those that are built)
 explore-kernels: $(VENV)/.dev
 	@$(RUN)/python benchmarks/explore_kernels.py
+
+## verify-faults: plant 24 faults in a kernel's #VE handler, one at a time, and count those that verify finds
+verify-faults: $(VENV)/.dev
+	@$(RUN)/python benchmarks/verify_faults.py
+
+## kernels: scan, boot, filter, tradeoff, verify on all kernels that trapline is held against (an hour)
+kernels: $(VENV)/.dev
+	@$(RUN)/python benchmarks/kernels.py
 
 ## flavours: scan, boot, explore, verify the full and real-time kernels (1.4 GB, 14 GB unpacked)
 flavours: $(VENV)/.run
