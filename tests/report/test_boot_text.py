@@ -14,6 +14,7 @@ from trapline.results.boot import (
     Hashes,
     Milestone,
     Refusals,
+    RunProgram,
     Soundness,
     TrapSite,
 )
@@ -124,6 +125,16 @@ def test_how_a_guest_died_says_more_than_that_it_complained():
         kind="panic", detail="Kernel panic: oh.", exit_code=20, seconds=1.0, place="panic+0x1/0x2"
     )
     assert exit_code(boot(outcome=outcome, complaints=(complaint(),))) == ExitCode.GUEST_PANIC
+
+
+def test_a_program_decides_the_exit_code_where_all_else_went_well():
+    ran = RunProgram(name="t.sh", exit_code=42, out=10, err=0)
+    assert exit_code(boot(program=ran)) == 42
+    assert "t.sh exited with 42; it printed 10 bytes" in text(boot(program=ran))
+    assert exit_code(boot(program=ran, complaints=(complaint(),))) == ExitCode.GUEST_COMPLAINED
+    untold = RunProgram(name="t.sh", exit_code=None, out=0, err=0)
+    assert exit_code(boot(program=untold)) == ExitCode.INCOMPLETE
+    assert "ended before t.sh told its exit code" in text(boot(program=untold))
 
 
 def test_classes_count_places_and_ring_3():

@@ -1,6 +1,7 @@
 """`boot`: a kernel as a TD on a software TDX module."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +18,7 @@ from trapline.boot.plan import (
     without_boot_image,
 )
 from trapline.boot.policy import Guard, parse
+from trapline.boot.program import PORTS, ProgramOutput, read_program
 from trapline.boot.run import BootRun, trace_header
 from trapline.boot.trace import TraceWriter
 from trapline.machine.devices.console import DEFAULT_LIMIT
@@ -61,7 +63,10 @@ def boot(
     timeout: float | None = None,
     console_limit: int = DEFAULT_LIMIT,
     reproduce: str = "",
+    run: "AnyPath | None" = None,
     console: "Callable[[bytes], None] | None" = None,
+    output: "Callable[[bytes], None] | None" = None,
+    errors: "Callable[[bytes], None] | None" = None,
     progress: "OnProgress | None" = None,
     announce: "Announce | None" = None,
 ) -> "BootResult":
@@ -78,7 +83,8 @@ def boot(
     if None: "oops", "bug", "warning", "soft-lockup", "hard-lockup", "rcu-stall", "hung-task".
     `timeout` is of wall-clock time; a guest that prints more than `console_limit` is ended, too.
     `reproduce` is the command that does the same, for the splat of a guest that dies. `console`
-    gets the guest's output as it is written.
+    gets the guest's output as it is written. `run` is a script or a static program that the guest
+    is booted for: `output` and `errors` get what it prints, the result says what it exits with.
 
     A guest that dies is a result, not an error. Raises KernelNotFoundError, BadImageError,
     NotATdxKernelError, BadMachineError, BadInputFileError, UsageError, OutputError, FetchError,
@@ -89,6 +95,9 @@ def boot(
             f"a timeout of {timeout} seconds leaves no time to run; give more, or none."
         )
     board, requests = parse_devices(several(devices))
+    program = None if run is None else read_program(Path(run))
+    if program is not None:
+        board = replace(board, further_ports=PORTS)
     guard = _guard(allow, allow_mode, policies, on_forbidden)
     if guard.needs_scan and scan is False:
         raise UsageError("--policy and --allow-mode report need a scan; leave --no-scan out.")
@@ -97,6 +106,7 @@ def boot(
         command_line=cmdline,
         append=several(append),
         insmod=several(insmod),
+        program=program,
         memory=memory,
         unaccepted=unaccepted,
         board=board,
@@ -122,17 +132,30 @@ def boot(
         found = known.given
         if guard.needs_scan:
             found = known.make(plan.files, loadable, build_id, progress)
-        run = stack.enter_context(
-            BootRun(plan, symbols, reproduce=reproduce, echo=console, sink=writer, scan=found)
+        said = None
+        if program is not None:
+            said = ProgramOutput(program.name, output or _drop, errors or _drop)
+        booted = stack.enter_context(
+            BootRun(
+                plan,
+                symbols,
+                reproduce=reproduce,
+                echo=console,
+                sink=writer,
+                scan=found,
+                program=said,
+            )
         )
         server = None
         if gdb is not None:
             server = stack.enter_context(
-                GdbServer(gdb, run.machine.vcpu, run.debug_target(), announce or _ignore)
+                GdbServer(gdb, booted.machine.vcpu, booted.debug_target(), announce or _ignore)
             )
-        outcome = run.run(server)
+        outcome = booted.run(server)
+        if said is not None:
+            said.flush()
         found = found or known.make(plan.files, loadable, build_id, progress)
-        return run.result(outcome, found)
+        return booted.result(outcome, found)
 
 
 def _guard(
@@ -168,6 +191,10 @@ def _complaints(fail_on: "str | Iterable[str] | None") -> "frozenset[ComplaintKi
             f"{', '.join(sorted(COMPLAINT_KINDS))}, or none."
         )
     return frozenset(kind for kind in COMPLAINT_KINDS if kind in names)
+
+
+def _drop(data: bytes) -> None:
+    del data
 
 
 def _ignore(line: str) -> None:

@@ -9,6 +9,7 @@ from trapline.base.errors import BadImageError, BadMachineError, FetchError, Ker
 from trapline.base.files import read
 from trapline.base.mapping import mapped
 from trapline.boot.policy import Guard
+from trapline.boot.program import ARGUMENT, Program
 from trapline.kernel.binary import Binary
 from trapline.kernel.drivers.modinfo import module_info, read_builtin
 from trapline.kernel.elf import compression
@@ -44,9 +45,9 @@ class BootOptions:
     """What the user may choose; sizes in bytes, times in seconds.
 
     `command_line` replaces the distribution's, `append` goes behind either. `insmod` names
-    modules that the self-test initramfs loads, with all they depend on; `init` replaces its
-    /init. `devices` are QEMU's. `guard` says which accesses the guest may make, `fail_on` which
-    complaints of its kernel are not put up with.
+    modules that the self-test initramfs loads, with all they depend on; `init` replaces its /init,
+    and `program` is run by it in place of the tests. `devices` are QEMU's. `guard` says which
+    accesses the guest may make, `fail_on` which complaints of its kernel are not put up with.
     """
 
     initrd: Path | None = None
@@ -54,6 +55,7 @@ class BootOptions:
     append: tuple[str, ...] = ()
     insmod: tuple[str, ...] = ()
     init: str | None = None
+    program: Program | None = None
     memory: int = DEFAULT_MEMORY
     unaccepted: int = 0
     board: Board = field(default_factory=Board)
@@ -107,15 +109,19 @@ def make_plan(
             "expect it to panic where it finds an IO-APIC, as in any TD"
         )
     if options.initrd is not None:
-        if options.insmod:
-            raise BadMachineError("--insmod is for the initramfs that is made here, not --initrd.")
+        if options.insmod or options.program is not None:
+            option = "--insmod" if options.insmod else "--run"
+            raise BadMachineError(f"{option} is for the initramfs that is made here, not --initrd.")
         initrd, name = initramfs.read_initrd(options.initrd), str(options.initrd)
         modules: tuple[ModuleFile, ...] = files.modules
     else:
         modules = with_dependencies(files, options.insmod)
+        program = options.program
         init = options.init or initramfs.SELF_TEST
-        initrd = _own_initrd(modules, init, announce)
         name = "self-test" if options.init is None else "workload"
+        if program is not None:
+            init, name = initramfs.workload(program.commands), program.name
+        initrd = _own_initrd(modules, init, program, announce)
     return BootPlan(files, image, initrd, name, command_line(options), modules, options)
 
 
@@ -126,7 +132,9 @@ def _lacks_hosts(files: KernelFiles) -> bool:
 def command_line(options: BootOptions) -> str:
     """Return what the kernel gets: an empty line where the user asks for one."""
     first = options.command_line
-    words = (DISTRIBUTION_COMMAND_LINE if first is None else first, *options.append)
+    # A console costs most of a boot's time, and shows nothing that a program prints.
+    ours = () if options.program is None else (ARGUMENT, *(("quiet",) if first is None else ()))
+    words = (DISTRIBUTION_COMMAND_LINE if first is None else first, *ours, *options.append)
     return " ".join(word for word in words if word)
 
 
@@ -189,15 +197,19 @@ def with_dependencies(files: KernelFiles, names: Iterable[str]) -> tuple[ModuleF
 
 
 def _own_initrd(
-    modules: tuple[ModuleFile, ...], init: str, announce: Callable[[str], None] | None
+    modules: tuple[ModuleFile, ...],
+    init: str,
+    program: Program | None,
+    announce: Callable[[str], None] | None,
 ) -> bytes:
     tree = deb.fetch_package(BUSYBOX_PACKAGE, announce=announce)
     found = next((tree / path for path in _BUSYBOX_PATHS if (tree / path).is_file()), None)
     if found is None:
         raise FetchError(f"the package {BUSYBOX_PACKAGE} holds no busybox; give --initrd.")
-    program = read(found, limit=_MAX_MODULE, what="a busybox", error=FetchError)
+    busybox = read(found, limit=_MAX_MODULE, what="a busybox", error=FetchError)
     contents = [(f"{module.name}.ko", _unpacked(module.path)) for module in modules]
-    return initramfs.self_test(program, contents, init)
+    further = () if program is None else (initramfs.program(program.path, program.data),)
+    return initramfs.self_test(busybox, contents, init, further)
 
 
 def _unpacked(path: Path) -> bytes:

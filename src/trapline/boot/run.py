@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from trapline.boot.plan import BootPlan
+    from trapline.boot.program import ProgramOutput
     from trapline.cpu.engine import ExitHandler
     from trapline.kernel.binary import Binary
     from trapline.machine.devices.console import Echo
@@ -52,8 +53,9 @@ class BootRun:
     """One run of one plan; use as a context manager, which frees the guest's memory.
 
     `vmlinux` is the source of symbols and stays the caller's. `reproduce` is the command line
-    that does the same again. `echo` gets console output, `sink` each trap. `scan` is of the same
-    kernel; policies other than "trap" need it before the run.
+    that does the same again. `echo` gets console output, `sink` each trap, `program` what the
+    plan's program says. `scan` is of the same kernel; policies other than "trap" need it before the
+    run.
     """
 
     def __init__(
@@ -65,7 +67,9 @@ class BootRun:
         echo: "Echo | None" = None,
         sink: "Sink | None" = None,
         scan: "ScanResult | None" = None,
+        program: "ProgramOutput | None" = None,
     ) -> None:
+        self._program = program
         self._plan = plan
         self._vmlinux = vmlinux
         self._reproduce = reproduce
@@ -86,6 +90,7 @@ class BootRun:
                 seconds=options.timeout,
                 virtual_seconds=options.virtual_seconds,
                 console_limit=options.console_limit,
+                serial_ports=() if program is None else program.ports,
                 echo=echo,
                 on_line=self._on_line,
                 trap_sink=sink,
@@ -196,6 +201,7 @@ class BootRun:
             console_bytes=machine.console.written,
             hashes=Hashes(trace=recorder.digest, console=machine.console.digest, ram=ram),
             splat=self._splat,
+            program=None if self._program is None else self._program.result,
             complaints=self.log.complaints.result(self._plan.options.fail_on),
             devices=devices,
             policy=self.guard.policy,

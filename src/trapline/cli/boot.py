@@ -27,7 +27,7 @@ from trapline.machine.loader.gpamap import DEFAULT_MEMORY
 from trapline.machine.qemu.catalogue import CATALOGUE
 from trapline.report.output import Destination, standard_output
 from trapline.report.records import BOOT
-from trapline.report.terminal import Screen
+from trapline.report.terminal import Screen, plain
 from trapline.results.boot import ComplaintKind
 from trapline.results.findings import exit_code
 from trapline.results.trapclass import POLICY_CLASSES
@@ -56,7 +56,7 @@ def _policies(
     "boot",
     cls=Command,
     groups={
-        "What runs": ("modules", "initrd", "insmod", "append", "cmdline"),
+        "What runs": ("run", "modules", "initrd", "insmod", "append", "cmdline"),
         "The machine": ("memory", "unaccepted", "devices", "module_version"),
         "What the guest may do": ("allow", "allow_mode", "policies", "on_forbidden"),
         "Watching it": (
@@ -77,9 +77,17 @@ def _policies(
         "trapline boot vmlinuz --device e1000 --insmod e1000 --trace traps.jsonl",
         "trapline boot vmlinuz --policy mmio=forbid --on-forbidden panic",
         "trapline boot vmlinuz --gdb :1234",
+        "trapline boot vmlinuz --run ./test.sh",
     ),
 )
 @kernel_argument
+@click.option(
+    "--run",
+    type=PATH,
+    metavar="FILE",
+    help="Run this script or static program in the guest: print what it prints and nothing else, "
+    "and exit with its exit code.",
+)
 @modules_option
 @initrd_option
 @click.option(
@@ -187,6 +195,7 @@ def _policies(
 def command(
     kernel: str,
     *,
+    run: "Path | None",
     modules: "Path | None",
     initrd: "Path | None",
     insmod: tuple[str, ...],
@@ -225,10 +234,14 @@ def command(
     """
     destination = Destination(output)
     on_stdout = output is not None or format_name == "text"
-    screen = None if quiet else Screen(standard_output() if on_stdout else sys.stderr.buffer)
+    screen = None
+    if not quiet and run is None:
+        screen = Screen(standard_output() if on_stdout else sys.stderr.buffer)
+    is_silent = run is not None and output is None
     with ProgressReport() as report:
         result = trapline.boot(
             kernel,
+            run=run,
             modules=modules,
             initrd=initrd,
             insmod=insmod,
@@ -242,7 +255,7 @@ def command(
             allow_mode=allow_mode,
             policies=policy.parse(policies),
             on_forbidden=on_forbidden,
-            scan=scan_file or not no_scan,
+            scan=scan_file or not (no_scan or is_silent),
             trace=trace,
             gdb=gdb,
             fail_on=fail_on or None,
@@ -250,10 +263,16 @@ def command(
             console_limit=console_limit,
             reproduce=shlex.join(["trapline", *sys.argv[1:]]),
             console=screen,
+            output=plain(standard_output()),
+            errors=plain(sys.stderr.buffer),
             progress=report.advance,
             announce=report.announce,
         )
     if screen is not None and on_stdout:
         screen(b"\n")
-    destination.write(BOOT.render(result, format_name, verbosity))
-    return exit_code(result)
+    code = exit_code(result)
+    if not is_silent:
+        destination.write(BOOT.render(result, format_name, verbosity))
+    elif result.program is not None and code != result.program.exit_code:
+        sys.stderr.buffer.writelines(BOOT.render(result, "text", verbosity))
+    return code

@@ -61,9 +61,10 @@ class MachineConfig:
     """What TD to build.
 
     `memory` and `unaccepted` are bytes, `seconds` limits the wall clock, `virtual_seconds` the
-    guest's own. `devices` are modelled by QEMU and need `board.pci`. `echo` gets the console's
-    output line by line, `on_line` the same without line ends; `trap_sink` gets each trap,
-    `on_place` each place at its first trap.
+    guest's own. `devices` are modelled by QEMU and need `board.pci`. `serial_ports` get each byte
+    sent through the second serial port and those behind it, `board.further_ports` of them. `echo`
+    gets the console's output line by line, `on_line` the same without line ends; `trap_sink` gets
+    each trap, `on_place` each place at its first trap.
     """
 
     image: KernelImage
@@ -79,6 +80,7 @@ class MachineConfig:
     seconds: float | None = None
     virtual_seconds: int = DEFAULT_VIRTUAL_SECONDS
     console_limit: int = DEFAULT_LIMIT
+    serial_ports: tuple[Callable[[int], None], ...] = ()
     echo: Echo | None = None
     on_line: Callable[[bytes], None] | None = None
     trap_sink: Sink | None = None
@@ -258,6 +260,8 @@ class Machine:
         registers = power.AcpiPower(self._powered_off, self._reset)
         serial = uart.Uart16550(self.console.put, serial_irq)
         ports.add(uart.COM1, uart.PORTS, "serial port", serial)
+        for port, sink in zip(uart.FURTHER, self.config.serial_ports, strict=False):
+            ports.add(port, uart.PORTS, "serial port", uart.Uart16550(sink))
         ports.add(rtc.INDEX_PORT, rtc.PORTS, "RTC", clock)
         ports.add(pit.PORT, pit.PORTS, "PIT", timer)
         ports.add(pit.SYSTEM_CONTROL_PORT, 1, "system control port", control)

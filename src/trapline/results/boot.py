@@ -174,6 +174,19 @@ class Complaint(Document, frozen=True, kw_only=True):
     splat: Splat | None
 
 
+class RunProgram(Document, frozen=True, kw_only=True):
+    """The program that the guest was booted for (`--run`).
+
+    `exit_code` is None where the guest ended before it told. `out` and `err` are the bytes that it
+    printed.
+    """
+
+    name: str
+    exit_code: int | None
+    out: int
+    err: int
+
+
 class BootPolicy(Document, frozen=True, kw_only=True):
     """What was done about which class of access; classes that are not named trap.
 
@@ -219,6 +232,7 @@ class BootResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_": "
     hashes: Hashes
     splat: Splat | None
     complaints: tuple[Complaint, ...] = ()
+    program: RunProgram | None = None
     devices: tuple[BootDevice, ...] = ()
     policy: BootPolicy = BootPolicy()
     screams: tuple[Scream, ...] = ()

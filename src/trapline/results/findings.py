@@ -73,8 +73,11 @@ def findings(document: object) -> tuple[Finding, ...]:
     raise TypeError(f"{type(document).__name__} is no result document")
 
 
-def exit_code(document: Document) -> ExitCode:
-    """Tell what a command that has this result exits with."""
+def exit_code(document: Document) -> int:
+    """Tell what a command that has this result exits with.
+
+    That is an `ExitCode`, or what the program exited with that a guest was booted for.
+    """
     if isinstance(document, BootResult) and document.outcome.exit_code:
         return ExitCode(document.outcome.exit_code)
     if isinstance(document, BootResult) and any(one.fails for one in document.complaints):
@@ -84,6 +87,9 @@ def exit_code(document: Document) -> ExitCode:
     # What was not seen cannot be called clean.
     if isinstance(document, ScanResult | FilterResult) and not document.coverage.complete:
         return ExitCode.INCOMPLETE
+    if isinstance(document, BootResult) and document.program is not None:
+        code = document.program.exit_code
+        return ExitCode.INCOMPLETE if code is None else code
     return ExitCode.CLEAN
 
 

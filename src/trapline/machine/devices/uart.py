@@ -13,6 +13,8 @@ from trapline.machine.devices.interface import IrqLine, no_irq
 
 COM1 = 0x3F8
 COM1_IRQ = 4
+# COM2 to COM4, where Linux looks for them (arch/x86/include/asm/serial.h).
+FURTHER = (0x2F8, 0x3E8, 0x2E8)
 PORTS = 8
 FIFO_SIZE = 16
 

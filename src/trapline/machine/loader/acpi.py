@@ -56,6 +56,7 @@ class Board:
     hpet: bool = False
     pci: bool = False
     mmio_uart: bool = False  # a second serial port, with its registers in memory
+    further_ports: int = 0  # serial ports at the places of COM2 and up
 
     @property
     def extras(self) -> tuple[str, ...]:
@@ -173,6 +174,16 @@ def dsdt(board: Board) -> bytes:
                 aml.name("_HID", aml.eisa_id("PNP0501")),
                 aml.name("_UID", aml.integer(1)),
                 aml.name("_CRS", aml.resources(*registers)),
+            )
+        )
+    for number, port in enumerate(uart.FURTHER[: board.further_ports]):
+        # Found without this, too, but with the interrupt of a board that has an 8259.
+        devices.append(
+            aml.device(
+                f"SER{number}",
+                aml.name("_HID", aml.eisa_id("PNP0501")),
+                aml.name("_UID", aml.integer(number + 2)),
+                aml.name("_CRS", aml.resources(aml.io_ports(port, uart.PORTS))),
             )
         )
     if board.pci:

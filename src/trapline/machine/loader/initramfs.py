@@ -122,17 +122,22 @@ def workload(commands: str) -> str:
 
 
 def self_test(
-    busybox: bytes, modules: Sequence[tuple[str, bytes]] = (), init: str = SELF_TEST
+    busybox: bytes,
+    modules: Sequence[tuple[str, bytes]] = (),
+    init: str = SELF_TEST,
+    further: Sequence[ArchiveEntry] = (),
 ) -> bytes:
     """Build the initramfs whose /init tests the guest and powers it off.
 
-    `modules` are file names and unpacked contents of loadable modules, in the order in which
-    they are to be loaded.
+    `modules` are file names and unpacked contents of loadable modules, in the order in which they
+    are to be loaded. `further` are files, each in a folder of its own.
     """
     entries = [folder(name) for name in ("bin", "proc", "sys", "dev")]
     entries.append(ArchiveEntry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)))
     entries.append(program(BUSYBOX, busybox))
     entries.append(program("init", init.encode()))
+    for entry in further:
+        entries += [folder(entry.name.partition("/")[0]), entry]
     if modules:
         order = "".join(f"{name}\n" for name, _ in modules)
         entries.append(folder(MODULES))

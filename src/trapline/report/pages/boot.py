@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from trapline.report.blocks import Block
-    from trapline.results.boot import BootDevice, BootResult, TrapSite
+    from trapline.results.boot import BootDevice, BootResult, RunProgram, TrapSite
 
 _TOP: Final = 20
 _SPLATS: Final = 2
@@ -63,6 +63,15 @@ def _head(result: "BootResult") -> "Iterator[Block]":
     )
     if outcome.exit_code:
         yield Paragraph(f"The guest was at {outcome.place}.")
+    if result.program is not None:
+        yield Paragraph(_program(result.program))
+
+
+def _program(program: "RunProgram") -> str:
+    printed = f"it printed {program.out:,} bytes, and {program.err:,} of errors"
+    if program.exit_code is None:
+        return f"The guest ended before {program.name} told its exit code; {printed}."
+    return f"{program.name} exited with {program.exit_code}; {printed}."
 
 
 def _complaints(result: "BootResult", verbosity: int) -> "Iterator[Block]":
