@@ -19,6 +19,16 @@ from trapline.results.boot import (
     Soundness,
     TrapSite,
 )
+from trapline.results.contexts import (
+    ContextsKernel,
+    ContextsResult,
+    Gap,
+    GapEdge,
+    GapEntry,
+    GapInstruction,
+    GapSite,
+)
+from trapline.results.contexts import Place as CodePlace
 from trapline.results.explore import (
     Boundary,
     ExploreResult,
@@ -434,6 +444,64 @@ def verify(**changes):
     return msgspec.structs.replace(whole, **changes)
 
 
+def contexts(answer="ve", edge="indirect jump"):
+    place = CodePlace(
+        function="entry_SYSCALL_64",
+        offset=0x1B,
+        alternative=False,
+        address="0xffffffff81e0009b",
+        file="arch/x86/entry/entry_64.S",
+        line=95,
+    )
+    conditions = ("user CR3", "user stack")
+    entry = GapEntry(function="entry_SYSCALL_64", vector=None, found="written to MSR 0xc0000082")
+    site = GapSite(
+        id="syscall:entry_SYSCALL_64:cpuid",
+        trap="cpuid",
+        answer=answer,
+        rule="cpuid-absent",
+        subject="0x40000000",
+        place=place,
+        instruction="cpuid",
+        directions=("in",),
+        conditions=conditions,
+        reason="the rules say that it traps",
+    )
+    sound = msgspec.structs.replace(site, id="syscall:wrmsr", trap="msr", answer="no", rule="msr-1")
+    unread = GapEdge(
+        id="syscall:edge",
+        kind=edge,
+        place=place,
+        target="string\x1b",
+        reason="where it goes is not known here",
+    )
+    instruction = GapInstruction(
+        place=place, instruction="cpuid", directions=("in", "out"), conditions=conditions
+    )
+    gap = Gap(
+        id="syscall",
+        title="SYSCALL",
+        entries=(entry, msgspec.structs.replace(entry, function="other", like=entry.function)),
+        instructions=(instruction,),
+        in_=1,
+        out=1,
+        paths=1344,
+        leaves=("IRET", "SYSRET"),
+        by_condition={"user CR3": 1, "user stack": 1},
+        accesses={"per-CPU": 1},
+        sites=(site, sound) if answer else (sound,),
+        edges=(unread,) if edge else (),
+    )
+    return ContextsResult(
+        generator="trapline",
+        kernel=ContextsKernel(name="vmlinux", release="6.12.0", build_id="ab" * 20),
+        module_version="1.5.01",
+        missing=("No table of gates was found.",) if edge else (),
+        assumptions=("It is no Xen guest. " * 5,),
+        gaps=(gap, msgspec.structs.replace(gap, id="nmi", title="NMI", sites=(), edges=())),
+    )
+
+
 def tradeoff(**changes):
     def design(name):
         return Design(
@@ -758,6 +826,10 @@ GOLDEN = {
     ),
     "verify-no-worse": (lambda: verify(worse_than_baseline=()), (0,)),
     "verify-clean": (lambda: verify(findings=(), refused=(), injected=0), (0,)),
+    "contexts": (contexts, (0, 1, 2)),
+    "contexts-unread": (lambda: contexts(answer=""), (0,)),
+    "contexts-edges": (lambda: contexts(answer="", edge="static call"), (0, 1)),
+    "contexts-proved": (lambda: contexts(answer="", edge=""), (0,)),
     "tradeoff": (tradeoff, (0,)),
     "tradeoff-sound": (lambda: tradeoff(missed_places=()), (0,)),
     "filter-check": (filtered, (0,)),

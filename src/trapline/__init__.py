@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from trapline.api.boot import boot
     from trapline.api.check import check
     from trapline.api.check_machine import check_machine
+    from trapline.api.contexts import contexts
     from trapline.api.explore import explore
     from trapline.api.export_filter import export_filter
     from trapline.api.kernel import Kernel, open_kernel
@@ -47,6 +48,7 @@ __all__ = [
     "boot",
     "check",
     "check_machine",
+    "contexts",
     "explore",
     "export_filter",
     "findings",
@@ -67,6 +69,7 @@ _HOMES: Final = {
     "boot": "trapline.api.boot",
     "check": "trapline.api.check",
     "check_machine": "trapline.api.check_machine",
+    "contexts": "trapline.api.contexts",
     "explore": "trapline.api.explore",
     "export_filter": "trapline.api.export_filter",
     "findings": "trapline.results.findings",

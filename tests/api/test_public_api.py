@@ -51,7 +51,7 @@ def test_what_is_public_is_there():
 
 @pytest.mark.parametrize("first", ["", "import trapline.{0}; ", "from trapline import {0}; "])
 def test_a_function_is_not_hidden_by_the_room_of_its_name(first):
-    names = ("scan", "boot", "explore", "verify", "tradeoff")
+    names = ("scan", "boot", "explore", "verify", "contexts", "tradeoff")
     used = "".join(f"import trapline; {first.format(name)}trapline.{name}; " for name in names)
     rooms = ", ".join(f"trapline.{name}" for name in names)
     code = (
@@ -113,8 +113,8 @@ def test_progress_is_told(tiny):
     ("command", "function"),
     [
         ("scan", "scan"), ("boot", "boot"), ("explore", "explore"), ("verify", "verify"),
-        ("tradeoff", "tradeoff"), ("filter check", "check"), ("filter live", "check_machine"),
-        ("filter export", "export_filter"),
+        ("contexts", "contexts"), ("tradeoff", "tradeoff"), ("filter check", "check"),
+        ("filter live", "check_machine"), ("filter export", "export_filter"),
     ],
 )  # fmt: skip
 def test_an_option_of_a_command_is_an_argument(command, function):

@@ -12,8 +12,8 @@ TABLE = 0xFFFFFFFF83000000
 CODE = Span(0xFFFFFFFF81000000, 0xFFFFFFFF81001000)
 REPLACEMENTS = Span(0xFFFFFFFF83100000, 0xFFFFFFFF83100100)
 ENTRIES = [
-    Alternative(CODE.start + 0x10, REPLACEMENTS.start, 3, 3 * 32 + 5, 0),
-    Alternative(CODE.start + 0x20, REPLACEMENTS.start + 3, 5, 11 * 32 + 1, 0),
+    Alternative(CODE.start + 0x10, REPLACEMENTS.start, 3, 4, 3 * 32 + 5, False, False),
+    Alternative(CODE.start + 0x20, REPLACEMENTS.start + 3, 5, 7, 11 * 32 + 1, True, False),
 ]
 
 
@@ -25,8 +25,8 @@ def encode(entries, layout):
             layout,
             entry.origin - here,
             entry.replacement - here - 4,
-            entry.feature | entry.flags << 16,
-            entry.size,
+            entry.feature | entry.inverted << (16 if "I" in layout else 15) | entry.direct << 17,
+            entry.length,
             entry.size,
             *((0,) if layout.endswith("BBB") else ()),
         )
@@ -43,6 +43,7 @@ def test_each_layout_is_told_by_what_it_points_to(layout, count):
     found = parse(encode(ENTRIES[:count], layout))
     assert len(found) == count
     assert found.entry_size == struct.calcsize(layout)
+    assert found.in_order() == tuple(ENTRIES[:count])
     assert found.replacing_at(REPLACEMENTS.start + 2) == ENTRIES[0]
     assert found.replacing_at(REPLACEMENTS.start - 1) is None
     assert found.replacing_at(REPLACEMENTS.start + 8) is None
@@ -51,14 +52,16 @@ def test_each_layout_is_told_by_what_it_points_to(layout, count):
 
 
 def test_flags_are_apart_from_the_feature():
-    entry = Alternative(CODE.start, REPLACEMENTS.start, 1, 7, 2)
+    entry = Alternative(CODE.start, REPLACEMENTS.start, 1, 2, 7, inverted=False, direct=True)
     assert parse(encode([entry], "<iiIBB")).replacing_at(REPLACEMENTS.start) == entry
 
 
 def test_an_alternative_that_only_removes_code_replaces_nothing():
-    entry = Alternative(CODE.start, 0, 0, 7, 0)
-    data = struct.pack("<iiIBB", entry.origin - TABLE, 0, 7, 4, 0)
-    assert len(parse(data)) == 0
+    data = struct.pack("<iiIBB", CODE.start - TABLE, 0, 7, 4, 0)
+    found = parse(data)
+    assert len(found) == 0
+    (entry,) = found.in_order()
+    assert (entry.origin, entry.length, entry.size) == (CODE.start, 4, 0)
 
 
 @given(st.binary(max_size=100))

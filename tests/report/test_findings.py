@@ -77,6 +77,7 @@ def test_refused_is_what_the_handler_cannot_emulate():
         (golden.boot_with_devices(), golden.boot()),
         (golden.explore(), golden.explore([golden.run(0, "held")])),
         (golden.verify(), golden.verify(findings=())),
+        (golden.contexts(), golden.contexts(answer="", edge="")),
         (golden.tradeoff(), golden.tradeoff(designs=golden.tradeoff().designs[:2])),
         (golden.compared(), golden.compared(same=True)),
         (golden.linted("no id"), golden.linted()),

@@ -29,6 +29,7 @@ COMMANDS = {
     "boot": "Run a kernel as a TD without TDX hardware.",
     "explore": "Inject events at every instruction of a window.",
     "verify": "Hold what the #VE handler emulates against the processor.",
+    "contexts": "Prove where no trap may land.",
     "tradeoff": "Count what MMIO costs under three designs.",
     "filter": "Hold a kernel's drivers against an allow list of devices.",
     "rules": "Look up what the TDX module does and who says so.",

@@ -14,6 +14,7 @@ from trapline.kernel.dwarf.linetable import LineTable
 from trapline.kernel.dwarf.sourcepath import SourceTree
 from trapline.kernel.dwarf.symcache import SymCache
 from trapline.kernel.dwarf.units import Unit, UnitTable
+from trapline.kernel.elf import jumplabels
 from trapline.kernel.elf.alternatives import Alternatives, Span
 from trapline.kernel.elf.bzimage import open_vmlinuz
 from trapline.kernel.elf.file import MAX_MODULE, PT_LOAD, SHT_PROGBITS, ElfFile, Section
@@ -196,6 +197,14 @@ class Binary:
             [Span(part.address, part.end) for part in self.text if part.name == REPLACEMENTS],
         )
 
+    @cached_property
+    def static_branches(self) -> "Mapping[int, int]":
+        """Branches that static keys turn on and off, and where they go; empty without any."""
+        section = self.elf.section("__jump_table")
+        if section is None or not section.is_alloc or section.type != SHT_PROGBITS:
+            return {}
+        return jumplabels.parse(self._contents(section), self._address(section))
+
     def symbol_at(self, address: int) -> Symbol | None:
         """Return the function or label that holds an address."""
         return self.functions.at(address)
@@ -307,6 +316,13 @@ class Binary:
         """Return where a section of the object's code file lies, and its bytes as in memory."""
         return self._address(section), self._contents(section)
 
+    def is_mapped(self, address: int) -> bool:
+        """Whether an address is in the image, initialised or not."""
+        return any(
+            section.is_alloc and 0 <= address - self._address(section) < section.size
+            for section in self.elf.sections
+        )
+
     def _address(self, section: Section) -> int:
         if self._module is None:
             return section.address
@@ -347,6 +363,25 @@ class Binary:
                 parts.append((start, end, name))
         return parts
 
+    def line_at(self, address: int) -> tuple[str | None, int] | None:
+        """Return file and line of an instruction, in an inlined function where it is in one.
+
+        Below the source tree; None without DWARF of it. Cheaper than `chain`.
+        """
+        unit = self.unit_at(address)
+        if unit is None or unit.line_table is None:
+            return None
+        place = self._line_table(unit.line_table).at(address)
+        if place is None:
+            return None
+        return self._tree.relative(unit.compilation, place.folder, place.file), place.line
+
+    def _line_table(self, offset: int) -> LineTable:
+        table = self._line_tables.get(offset)
+        if table is None:
+            table = self._line_tables[offset] = LineTable(self._debug, offset)
+        return table
+
     def _line_chain(
         self, address: int, symbol: Symbol | None, frames: tuple[Frame, ...]
     ) -> tuple[Frame, ...]:
@@ -356,9 +391,7 @@ class Binary:
         unit = self.unit_at(address)
         if unit is None or unit.line_table is None:
             return (Frame(function=symbol.name, file=None, line=None),)
-        table = self._line_tables.get(unit.line_table)
-        if table is None:
-            table = self._line_tables[unit.line_table] = LineTable(self._debug, unit.line_table)
+        table = self._line_table(unit.line_table)
         if unit.is_assembly:
             place = table.at(address)
         else:

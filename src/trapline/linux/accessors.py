@@ -21,6 +21,16 @@ _SIZES: Final = {"b": 1, "w": 2, "l": 4, "q": 8}
 _BITS: Final = {"8": 1, "16": 2, "32": 4, "64": 8}
 
 
+#: Where accessors of device memory are inline assembly: what a line table says of a MOV from here.
+HEADERS: Final = frozenset(
+    (
+        "arch/x86/include/asm/io.h",
+        "arch/x86/include/asm/apic.h",
+        "arch/x86/include/asm/pci_x86.h",
+    )
+)
+
+
 class Inlined(NamedTuple):
     """An inlined accessor: the memory operand that is the device's, and how wide it is.
 

@@ -33,6 +33,30 @@ ENTRY_TEXT: Final = (
     ("__noinstr_text_start", "__noinstr_text_end"),
     ("__irqentry_text_start", "__irqentry_text_end"),
 )
+# Code jumps here in place of RET (arch/x86/lib/retpoline.S; apply_returns() patches it), and calls
+# or jumps here in place of a branch to a register.
+RETURN_THUNK: Final = "__x86_return_thunk"
+INDIRECT_THUNKS: Final = (
+    "__x86_indirect_thunk_",
+    "__x86_indirect_call_thunk_",
+    "__x86_indirect_jump_thunk_",
+)
+# What a static call goes through (include/linux/static_call_types.h).
+STATIC_CALL: Final = "__SCT__"
+# Functions that tell somebody: what they reach is consoles, locks and much else.
+REPORTS: Final = (
+    *("_printk", "__warn_printk", "panic", "vpanic", "early_printk", "nmi_panic", "die"),
+    "__stack_chk_fail",
+)
+# Arrays of the bases of per-CPU areas (mm/percpu.c, arch/x86/kernel/setup_percpu.c); the second
+# is what a kernel without SMP has (GET_PERCPU_BASE in arch/x86/entry/calling.h).
+PERCPU_BASES: Final = ("__per_cpu_offset", "pcpu_unit_offsets")
+# Where a new task begins: since and before v6.6 (3aec4ecb3d1f).
+NEW_TASK: Final = ("ret_from_fork_asm", "ret_from_fork")
+# Gates before the IDT is complete, an array of stubs for vectors 0 to 31 (head_64.S).
+EARLY_GATES: Final = "early_idt_handler_array"
+# Arrays of stubs, one for each vector of a device (idt_setup_apic_and_irq_gates()).
+STUB_ARRAYS: Final = ("irq_entries_start", "spurious_entries_start")
 # What is not written once the kernel runs.
 FIXED: Final = {
     "kernel text": ("_stext", "_etext"),

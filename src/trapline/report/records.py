@@ -15,6 +15,7 @@ from trapline.report.formats.json_lines import Lines
 from trapline.report.pages import (
     allow_list,
     boot,
+    contexts,
     explore,
     filter_check,
     filter_live,
@@ -27,6 +28,7 @@ from trapline.report.pages import (
     verify,
 )
 from trapline.results.boot import BootResult
+from trapline.results.contexts import ContextsResult
 from trapline.results.explore import ExploreResult
 from trapline.results.filter import FilterResult
 from trapline.results.filter_live import LiveResult
@@ -106,6 +108,13 @@ VERIFY: Final = Record(
     Lines(VerifyResult, {"findings": "finding", "refused": "refused"}),
     {"csv": csv_rows.render},
 )
+CONTEXTS: Final = Record(
+    "contexts",
+    ContextsResult,
+    "contexts",
+    contexts.page,
+    Lines(ContextsResult, {"gaps": "gap"}),
+)
 TRADEOFF: Final = Record("tradeoff", TradeoffResult, "tradeoff", tradeoff.page)
 FILTER_CHECK: Final = Record("filter check", FilterResult, "filter", filter_check.page)
 FILTER_LIVE: Final = Record("filter live", LiveResult, "filter-live", filter_live.page)
@@ -124,6 +133,7 @@ RECORDS: "Final[tuple[Record[Any], ...]]" = (
     BOOT,
     EXPLORE,
     VERIFY,
+    CONTEXTS,
     TRADEOFF,
     FILTER_CHECK,
     FILTER_LIVE,

@@ -17,6 +17,7 @@ ask `findings`; nothing else decides. A finding is:
   became worse is an error, the rest a note;
 - verify: a cause for which the #VE handler and the processor do not agree. Held against a
   baseline, only what is new or has grown is an error, the rest a note;
+- contexts: a site in a gap that may trap. An edge that hides no part of the gap is a note;
 - tradeoff: a part of the workload that failed under a design;
 - rules diff: a row that differs; rules lint: a problem.
 """
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from trapline.base.errors import ExitCode
 from trapline.results.boot import BootResult
+from trapline.results.contexts import UNREAD_EDGES, ContextsResult
 from trapline.results.document import Document
 from trapline.results.explore import CLEAN, ExploreResult
 from trapline.results.filter import FilterResult
@@ -85,12 +87,22 @@ def exit_code(document: Document) -> int:
     if any(found.level == "error" for found in findings(document)):
         return ExitCode.FINDINGS
     # What was not seen cannot be called clean.
-    if isinstance(document, ScanResult | FilterResult) and not document.coverage.complete:
+    if not _is_complete(document):
         return ExitCode.INCOMPLETE
     if isinstance(document, BootResult) and document.program is not None:
         code = document.program.exit_code
         return ExitCode.INCOMPLETE if code is None else code
     return ExitCode.CLEAN
+
+
+def _is_complete(document: Document) -> bool:
+    """Whether all was seen that was to be looked at."""
+    if isinstance(document, ScanResult | FilterResult):
+        return document.coverage.complete
+    if isinstance(document, ContextsResult):
+        edges = (edge.kind for gap in document.gaps for edge in gap.edges)
+        return not document.missing and UNREAD_EDGES.isdisjoint(edges)
+    return True
 
 
 def levels(found: "Iterable[Finding]") -> dict[int, Level]:
@@ -234,6 +246,34 @@ def _tradeoff(document: TradeoffResult) -> tuple[Finding, ...]:
         for step in design.steps
         if not step.passed
     )
+
+
+@findings.register
+def _contexts(document: ContextsResult) -> tuple[Finding, ...]:
+    sites = (
+        Finding(
+            "error",
+            "gap-site",
+            site.id,
+            f"{site.place.function}() in the {gap.title} gap: {site.instruction}: {site.reason}.",
+            site,
+        )
+        for gap in document.gaps
+        for site in gap.sites
+        if site.answer != "no"
+    )
+    edges = (
+        Finding(
+            "note",
+            "gap-edge",
+            edge.id,
+            f"{edge.place.function}() in the {gap.title} gap: {edge.kind}: {edge.reason}.",
+            edge,
+        )
+        for gap in document.gaps
+        for edge in gap.edges
+    )
+    return (*sites, *edges)
 
 
 # Explore.

@@ -35,17 +35,21 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """`size` bytes at `replacement` that may be copied to `origin`.
+    """`size` bytes at `replacement` that may be copied to `length` bytes at `origin`.
 
     `feature` is the CPU feature bit, 32 * word + bit, that decides (arch/x86/include/asm/
-    cpufeatures.h); `flags` are the bits above it: ALT_FLAG_NOT and ALT_FLAG_DIRECT_CALL.
+    cpufeatures.h). It must be absent if `inverted`. The replacement of a `direct` one is a call
+    whose target stands where the origin's operand points to. `size` may be 0: the origin becomes
+    NOPs.
     """
 
     origin: int
     replacement: int
     size: int
+    length: int
     feature: int
-    flags: int
+    inverted: bool
+    direct: bool
 
 
 class Alternatives:
@@ -58,7 +62,9 @@ class Alternatives:
         self, entries: "Sequence[Alternative]", entry_size: int = _FORMATS[0].itemsize
     ) -> None:
         self.entry_size = entry_size
-        self._entries = sorted(entries, key=lambda entry: entry.replacement)
+        self._in_order = tuple(entries)
+        filled = (entry for entry in entries if entry.size)
+        self._entries = sorted(filled, key=lambda entry: entry.replacement)
         self._starts = [entry.replacement for entry in self._entries]
 
     @classmethod
@@ -82,14 +88,16 @@ class Alternatives:
             filled = records["size"] > 0
             if not _inside(origins, code).all() or not _inside(targets[filled], replacements).all():
                 continue
+            width = layout["feature"].itemsize
             return cls(
                 [
-                    Alternative(origin, target, size, feature & 0xFFFF, feature >> 16)
-                    for origin, target, size, feature in zip(
-                        origins[filled].tolist(),
-                        targets[filled].tolist(),
-                        records["size"][filled].tolist(),
-                        records["feature"][filled].tolist(),
+                    Alternative(origin, target, size, length, *_feature(feature, width))
+                    for origin, target, size, length, feature in zip(
+                        origins.tolist(),
+                        targets.tolist(),
+                        records["size"].tolist(),
+                        records["length"].tolist(),
+                        records["feature"].tolist(),
                         strict=True,
                     )
                 ],
@@ -99,6 +107,10 @@ class Alternatives:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def in_order(self) -> "tuple[Alternative, ...]":
+        """Return all in the order of the table, in which the kernel applies them."""
+        return self._in_order
 
     def spans(self) -> "tuple[NDArray[np.uint64], NDArray[np.uint64]]":
         """Return the bounds of all replacements."""
@@ -129,6 +141,16 @@ class Alternatives:
             return None
         entry = self._entries[index]
         return entry if address < entry.replacement + entry.size else None
+
+
+def _feature(field: int, width: int) -> tuple[int, bool, bool]:
+    """Take feature, ALT_FLAG_NOT and ALT_FLAG_DIRECT_CALL apart.
+
+    The flags are bits 16 and 17 of a wide field; ALTINSTR_FLAG_INV was bit 15 of a narrow one.
+    """
+    if width == 4:
+        return field & 0xFFFF, bool(field >> 16 & 1), bool(field >> 17 & 1)
+    return field & 0x7FFF, bool(field >> 15), False
 
 
 def _inside(addresses: "NDArray[Any]", spans: "Sequence[Span]") -> "NDArray[np.bool_]":

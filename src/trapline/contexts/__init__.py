@@ -1,0 +1,1 @@
+"""Where a trap may land: the gaps of the entry code, over all paths."""
