@@ -38,12 +38,14 @@ _REGS: Final = (
 class Form(NamedTuple):
     """One form of an origin: where it begins, and which feature it takes.
 
-    `direct` is set where the replacement is a call whose target stands in the origin's operand.
+    `direct` is set where the replacement is a call whose target stands in the origin's operand,
+    `is_empty` where all is NOPs and `address` is what comes behind them.
     """
 
     address: int
     features: "Mapping[int, bool]"
-    direct: bool
+    direct: bool = False
+    is_empty: bool = False
 
 
 class PatchedCode:
@@ -102,7 +104,7 @@ class PatchedCode:
         An entry without bytes is one of NOPs.
         """
         if not entries:
-            yield Form(origin, decided, direct=False)
+            yield Form(origin, decided)
             return
         *rest, last = entries
         known = SETTLED.get(last.feature, decided.get(last.feature))
@@ -115,7 +117,7 @@ class PatchedCode:
             elif last.size:
                 yield Form(last.replacement, chosen, last.direct)
             else:
-                yield Form(origin + last.length, chosen, direct=False)
+                yield Form(origin + last.length, chosen, is_empty=True)
 
     def _deciding(self, feature: int) -> bool:
         return feature in self._features_that_decide

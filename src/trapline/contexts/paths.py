@@ -193,9 +193,7 @@ class _Walk:
             if form.direct:
                 self._direct_call(state, other)
                 continue
-            # The origin itself, or a replacement's first instruction; behind NOPs it is neither.
-            is_form = form.address == state.ip or form.address not in self._code.resume.values()
-            self._pending.append((other, is_form))
+            self._pending.append((other, not form.is_empty))
         return bool(forms)
 
     def _direct_call(self, origin: Processor, state: Processor) -> None:
