@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from trapline.kernel.binary import Binary
     from trapline.results.contexts import AccessKind, Direction, EdgeKind, TrapAnswer
     from trapline.results.trapclass import TrapClass
-    from trapline.rules.tables import RuleSet
+    from trapline.rules.ruleset import RuleSet
 
 _REASONS: "Final[dict[EdgeKind, str]]" = {
     "indirect call": "what is called is not known here",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from trapline.results.contexts import ContextsKernel
-    from trapline.rules.tables import RuleSet
+    from trapline.rules.ruleset import RuleSet
 
 
 def audit(

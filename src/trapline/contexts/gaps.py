@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from trapline.contexts.processor import Processor
     from trapline.kernel.binary import Binary
     from trapline.results.contexts import Gap
-    from trapline.rules.tables import RuleSet
+    from trapline.rules.ruleset import RuleSet
 
 #: What a proof takes for granted.
 ASSUMPTIONS: Final = (

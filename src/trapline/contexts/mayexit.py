@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from trapline.results.contexts import AccessKind, TrapAnswer
     from trapline.results.trapclass import TrapClass
     from trapline.rules.rows import InstructionRule, MsrRule
-    from trapline.rules.tables import RuleSet
+    from trapline.rules.ruleset import RuleSet
 
 M32: Final = 0xFFFF_FFFF
 _NO_TRAP: Final = frozenset(

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from trapline.kernel.binary import Binary
     from trapline.kernel.calls.conventions import CallNames
 
-_DIRECT_CALL: Final = 2  # ALT_FLAG_DIRECT_CALL: the replacement's target is a placeholder
-
 
 def build_graph(binary: "Binary", names: "CallNames") -> Graph:
     """Build the graph of a vmlinux. Raises BadImageError where its types are not sound."""
@@ -123,9 +121,7 @@ class _Builder:
                 self._choices[site] = Site("static call", tuple(sorted(targets[key])))
 
     def _placeholders(self) -> set[int]:
-        return {
-            entry.replacement for entry in self._binary.alternatives if entry.flags & _DIRECT_CALL
-        }
+        return {entry.replacement for entry in self._binary.alternatives if entry.direct}
 
 
 def _layouts(binary: "Binary") -> Layouts | None:
