@@ -1,6 +1,6 @@
 """Builds the call graph of a kernel from its code, its data and its types."""
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
