@@ -1,10 +1,14 @@
 """A small document of every kind, with a bit of everything that a report can say."""
 
+import datetime as dt
+
 import msgspec
 
 from scan_documents import clean, document, driver, mapping, site
 from trapline.allowlist import listfile
+from trapline.api.label import list_labels
 from trapline.devicefilter.check import check
+from trapline.labels.applied import Labels, labelled
 from trapline.results.boot import (
     BootDevice,
     BootKernel,
@@ -40,6 +44,7 @@ from trapline.results.explore import (
     Window,
 )
 from trapline.results.filter_live import LiveCheck, LiveDevice, LiveResult
+from trapline.results.labels import LabelEntry
 from trapline.results.rules import (
     ColumnChange,
     RuleAnswer,
@@ -803,10 +808,47 @@ def scan_clean():
     return clean()
 
 
+_LABELS = (
+    LabelEntry(
+        label="safe",
+        reason="only printed",
+        owner="ada@example.org",
+        date=dt.date(2026, 11, 28),
+        id="00000000000000d4",
+        kernel="6.12.117+deb12-cloud-amd64",
+    ),
+    LabelEntry(
+        label="excluded",
+        reason="no parallel ATA here",
+        owner="ada@example.org",
+        date=dt.date(2026, 11, 27),
+        driver="pata_*",
+    ),
+    LabelEntry(
+        label="trusted",
+        reason="checked before",
+        owner="bob@example.org",
+        date=dt.date(2026, 10, 1),
+        id="00000000000000c3",
+        carried="from 00000000000000c2: the same function and accessor",
+    ),
+)
+
+
+def scan_labelled():
+    return labelled(document(), Labels(_LABELS, "ours.toml"))
+
+
+def label_list():
+    return list_labels(Labels(_LABELS, "ours.toml"), document())
+
+
 #: Name -> what makes the document, and the verbosities at which its report differs.
 GOLDEN = {
     "scan": (document, (0, 1, 2)),
     "scan-clean": (scan_clean, (0,)),
+    "scan-labelled": (scan_labelled, (0, 1)),
+    "label-list": (label_list, (0,)),
     "scan-incomplete": (scan_incomplete, (0, 2)),
     "boot": (boot, (0, 1)),
     "boot-devices": (boot_with_devices, (0, 1)),

@@ -30,12 +30,21 @@ if TYPE_CHECKING:
     from trapline.api.explore import explore
     from trapline.api.export_filter import export_filter
     from trapline.api.kernel import Kernel, open_kernel
+    from trapline.api.label import (
+        add_label,
+        carry_labels,
+        labelled,
+        list_labels,
+        load_labels,
+        save_labels,
+    )
     from trapline.api.progress import Progress
     from trapline.api.scan import scan
     from trapline.api.tradeoff import tradeoff
     from trapline.api.verify import verify
     from trapline.base.errors import ExitCode, TraplineError
     from trapline.results.findings import findings
+    from trapline.results.reading import read_result
 
 __all__ = [
     "AllowList",
@@ -44,15 +53,22 @@ __all__ = [
     "Progress",
     "TraplineError",
     "__version__",
+    "add_label",
     "allow_list",
     "boot",
+    "carry_labels",
     "check",
     "check_machine",
     "contexts",
     "explore",
     "export_filter",
     "findings",
+    "labelled",
+    "list_labels",
+    "load_labels",
     "open_kernel",
+    "read_result",
+    "save_labels",
     "scan",
     "tradeoff",
     "verify",
@@ -65,15 +81,22 @@ _HOMES: Final = {
     "Kernel": "trapline.api.kernel",
     "Progress": "trapline.api.progress",
     "TraplineError": "trapline.base.errors",
+    "add_label": "trapline.api.label",
     "allow_list": "trapline.api.allow",
     "boot": "trapline.api.boot",
+    "carry_labels": "trapline.api.label",
     "check": "trapline.api.check",
     "check_machine": "trapline.api.check_machine",
     "contexts": "trapline.api.contexts",
     "explore": "trapline.api.explore",
     "export_filter": "trapline.api.export_filter",
     "findings": "trapline.results.findings",
+    "labelled": "trapline.api.label",
+    "list_labels": "trapline.api.label",
+    "load_labels": "trapline.api.label",
     "open_kernel": "trapline.api.kernel",
+    "read_result": "trapline.results.reading",
+    "save_labels": "trapline.api.label",
     "scan": "trapline.api.scan",
     "tradeoff": "trapline.api.tradeoff",
     "verify": "trapline.api.verify",

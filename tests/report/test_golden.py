@@ -18,6 +18,7 @@ _OTHERS = (
     ("scan", "jsonl"),
     ("scan", "sarif"),
     ("scan", "csv"),
+    ("scan-labelled", "sarif"),
     ("boot", "csv"),
     ("explore-small", "jsonl"),
     ("explore-small", "ktap"),

@@ -10,11 +10,13 @@ from click.shell_completion import CompletionItem
 import trapline
 from trapline.boot import policy
 from trapline.cli.command import Command
+from trapline.cli.labelling import Labelling
 from trapline.cli.options import (
     PATH,
     format_option,
     initrd_option,
     kernel_argument,
+    labels_option,
     module_version_option,
     modules_option,
     output_option,
@@ -189,6 +191,7 @@ def _policies(
     help="End the run when the guest has printed more than this.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Do not show the guest's console.")
+@labels_option
 @format_option(BOOT.format_names)
 @output_option
 @click.option("-v", "--verbose", "verbosity", count=True, help="List every place that trapped.")
@@ -217,6 +220,7 @@ def command(
     timeout: float,
     console_limit: int,
     quiet: bool,
+    labels: "Path | None",
     format_name: str,
     output: "Path | None",
     verbosity: int,
@@ -232,6 +236,7 @@ def command(
     or stalled before it did, with 1 when an access was made that a policy or the allow list
     forbids, else with one code for each way to die: see the table of exit codes.
     """
+    say = Labelling(labels)
     destination = Destination(output)
     on_stdout = output is not None or format_name == "text"
     screen = None

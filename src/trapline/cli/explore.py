@@ -9,11 +9,13 @@ from click.shell_completion import CompletionItem
 import trapline
 from trapline.base.errors import UsageError
 from trapline.cli.command import Command
+from trapline.cli.labelling import Labelling
 from trapline.cli.options import (
     PATH,
     format_option,
     initrd_option,
     kernel_argument,
+    labels_option,
     module_version_option,
     output_option,
     verbose_option,
@@ -134,6 +136,7 @@ def _events(context: click.Context, parameter: click.Parameter, incomplete: str)
     metavar="FILE",
     help="Compare with an earlier --store or JSON result; only what became worse is a finding.",
 )
+@labels_option
 @format_option(EXPLORE.format_names)
 @output_option
 @verbose_option
@@ -152,6 +155,7 @@ def command(
     store: "Path | None",
     resume: bool,
     baseline: "Path | None",
+    labels: "Path | None",
     format_name: str,
     output: "Path | None",
     verbosity: int,
@@ -163,6 +167,7 @@ def command(
     Exits with 1 when a run went wrong: an oops, a panic, a double or triple fault, a hang, a
     silent corruption, a handler on the user's stack or GS base.
     """
+    say = Labelling(labels)
     destination = Destination(output)
     with ProgressReport() as report:
         result = trapline.explore(
@@ -182,6 +187,7 @@ def command(
             progress=report.advance,
             announce=report.announce,
         )
+    result = say(result)
     destination.write(EXPLORE.render(result, format_name, verbosity))
     return exit_code(result)
 

@@ -8,11 +8,13 @@ import trapline
 from trapline.base.errors import ExitCode
 from trapline.base.printable import printable
 from trapline.cli.command import Command, Group
+from trapline.cli.labelling import Labelling
 from trapline.cli.options import (
     PATH,
     allow_option,
     format_option,
     kernel_argument,
+    labels_option,
     modules_option,
     output_option,
     workers_option,
@@ -64,6 +66,7 @@ def show(allow: "Path | None", format_name: str, output: "Path | None") -> int:
 @kernel_argument
 @modules_option
 @allow_option
+@labels_option
 @format_option(FILTER_CHECK.format_names)
 @output_option
 @workers_option
@@ -72,6 +75,7 @@ def check_command(
     *,
     modules: "Path | None",
     allow: "Path | None",
+    labels: "Path | None",
     format_name: str,
     output: "Path | None",
     workers: int | None,
@@ -83,6 +87,7 @@ def check_command(
 
     Exits with 1 when a built-in driver that the list does not let in touches the host.
     """
+    say = Labelling(labels)
     destination = Destination(output)
     with ProgressReport() as report:
         result = trapline.check(
@@ -93,6 +98,7 @@ def check_command(
             progress=report.advance,
             announce=report.announce,
         )
+    result = say(result)
     destination.write(FILTER_CHECK.render(result, format_name))
     return exit_code(result)
 

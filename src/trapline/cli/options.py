@@ -58,6 +58,13 @@ module_version_option = click.option(
     help="Version of the TDX module whose rules apply.",
 )
 
+labels_option = click.option(
+    "--labels",
+    type=PATH,
+    metavar="FILE",
+    help="Take what people said of findings from FILE (TOML): what is settled is no finding.",
+)
+
 output_option = click.option(
     "-o",
     "--output",

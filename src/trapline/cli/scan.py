@@ -6,10 +6,12 @@ import click
 
 import trapline
 from trapline.cli.command import Command
+from trapline.cli.labelling import Labelling
 from trapline.cli.options import (
     allow_option,
     format_option,
     kernel_argument,
+    labels_option,
     modules_option,
     output_option,
     verbose_option,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 @kernel_argument
 @modules_option
 @allow_option
+@labels_option
 @format_option(SCAN.format_names)
 @output_option
 @verbose_option
@@ -45,6 +48,7 @@ def command(
     *,
     modules: "Path | None",
     allow: "Path | None",
+    labels: "Path | None",
     format_name: str,
     output: "Path | None",
     verbosity: int,
@@ -61,6 +65,7 @@ def command(
     what the host presents and is not on the allow list touches the host; with 31 when there is
     none of that, but a part of the kernel could not be read or was not understood.
     """
+    say = Labelling(labels)
     destination = Destination(output)
     with ProgressReport() as report:
         result = trapline.scan(
@@ -71,5 +76,6 @@ def command(
             progress=report.advance,
             announce=report.announce,
         )
+    result = say(result)
     destination.write(SCAN.render(result, format_name, verbosity))
     return exit_code(result)

@@ -6,10 +6,12 @@ import click
 
 import trapline
 from trapline.cli.command import Command
+from trapline.cli.labelling import Labelling
 from trapline.cli.options import (
     PATH,
     format_option,
     kernel_argument,
+    labels_option,
     module_version_option,
     output_option,
     verbose_option,
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
 )
 @module_version_option
 @workers_option
+@labels_option
 @format_option(VERIFY.format_names)
 @output_option
 @verbose_option
@@ -70,6 +73,7 @@ def command(
     baseline: "Path | None",
     module_version: str,
     workers: int | None,
+    labels: "Path | None",
     format_name: str,
     output: "Path | None",
     verbosity: int,
@@ -84,6 +88,7 @@ def command(
     Exits with 1 when handler and processor do not agree on something; with --baseline, when they
     do on less than before.
     """
+    say = Labelling(labels)
     destination = Destination(output)
     with ProgressReport() as report:
         result = trapline.verify(
@@ -96,5 +101,6 @@ def command(
             progress=report.advance,
             announce=report.announce,
         )
+    result = say(result)
     destination.write(VERIFY.render(result, format_name, verbosity))
     return exit_code(result)

@@ -19,6 +19,7 @@ from trapline.report.pages import (
     explore,
     filter_check,
     filter_live,
+    labels,
     rules_compared,
     rules_explained,
     rules_linted,
@@ -32,6 +33,7 @@ from trapline.results.contexts import ContextsResult
 from trapline.results.explore import ExploreResult
 from trapline.results.filter import FilterResult
 from trapline.results.filter_live import LiveResult
+from trapline.results.labels import LabelList
 from trapline.results.rules import RulesCompared, RulesExplained, RulesLinted, RulesShown
 from trapline.results.scan import ScanResult
 from trapline.results.tradeoff import TradeoffResult
@@ -118,6 +120,7 @@ CONTEXTS: Final = Record(
 TRADEOFF: Final = Record("tradeoff", TradeoffResult, "tradeoff", tradeoff.page)
 FILTER_CHECK: Final = Record("filter check", FilterResult, "filter", filter_check.page)
 FILTER_LIVE: Final = Record("filter live", LiveResult, "filter-live", filter_live.page)
+LABELS: Final = Record("label list", LabelList, "label-list", labels.page)
 RULES_SHOW: Final = Record(
     "rules show", RulesShown, "rules", rules_shown.page, formats={"csv": rule_table.render}
 )
@@ -137,6 +140,7 @@ RECORDS: "Final[tuple[Record[Any], ...]]" = (
     TRADEOFF,
     FILTER_CHECK,
     FILTER_LIVE,
+    LABELS,
     RULES_SHOW,
     RULES_EXPLAIN,
     RULES_DIFF,

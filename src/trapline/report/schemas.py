@@ -13,6 +13,7 @@ import msgspec
 from trapline.allowlist import listfile
 from trapline.base import encode
 from trapline.report.records import RECORDS
+from trapline.results import labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +46,10 @@ def _lines(record: "Record[Any]", lines: "Lines") -> Schema:
 
 
 def _builders() -> "dict[str, Callable[[], Schema]]":
-    builders: dict[str, Callable[[], Schema]] = {"allow-list": listfile.schema}
+    builders: dict[str, Callable[[], Schema]] = {
+        "allow-list": listfile.schema,
+        "labels": labels.schema,
+    }
     for record in RECORDS:
         builders[record.schema] = partial(_document, record)
         if record.lines is not None:

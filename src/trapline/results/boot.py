@@ -9,6 +9,7 @@ from typing import ClassVar, Final, Literal, get_args
 import msgspec
 
 from trapline.results.document import Document, ResultDocument
+from trapline.results.labels import Labelled
 from trapline.results.scan import Frame
 from trapline.results.splat import Splat
 from trapline.results.trapclass import TrapClass
@@ -240,3 +241,4 @@ class BootResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_": "
     in_nmi: int = 0
     nested: int = 0
     repeatable: bool = True
+    labels: tuple[Labelled, ...] = ()

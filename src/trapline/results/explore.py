@@ -3,6 +3,7 @@
 from typing import ClassVar, Final, Literal
 
 from trapline.results.document import Document, ResultDocument
+from trapline.results.labels import Labelled
 from trapline.results.rows import Row
 from trapline.results.splat import Splat
 
@@ -178,6 +179,7 @@ class ExploreResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_"
     footprints: tuple[Footprint, ...] = ()
     counts: dict[str, dict[str, int]]
     worse_than_baseline: tuple[str, ...] | None
+    labels: tuple[Labelled, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse runs at places that no window has, so that no reader has to expect them."""

@@ -7,6 +7,7 @@ which bind before a filter in user space could act.
 from typing import ClassVar, Final, Literal
 
 from trapline.results.document import Document, ResultDocument
+from trapline.results.labels import Labelled
 from trapline.results.scan import AllowedId, Coverage, Kernel
 
 SCHEMA: Final = "trapline/filter"
@@ -83,3 +84,4 @@ class FilterResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_":
     shared: tuple[Shared, ...]
     unused: tuple[str, ...]
     findings: tuple[str, ...]
+    labels: tuple[Labelled, ...] = ()

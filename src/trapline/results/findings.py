@@ -19,7 +19,12 @@ ask `findings`; nothing else decides. A finding is:
   baseline, only what is new or has grown is an error, the rest a note;
 - contexts: a site in a gap that may trap. An edge that hides no part of the gap is a note;
 - tradeoff: a part of the workload that failed under a design;
+- labels: one that fits nothing of the document it is held against, or was carried from another
+  kernel and not confirmed;
 - rules diff: a row that differs; rules lint: a problem.
+
+What a person said is all right (a label "excluded", "wrapper", "trusted" or "safe" that was not
+only carried from another kernel) is a note.
 """
 
 from collections import Counter
@@ -33,6 +38,7 @@ from trapline.results.document import Document
 from trapline.results.explore import CLEAN, ExploreResult
 from trapline.results.filter import FilterResult
 from trapline.results.filter_live import LiveResult
+from trapline.results.labels import Labelled, LabelList
 from trapline.results.rules import RulesCompared, RulesExplained, RulesLinted, RulesShown
 from trapline.results.scan import ScanResult
 from trapline.results.tradeoff import TradeoffResult
@@ -56,7 +62,8 @@ class Finding(NamedTuple):
     """One thing that goes against the policy.
 
     `kind` says which of the things above; `id` has no address in it, so that the same finding
-    has the same id in the next build; `text` is a sentence; `subject` the part of the document.
+    has the same id in the next build; `text` is a sentence; `subject` the part of the document;
+    `label` is what a person said of it.
     """
 
     level: Level
@@ -64,14 +71,35 @@ class Finding(NamedTuple):
     id: str
     text: str
     subject: Document
+    label: Labelled | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether a person said that it is all right."""
+        return self.label is not None and self.label.settles
 
 
-@singledispatch
 def findings(document: object) -> tuple[Finding, ...]:
     """Collect what goes against the policy, in the order of the document.
 
-    Raises TypeError for what is no result document.
+    What a person said is all right is a note; what has a label tells it. Raises TypeError for what
+    is no result document.
     """
+    # A list of labels has entries of a file there instead.
+    said = {
+        label.id: label for label in getattr(document, "labels", ()) if isinstance(label, Labelled)
+    }
+    return tuple(
+        found._replace(
+            label=label, level="note" if label is not None and label.settles else found.level
+        )
+        for found in _found(document)
+        for label in (said.get(found.id),)
+    )
+
+
+@singledispatch
+def _found(document: object) -> tuple[Finding, ...]:
     raise TypeError(f"{type(document).__name__} is no result document")
 
 
@@ -159,7 +187,7 @@ def _is_outsider(*, builtin: bool, let_in: bool, serves: bool, touches: bool) ->
     return builtin and not let_in and not serves and touches
 
 
-@findings.register
+@_found.register
 def _scan(document: ScanResult) -> tuple[Finding, ...]:
     refused = (site for site in document.sites if not site.emulable)
     foreign = (driver for driver in outsiders(document) if driver.bus in HOST_BUSES)
@@ -171,7 +199,7 @@ def _refused_site(site: "Site") -> Finding:
     return Finding("error", "refused-site", site.id, text, site)
 
 
-@findings.register
+@_found.register
 def _filter(document: FilterResult) -> tuple[Finding, ...]:
     return tuple(map(_foreign, early_outsiders(document.drivers)))
 
@@ -186,7 +214,7 @@ def driver_id(driver: "Driver | FilterDriver") -> str:
     return f"driver:{driver.bus}:{driver.name}"
 
 
-@findings.register
+@_found.register
 def _live(document: LiveResult) -> tuple[Finding, ...]:
     return tuple(
         Finding(
@@ -204,7 +232,7 @@ def _live(document: LiveResult) -> tuple[Finding, ...]:
 # What runs.
 
 
-@findings.register
+@_found.register
 def _boot(document: BootResult) -> tuple[Finding, ...]:
     seen: Counter[str] = Counter()
     found = []
@@ -217,7 +245,7 @@ def _boot(document: BootResult) -> tuple[Finding, ...]:
     return tuple(found)
 
 
-@findings.register
+@_found.register
 def _verify(document: VerifyResult) -> tuple[Finding, ...]:
     worse = {each.id for each in document.worse_than_baseline or ()}
     return tuple(
@@ -232,7 +260,7 @@ def _verify(document: VerifyResult) -> tuple[Finding, ...]:
     )
 
 
-@findings.register
+@_found.register
 def _tradeoff(document: TradeoffResult) -> tuple[Finding, ...]:
     return tuple(
         Finding(
@@ -279,7 +307,7 @@ def _contexts(document: ContextsResult) -> tuple[Finding, ...]:
 # Explore.
 
 
-@findings.register
+@_found.register
 def _explore(document: ExploreResult) -> tuple[Finding, ...]:
     # A line names scenario, events and boundary, then the verdicts.
     worse = {line.partition(": ")[0]: line for line in document.worse_than_baseline or ()}
@@ -327,16 +355,32 @@ def _names(window: "Window") -> "Iterator[str]":
         seen[key] += 1
 
 
+# Labels.
+
+
+@_found.register
+def _labels(document: LabelList) -> tuple[Finding, ...]:
+    found = []
+    for each in document.labels:
+        if each.fits == 0:
+            text = f"Label {each.entry} fits nothing any more: {each.of}."
+            found.append(Finding("error", "idle-label", f"label:{each.entry}", text, each))
+        elif each.carried is not None:
+            text = f"Label {each.entry} was carried and not confirmed: {each.of}."
+            found.append(Finding("error", "carried-label", f"label:{each.entry}", text, each))
+    return tuple(found)
+
+
 # Rules.
 
 
-@findings.register
+@_found.register
 def _rules(document: RulesShown | RulesExplained) -> tuple[Finding, ...]:
     del document  # what is written down is no finding
     return ()
 
 
-@findings.register
+@_found.register
 def _rules_compared(document: RulesCompared) -> tuple[Finding, ...]:
     return tuple(
         Finding("error", change.change, f"{change.table}:{change.id}", "The row differs.", change)
@@ -344,7 +388,7 @@ def _rules_compared(document: RulesCompared) -> tuple[Finding, ...]:
     )
 
 
-@findings.register
+@_found.register
 def _rules_linted(document: RulesLinted) -> tuple[Finding, ...]:
     return tuple(
         Finding("error", "rule-problem", f"{one.table}:{one.text}", one.text, one)

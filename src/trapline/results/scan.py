@@ -8,6 +8,7 @@ written as hexadecimal strings since JSON numbers lose bits above 2**53.
 from typing import ClassVar, Final, Literal
 
 from trapline.results.document import Document, ResultDocument
+from trapline.results.labels import Labelled
 from trapline.results.trapclass import TrapClass
 
 SCHEMA: Final = "trapline/scan"
@@ -190,6 +191,7 @@ class ScanResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_": "
     sites: tuple[Site, ...]
     mappings: tuple[Mapping, ...]
     drivers: tuple[Driver, ...]
+    labels: tuple[Labelled, ...] = ()
 
     def let_in(self) -> tuple[Driver, ...]:
         """Give the drivers that the allow list lets bind."""

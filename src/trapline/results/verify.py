@@ -3,6 +3,7 @@
 from typing import ClassVar, Final, Literal
 
 from trapline.results.document import Document, ResultDocument
+from trapline.results.labels import Labelled
 from trapline.results.trapclass import EmulatedClass
 
 SCHEMA: Final = "trapline/verify"
@@ -115,3 +116,4 @@ class VerifyResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_":
     scanned: str | None
     digest: str
     worse_than_baseline: tuple[Worse, ...] | None = None
+    labels: tuple[Labelled, ...] = ()

@@ -4,10 +4,11 @@ Every site is a result of the rule of its trap class. The level is "error" for w
 the policy and "note" for the rest. `physicalLocation` is the source line from DWARF relative to
 the top of the kernel tree (`SRCROOT`), the inline chain is in `relatedLocations`, the function
 in `logicalLocations`. Finding ids are in `partialFingerprints`: they have no address in them, so
-a front end follows a finding from one build to the next.
+a front end follows a finding from one build to the next. What people said is all right has a
+suppression with their reason.
 """
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import msgspec
@@ -16,11 +17,13 @@ from trapline.base import encode
 from trapline.report.classes import CLASSES, ClassText
 from trapline.report.words import counted
 from trapline.results.findings import driver_id, findings
+from trapline.results.labels import SETTLED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from trapline.results.findings import Level
+    from trapline.results.labels import Labelled
     from trapline.results.scan import Driver, ScanResult, Site
     from trapline.results.scan import Mapping as MappingSite
 
@@ -47,7 +50,7 @@ _OTHER_RULES: "Final[Mapping[str, ClassText]]" = {
     ),
 }
 
-Json = dict[str, object]
+Json = dict[str, Any]
 
 
 def render(result: "ScanResult") -> "Iterator[bytes]":
@@ -67,8 +70,12 @@ def log(result: "ScanResult") -> Json:
         *(_mapping(mapping) for mapping in result.mappings),
         *(_driver(driver, level[name]) for name, driver in drivers.items() if name in level),
     ]
+    said = {label.id: label for label in result.labels}
     for each in results:
         each["ruleIndex"] = index[each["ruleId"]]
+        label = said.get(each["partialFingerprints"][_FINGERPRINT])
+        if label is not None:
+            _add_label(each, label)
     name, _, version = result.generator.partition(" ")
     driver: Json = {"name": name, "rules": rules}
     if version:
@@ -82,6 +89,15 @@ def log(result: "ScanResult") -> Json:
         "properties": {"kernel": msgspec.to_builtins(result.kernel), "counts": result.counts},
     }
     return {"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}
+
+
+def _add_label(found: Json, label: "Labelled") -> None:
+    """Say what a person said; where that it is all right, as a suppression (SARIF 2.1.0, 3.35)."""
+    found["properties"] = {**found.get("properties", {}), "label": label.label}
+    if label.label in SETTLED:
+        text = f"{label.label}: {label.reason} ({label.owner}, {label.date})"
+        status = "accepted" if label.settles else "underReview"
+        found["suppressions"] = [{"kind": "external", "status": status, "justification": text}]
 
 
 def _rules() -> list[Json]:

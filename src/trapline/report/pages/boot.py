@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Final
 
 from trapline.report.blocks import Code, Details, Gap, Heading, Paragraph, Table, Term
 from trapline.report.pages import splat
+from trapline.report.pages.said import said
 from trapline.report.words import counted
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def page(result: "BootResult", verbosity: int = 0) -> "Iterator[Block]":
         _policy(result),
         _screams(result, verbosity),
         _sites(result, verbosity),
+        said(result, result.labels),
         _soundness(result),
         _refused(result),
         _hashes(result),

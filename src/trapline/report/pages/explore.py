@@ -19,6 +19,7 @@ from trapline.report.blocks import (
     Table,
 )
 from trapline.report.pages import splat
+from trapline.report.pages.said import said
 from trapline.report.words import counted, injected
 from trapline.results.explore import CLEAN, SEVERITY, Result
 from trapline.results.findings import findings
@@ -261,10 +262,11 @@ def _verdict(result: "ExploreResult") -> "Iterator[Block]":
         yield Paragraph(f"{counted(found, 'run')} went wrong.")
     else:
         yield Paragraph("No run went wrong.")
+    yield from said(result, result.labels)
 
 
 def _wrong(result: "ExploreResult") -> "list[Result]":
-    subjects = (found.subject for found in findings(result))
+    subjects = (found.subject for found in findings(result) if not found.settled)
     return [subject for subject in subjects if isinstance(subject, Result)]
 
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Final
 
 from trapline.report.blocks import Gap, Heading, Paragraph, Table
+from trapline.report.pages.said import said
 from trapline.report.words import counted
 from trapline.results.filter import FilterDriver
 from trapline.results.findings import findings
@@ -107,7 +108,8 @@ def _early(result: "FilterResult") -> "Iterator[Block]":
 
 def _verdict(result: "FilterResult") -> "Iterator[Block]":
     yield Gap()
-    subjects = (found.subject for found in findings(result))
+    yield from said(result, result.labels)
+    subjects = (found.subject for found in findings(result) if not found.settled)
     names = [driver.name for driver in subjects if isinstance(driver, FilterDriver)]
     if not names:
         seen = "" if result.coverage.complete else " in what was seen"

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from trapline.report.blocks import Gap, Paragraph
+from trapline.report.pages.said import said
 from trapline.report.pages.scan_answers import answers
 from trapline.report.pages.scan_listing import listing
 from trapline.report.pages.scan_tables import tables
@@ -66,8 +67,9 @@ def _vmlinux(kernel: "Kernel") -> str:
 
 
 def _verdict(result: "ScanResult") -> "Iterator[Block]":
-    found = Counter(finding.kind for finding in findings(result))
+    found = Counter(finding.kind for finding in findings(result) if not finding.settled)
     yield Gap()
+    yield from said(result, result.labels)
     if not found:
         seen = "" if result.coverage.complete else " in what was seen"
         yield Paragraph(f"Policy: nothing found against it{seen}.")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from trapline.report.blocks import Block
+    from trapline.results.labels import Labelled
     from trapline.results.scan import Frame, Mapping, ScanResult, Site
 
 _MARGIN: Final = " " * 4
@@ -21,12 +22,15 @@ _MARGIN: Final = " " * 4
 def listing(result: "ScanResult", *, evidence: bool) -> "Iterator[Block]":
     """Yield all sites, then all mappings; `evidence` adds bytes, section, id and reason."""
     yield from _heading(f"All {len(result.sites):,} sites")
+    said = {label.id: label for label in result.labels}
     for site in sorted(result.sites, key=_order):
-        lines = (*_site(site), *_evidence(site)) if evidence else tuple(_site(site))
+        lines = (*_site(site), *_label(said.get(site.id)))
+        if evidence:
+            lines += tuple(_evidence(site))
         yield Code(lines, long="wrap")
     yield from _heading(f"All {len(result.mappings):,} mapping sites")
     for mapping in sorted(result.mappings, key=_order):
-        lines = tuple(_mapping(mapping))
+        lines = (*_mapping(mapping), *_label(said.get(mapping.id)))
         if evidence:
             lines += (f"{_MARGIN}{mapping.address} {mapping.section}  id {mapping.id}",)
         yield Code(lines, long="wrap")
@@ -76,6 +80,12 @@ def _means(site: "Site") -> str:
 def _mapping(mapping: "Mapping") -> "Iterator[str]":
     yield f"{_place(mapping.file, mapping.line)}: maps with {mapping.mapper}"
     yield from _chain(mapping)
+
+
+def _label(label: "Labelled | None") -> "Iterator[str]":
+    if label is not None:
+        carried = " (carried, to be confirmed)" if label.carried is not None else ""
+        yield f"{_MARGIN}{label.label}{carried}: {label.reason} ({label.owner}, {label.date})"
 
 
 def _chain(found: "Site | Mapping") -> "Iterator[str]":

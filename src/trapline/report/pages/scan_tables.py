@@ -81,8 +81,17 @@ def _allowed(result: "ScanResult") -> "Iterator[Block]":
 
 
 def _not_allowed(result: "ScanResult") -> "Iterator[Block]":
-    subjects = [found.subject for found in findings(result) if isinstance(found.subject, Driver)]
-    yield from _outsiders(result, "Built-in drivers outside the list that touch the host", subjects)
+    found = [each for each in findings(result) if isinstance(each.subject, Driver)]
+    subjects = [each.subject for each in found if isinstance(each.subject, Driver)]
+    settled = [each.subject for each in found if each.settled and isinstance(each.subject, Driver)]
+    yield from _outsiders(
+        result,
+        "Built-in drivers outside the list that touch the host",
+        [driver for driver in subjects if driver not in settled],
+    )
+    yield from _outsiders(
+        result, "Built-in drivers outside the list that are labelled as all right", settled
+    )
     yield from _outsiders(
         result,
         "Built-in drivers on no bus of the host's: libraries, legacy probes",

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Final
 
 from trapline.report.blocks import Gap, Paragraph, Table, Term
+from trapline.report.pages.said import said
 from trapline.report.words import counted
 from trapline.results.findings import findings
 from trapline.results.verify import SEVERITY
@@ -56,7 +57,8 @@ def page(result: "VerifyResult", verbosity: int = 0) -> "Iterator[Block]":
     yield from _refused(result, verbosity)
     yield Gap()
     yield from _worse(result)
-    found = findings(result)
+    found = [each for each in findings(result) if not each.settled]
+    yield from said(result, result.labels)
     if found:
         yield Paragraph(
             f"{counted(len(found), 'cause')} for which the #VE handler and the "
