@@ -8,6 +8,7 @@ from scan_documents import clean, document, driver, mapping, site
 from trapline.allowlist import listfile
 from trapline.api.label import list_labels
 from trapline.devicefilter.check import check
+from trapline.diff.changes import compare
 from trapline.labels.applied import Labels, labelled
 from trapline.results.boot import (
     BootDevice,
@@ -839,6 +840,17 @@ def scan_labelled():
     return labelled(document(), Labels(_LABELS, "ours.toml"))
 
 
+def compared_scans():
+    sites = document().sites
+    other = site(id="0b", function="new_one", owner="new_one", object="a/b.o", driver="8250")
+    return compare(
+        document(),
+        document(sites=(*sites[1:], other)),
+        names=("old.json", "new.json"),
+        labels=Labels(_LABELS, "ours.toml"),
+    )
+
+
 def label_list():
     return list_labels(Labels(_LABELS, "ours.toml"), document())
 
@@ -848,6 +860,7 @@ GOLDEN = {
     "scan": (document, (0, 1, 2)),
     "scan-clean": (scan_clean, (0,)),
     "scan-labelled": (scan_labelled, (0, 1)),
+    "diff": (compared_scans, (0, 1)),
     "label-list": (label_list, (0,)),
     "scan-incomplete": (scan_incomplete, (0, 2)),
     "boot": (boot, (0, 1)),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from trapline.api.check import check
     from trapline.api.check_machine import check_machine
     from trapline.api.contexts import contexts
+    from trapline.api.diff import diff
     from trapline.api.explore import explore
     from trapline.api.export_filter import export_filter
     from trapline.api.kernel import Kernel, open_kernel
@@ -60,6 +61,7 @@ __all__ = [
     "check",
     "check_machine",
     "contexts",
+    "diff",
     "explore",
     "export_filter",
     "findings",
@@ -88,6 +90,7 @@ _HOMES: Final = {
     "check": "trapline.api.check",
     "check_machine": "trapline.api.check_machine",
     "contexts": "trapline.api.contexts",
+    "diff": "trapline.api.diff",
     "explore": "trapline.api.explore",
     "export_filter": "trapline.api.export_filter",
     "findings": "trapline.results.findings",

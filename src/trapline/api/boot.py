@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from trapline.api.allow import allow_list
 from trapline.api.kernel import as_kernel
 from trapline.api.known_scan import KnownScan
+from trapline.api.label import known_labels, with_labels
 from trapline.api.several import several
 from trapline.base.errors import UsageError
 from trapline.boot.plan import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from trapline.api.allow import AnyAllowList
     from trapline.api.kernel import AnyKernel, AnyPath
     from trapline.api.known_scan import AnyScan
+    from trapline.api.label import AnyLabels
     from trapline.api.progress import Announce, OnProgress
     from trapline.results.boot import BootResult, ComplaintKind
 
@@ -67,6 +69,7 @@ def boot(
     console: "Callable[[bytes], None] | None" = None,
     output: "Callable[[bytes], None] | None" = None,
     errors: "Callable[[bytes], None] | None" = None,
+    labels: "AnyLabels" = None,
     progress: "OnProgress | None" = None,
     announce: "Announce | None" = None,
 ) -> "BootResult":
@@ -85,6 +88,7 @@ def boot(
     `reproduce` is the command that does the same, for the splat of a guest that dies. `console`
     gets the guest's output as it is written. `run` is a script or a static program that the guest
     is booted for: `output` and `errors` get what it prints, the result says what it exits with.
+    `labels` are what people said of findings.
 
     A guest that dies is a result, not an error. Raises KernelNotFoundError, BadImageError,
     NotATdxKernelError, BadMachineError, BadInputFileError, UsageError, OutputError, FetchError,
@@ -117,6 +121,7 @@ def boot(
         timeout=timeout,
         console_limit=console_limit,
     )
+    labelled = known_labels(labels)
     known = KnownScan.of(scan)
     opened = as_kernel(kernel, modules, announce)
     with ExitStack() as stack:
@@ -155,7 +160,7 @@ def boot(
         if said is not None:
             said.flush()
         found = found or known.make(plan.files, loadable, build_id, progress)
-        return booted.result(outcome, found)
+        return with_labels(booted.result(outcome, found), labelled)
 
 
 def _guard(

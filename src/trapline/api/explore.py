@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from trapline.api.kernel import as_kernel
+from trapline.api.label import known_labels, with_labels
 from trapline.api.progress import Progress
 from trapline.api.several import several
 from trapline.base.errors import BadInputFileError, UsageError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from trapline.api.kernel import AnyKernel, AnyPath, Kernel
+    from trapline.api.label import AnyLabels
     from trapline.api.progress import Announce, OnProgress
     from trapline.explore.baseline import Verdicts
     from trapline.results.explore import ExploreResult, NotOpened
@@ -46,6 +48,7 @@ def explore(
     cluster: str | None = None,
     store: "AnyPath | None" = None,
     resume: bool = False,
+    labels: "AnyLabels" = None,
     progress: "OnProgress | None" = None,
     announce: "Announce | None" = None,
 ) -> "ExploreResult":
@@ -59,13 +62,14 @@ def explore(
     `ExploreResult.worse_than_baseline`. `limit` tries only so many boundaries of each window and
     event. `workers` is the number of processes, by default one for each CPU; `cluster` is the
     address of a dask scheduler to use instead. `store` keeps all results in a file, so that
-    `resume` can go on.
+    `resume` can go on. `labels` are what people said of findings.
 
     Raises UsageError, BadInputFileError, NoDebugInfoError without a vmlinux, WorkersLostError,
     NotReproducibleError, and what `boot` raises.
     """
     if resume and store is None:
         raise UsageError("--resume goes on with a campaign in a file; name it with --store.")
+    said = known_labels(labels)
     named = several(scenarios)
     references = named or scenario.shipped()
     chosen, exactly = _chosen(_load(references), event, at)
@@ -103,7 +107,7 @@ def explore(
         asked = tuple(one for one in not_opened if one.scenario in {s.name for s in chosen})
         if named and asked and not has_died:
             raise _unopened(asked)
-    return result if before is None else _compared(result, before)
+    return with_labels(result if before is None else _compared(result, before), said)
 
 
 def _to_come(windows: int) -> str:

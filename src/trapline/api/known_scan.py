@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trapline.api.allow import allow_list
+from trapline.api.kernel import as_kernel
 from trapline.api.progress import steps
 from trapline.results.scan import ScanResult
 from trapline.scan.stored import read_scan, require_same_kernel, scan_once
@@ -13,11 +14,30 @@ from trapline.scan.stored import read_scan, require_same_kernel, scan_once
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from trapline.api.progress import OnProgress
+    from trapline.api.allow import AnyAllowList
+    from trapline.api.kernel import AnyKernel
+    from trapline.api.progress import Announce, OnProgress
     from trapline.kernel.find.kernelfiles import KernelFiles, ModuleFile
 
 #: A scan, the file of one (JSON), True for one that is made once and cached, False for none.
 AnyScan = ScanResult | str | os.PathLike[str] | bool
+
+
+def scanned(
+    kernel: "AnyKernel",
+    *,
+    allow: "AnyAllowList" = None,
+    progress: "OnProgress | None" = None,
+    announce: "Announce | None" = None,
+) -> ScanResult:
+    """Scan a kernel with all its modules, or take the scan from the cache.
+
+    Raises what `scan` raises.
+    """
+    opened = as_kernel(kernel, None, announce)
+    files = opened.files
+    build_id = None if files.vmlinux is None else opened.build_id
+    return scan_once(files, files.modules, allow_list(allow), build_id, steps("scanned", progress))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,24 @@ if TYPE_CHECKING:
     from trapline.results.document import ResultDocument
     from trapline.results.labels import LabelEntry
 
+#: Labels, the file of some, or none.
+AnyLabels = Labels | str | os.PathLike[str] | None
 _D = TypeVar("_D", bound="ResultDocument")
 
 
 def load_labels(path: "str | os.PathLike[str]") -> Labels:
     """Read a file of labels. Raises BadInputFileError."""
     return Labels(labelfile.load(Path(path)), os.fspath(path))
+
+
+def known_labels(labels: "AnyLabels") -> Labels | None:
+    """Read the file of labels, if it is one. Raises BadInputFileError."""
+    return labels if labels is None or isinstance(labels, Labels) else load_labels(labels)
+
+
+def with_labels(document: _D, labels: Labels | None) -> _D:
+    """Return a document with what was said of it, where anything was."""
+    return document if labels is None else applied.labelled(document, labels)
 
 
 def labelled(document: _D, labels: "Labels | str | os.PathLike[str]") -> _D:

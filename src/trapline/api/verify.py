@@ -7,6 +7,7 @@ import msgspec
 
 from trapline.api.kernel import as_kernel
 from trapline.api.known_scan import KnownScan
+from trapline.api.label import known_labels, with_labels
 from trapline.api.progress import steps
 from trapline.base.workers import how_many
 from trapline.guest.target import TargetSource
@@ -20,6 +21,7 @@ from trapline.verify.occurs import Occurrences
 if TYPE_CHECKING:
     from trapline.api.kernel import AnyKernel, AnyPath
     from trapline.api.known_scan import AnyScan
+    from trapline.api.label import AnyLabels
     from trapline.api.progress import Announce, OnProgress
     from trapline.results.verify import VerifyResult
 
@@ -32,6 +34,7 @@ def verify(
     module_version: str = DEFAULT_VERSION,
     baseline: "AnyPath | None" = None,
     workers: int | None = None,
+    labels: "AnyLabels" = None,
     progress: "OnProgress | None" = None,
     announce: "Announce | None" = None,
 ) -> "VerifyResult":
@@ -41,11 +44,12 @@ def verify(
     to make it once into the cache, False for none. `limit` is how many cases are run beside one
     for each form. `module_version` is the TDX module's. `baseline` is an earlier JSON result: what
     is new or has grown since is in `VerifyResult.worse_than_baseline`. `workers` is the number of
-    processes, by default one for each CPU.
+    processes, by default one for each CPU. `labels` are what people said of findings.
 
     Raises NoDebugInfoError without a vmlinux, NotATdxKernelError, BadMachineError where the
     kernel does not come to where the tests begin, BadInputFileError for another kernel's scan.
     """
+    said = known_labels(labels)
     known = KnownScan.of(scan)
     before = None if baseline is None else earlier.load(Path(baseline))
     opened = as_kernel(kernel, announce=announce)
@@ -68,6 +72,7 @@ def verify(
         None if found is None else Occurrences(found),
         steps("verified", progress),
     )
-    if before is None:
-        return result
-    return msgspec.structs.replace(result, worse_than_baseline=earlier.worse(before, result))
+    if before is not None:
+        worse = earlier.worse(before, result)
+        result = msgspec.structs.replace(result, worse_than_baseline=worse)
+    return with_labels(result, said)

@@ -10,7 +10,6 @@ from click.shell_completion import CompletionItem
 import trapline
 from trapline.boot import policy
 from trapline.cli.command import Command
-from trapline.cli.labelling import Labelling
 from trapline.cli.options import (
     PATH,
     format_option,
@@ -71,7 +70,7 @@ def _policies(
             "console_limit",
             "quiet",
         ),
-        "The result": ("format_name", "output", "verbosity"),
+        "The result": ("labels", "format_name", "output", "verbosity"),
     },
     examples=(
         "trapline boot deb:linux-image-6.12-cloud-amd64",
@@ -236,7 +235,6 @@ def command(
     or stalled before it did, with 1 when an access was made that a policy or the allow list
     forbids, else with one code for each way to die: see the table of exit codes.
     """
-    say = Labelling(labels)
     destination = Destination(output)
     on_stdout = output is not None or format_name == "text"
     screen = None
@@ -270,6 +268,7 @@ def command(
             console=screen,
             output=plain(standard_output()),
             errors=plain(sys.stderr.buffer),
+            labels=labels,
             progress=report.advance,
             announce=report.announce,
         )

@@ -9,7 +9,6 @@ from click.shell_completion import CompletionItem
 import trapline
 from trapline.base.errors import UsageError
 from trapline.cli.command import Command
-from trapline.cli.labelling import Labelling
 from trapline.cli.options import (
     PATH,
     format_option,
@@ -70,7 +69,7 @@ def _events(context: click.Context, parameter: click.Parameter, incomplete: str)
         "What is tried": ("names", _LIST, "beyond_rules", "event", "at", "limit"),
         "The guest": ("initrd", "module_version"),
         "The campaign": ("workers", "cluster", "store", "resume", "baseline"),
-        "The result": ("format_name", "output", "verbosity"),
+        "The result": ("labels", "format_name", "output", "verbosity"),
     },
     examples=(
         "trapline explore --list",
@@ -167,7 +166,6 @@ def command(
     Exits with 1 when a run went wrong: an oops, a panic, a double or triple fault, a hang, a
     silent corruption, a handler on the user's stack or GS base.
     """
-    say = Labelling(labels)
     destination = Destination(output)
     with ProgressReport() as report:
         result = trapline.explore(
@@ -184,10 +182,10 @@ def command(
             store=store,
             resume=resume,
             baseline=baseline,
+            labels=labels,
             progress=report.advance,
             announce=report.announce,
         )
-    result = say(result)
     destination.write(EXPLORE.render(result, format_name, verbosity))
     return exit_code(result)
 

@@ -8,7 +8,6 @@ import trapline
 from trapline.base.errors import ExitCode
 from trapline.base.printable import printable
 from trapline.cli.command import Command, Group
-from trapline.cli.labelling import Labelling
 from trapline.cli.options import (
     PATH,
     allow_option,
@@ -87,7 +86,6 @@ def check_command(
 
     Exits with 1 when a built-in driver that the list does not let in touches the host.
     """
-    say = Labelling(labels)
     destination = Destination(output)
     with ProgressReport() as report:
         result = trapline.check(
@@ -95,10 +93,10 @@ def check_command(
             modules=modules,
             allow=allow,
             workers=workers,
+            labels=labels,
             progress=report.advance,
             announce=report.announce,
         )
-    result = say(result)
     destination.write(FILTER_CHECK.render(result, format_name))
     return exit_code(result)
 

@@ -32,6 +32,7 @@ COMMANDS = {
     "contexts": "Prove where no trap may land.",
     "tradeoff": "Count what MMIO costs under three designs.",
     "filter": "Hold a kernel's drivers against an allow list of devices.",
+    "diff": "Say what changed between two kernels or results.",
     "label": "Say of findings that they are all right or a concern.",
     "rules": "Look up what the TDX module does and who says so.",
     "schema": "Print the JSON Schema of a document or input file.",

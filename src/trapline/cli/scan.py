@@ -6,7 +6,6 @@ import click
 
 import trapline
 from trapline.cli.command import Command
-from trapline.cli.labelling import Labelling
 from trapline.cli.options import (
     allow_option,
     format_option,
@@ -65,7 +64,6 @@ def command(
     what the host presents and is not on the allow list touches the host; with 31 when there is
     none of that, but a part of the kernel could not be read or was not understood.
     """
-    say = Labelling(labels)
     destination = Destination(output)
     with ProgressReport() as report:
         result = trapline.scan(
@@ -73,9 +71,9 @@ def command(
             modules=modules,
             allow=allow,
             workers=workers,
+            labels=labels,
             progress=report.advance,
             announce=report.announce,
         )
-    result = say(result)
     destination.write(SCAN.render(result, format_name, verbosity))
     return exit_code(result)

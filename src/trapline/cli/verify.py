@@ -6,7 +6,6 @@ import click
 
 import trapline
 from trapline.cli.command import Command
-from trapline.cli.labelling import Labelling
 from trapline.cli.options import (
     PATH,
     format_option,
@@ -88,7 +87,6 @@ def command(
     Exits with 1 when handler and processor do not agree on something; with --baseline, when they
     do on less than before.
     """
-    say = Labelling(labels)
     destination = Destination(output)
     with ProgressReport() as report:
         result = trapline.verify(
@@ -98,9 +96,9 @@ def command(
             module_version=module_version,
             baseline=baseline,
             workers=workers,
+            labels=labels,
             progress=report.advance,
             announce=report.announce,
         )
-    result = say(result)
     destination.write(VERIFY.render(result, format_name, verbosity))
     return exit_code(result)

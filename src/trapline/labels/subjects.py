@@ -42,14 +42,20 @@ def subjects(document: "ResultDocument") -> "Iterator[Subject]":
         parts: tuple[Site | Mapping, ...] = (*document.sites, *document.mappings)
         for part in parts:
             seen.add(part.id)
-            yield _of_part(part, part.id)
+            yield subject_of(part)
     for found in findings(document):
         if found.id not in seen:
             seen.add(found.id)
-            yield _of(document, found.subject, found.id)
+            yield subject_of(found.subject, found.id, document)
 
 
-def _of(document: "ResultDocument", part: "Document", identity: str) -> Subject:
+def subject_of(
+    part: "Document", identity: str | None = None, document: "ResultDocument | None" = None
+) -> Subject:
+    """Say what is known of a part of a document; sites and mappings have ids of their own."""
+    if isinstance(part, Site | Mapping):
+        return _of_part(part, part.id)
+    assert identity is not None
     if isinstance(document, ExploreResult) and not isinstance(part, ExploreResult):
         # "SCENARIO/EVENTS/FUNCTION:INSTRUCTION#ORDINAL/VERDICT"
         function = identity.split("/")[2].partition(":")[0]

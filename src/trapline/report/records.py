@@ -16,6 +16,7 @@ from trapline.report.pages import (
     allow_list,
     boot,
     contexts,
+    diff,
     explore,
     filter_check,
     filter_live,
@@ -30,6 +31,7 @@ from trapline.report.pages import (
 )
 from trapline.results.boot import BootResult
 from trapline.results.contexts import ContextsResult
+from trapline.results.diff import DiffResult
 from trapline.results.explore import ExploreResult
 from trapline.results.filter import FilterResult
 from trapline.results.filter_live import LiveResult
@@ -120,6 +122,7 @@ CONTEXTS: Final = Record(
 TRADEOFF: Final = Record("tradeoff", TradeoffResult, "tradeoff", tradeoff.page)
 FILTER_CHECK: Final = Record("filter check", FilterResult, "filter", filter_check.page)
 FILTER_LIVE: Final = Record("filter live", LiveResult, "filter-live", filter_live.page)
+DIFF: Final = Record("diff", DiffResult, "diff", diff.page, formats={"csv": csv_rows.render})
 LABELS: Final = Record("label list", LabelList, "label-list", labels.page)
 RULES_SHOW: Final = Record(
     "rules show", RulesShown, "rules", rules_shown.page, formats={"csv": rule_table.render}
@@ -140,6 +143,7 @@ RECORDS: "Final[tuple[Record[Any], ...]]" = (
     TRADEOFF,
     FILTER_CHECK,
     FILTER_LIVE,
+    DIFF,
     LABELS,
     RULES_SHOW,
     RULES_EXPLAIN,

@@ -19,6 +19,8 @@ ask `findings`; nothing else decides. A finding is:
   baseline, only what is new or has grown is an error, the rest a note;
 - contexts: a site in a gap that may trap. An edge that hides no part of the gap is a note;
 - tradeoff: a part of the workload that failed under a design;
+- diff: what is new, or has another verdict, and is not settled by a label; what is gone, moved or
+  the compiler's doing is none;
 - labels: one that fits nothing of the document it is held against, or was carried from another
   kernel and not confirmed;
 - rules diff: a row that differs; rules lint: a problem.
@@ -34,6 +36,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from trapline.base.errors import ExitCode
 from trapline.results.boot import BootResult
 from trapline.results.contexts import UNREAD_EDGES, ContextsResult
+from trapline.results.diff import DiffResult
 from trapline.results.document import Document
 from trapline.results.explore import CLEAN, ExploreResult
 from trapline.results.filter import FilterResult
@@ -116,6 +119,8 @@ def exit_code(document: Document) -> int:
         return ExitCode.FINDINGS
     # What was not seen cannot be called clean.
     if not _is_complete(document):
+        return ExitCode.INCOMPLETE
+    if isinstance(document, DiffResult) and not (document.old.complete and document.new.complete):
         return ExitCode.INCOMPLETE
     if isinstance(document, BootResult) and document.program is not None:
         code = document.program.exit_code
@@ -276,7 +281,7 @@ def _tradeoff(document: TradeoffResult) -> tuple[Finding, ...]:
     )
 
 
-@findings.register
+@_found.register
 def _contexts(document: ContextsResult) -> tuple[Finding, ...]:
     sites = (
         Finding(
@@ -353,6 +358,21 @@ def _names(window: "Window") -> "Iterator[str]":
         key = boundary.function, boundary.instruction
         yield f"{boundary.function}:{boundary.instruction}#{seen[key]}"
         seen[key] += 1
+
+
+@_found.register
+def _diff(document: DiffResult) -> tuple[Finding, ...]:
+    return tuple(
+        Finding(
+            "error",
+            change.change,
+            change.id,
+            f"{change.where}: {change.what}{f': {change.why}' if change.why else ''}.",
+            change,
+        )
+        for change in document.changes
+        if change.error
+    )
 
 
 # Labels.

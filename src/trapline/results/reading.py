@@ -9,6 +9,7 @@ from trapline.base import decode, files
 from trapline.base.errors import BadInputFileError
 from trapline.base.printable import printable
 from trapline.results.boot import BootResult
+from trapline.results.diff import DiffResult
 from trapline.results.explore import ExploreResult
 from trapline.results.filter import FilterResult
 from trapline.results.filter_live import LiveResult
@@ -31,6 +32,7 @@ _KINDS: "Final[tuple[type[ResultDocument], ...]]" = (
     TradeoffResult,
     FilterResult,
     LiveResult,
+    DiffResult,
 )
 _LONGEST: Final = 60
 
