@@ -19,6 +19,7 @@ from trapline.results.boot import (
     BootResult,
     Hashes,
     Milestone,
+    OtherModule,
     Refusals,
     Scream,
     Soundness,
@@ -176,6 +177,20 @@ def boot_site(**changes):
         "reason": "",
     }
     return TrapSite(**{**fields, **changes})
+
+
+def boot_on_two_modules():
+    first = boot()
+    other = OtherModule(
+        module_version="1.5.34",
+        outcome=first.outcome,
+        traps={"pio": 1234, "msr": 9},
+        places={"pio": 1, "msr": 1},
+        tdvmcalls={"Instruction.IO": 1234},
+        gone=("cpuid user+0x401000",),
+        new=("msr read_msr+0x4/0x9",),
+    )
+    return boot(other_module=other)
 
 
 _STRANGE = boot_site(
@@ -733,20 +748,42 @@ def explained():
 
 
 def compared(*, same=False):
+    hlt = _TABLES[0].rows[0]
+    deadline = _TABLES[1].rows[0]
     changes = (
         RuleChange(
             table="instructions",
             id="hlt",
+            title="HLT, cpl 0",
             change="changed",
+            answers=True,
+            old=hlt,
+            new=msgspec.structs.replace(
+                hlt, columns=hlt.columns | {"outcome": "gp", "exit_reason": None}, note="Newer."
+            ),
             columns=(
                 ColumnChange(column="outcome", old="ve", new="gp"),
                 ColumnChange(column="exit_reason", old=12, new=None),
             ),
         ),
         RuleChange(
+            table="instructions",
+            id="hlt-other",
+            title="HLT, kvm",
+            change="changed",
+            answers=False,
+            old=_TABLES[0].rows[1],
+            new=_TABLES[0].rows[1],
+            columns=(ColumnChange(column="source", old="here", new="there"),),
+        ),
+        RuleChange(
             table="msrs",
             id="msr-new",
+            title="IA32_TSC_DEADLINE (0x6e0)",
             change="added",
+            answers=True,
+            old=None,
+            new=deadline,
             columns=(
                 ColumnChange(column="first", old=None, new=0x6E0),
                 ColumnChange(column="note", old=None, new=""),
@@ -756,7 +793,11 @@ def compared(*, same=False):
         RuleChange(
             table="msrs",
             id="msr-old",
+            title="x2APIC (0x800-0x8ff)",
             change="removed",
+            answers=True,
+            old=_TABLES[1].rows[1],
+            new=None,
             columns=(ColumnChange(column="note", old="word " * 30, new=None),),
         ),
     )
@@ -866,6 +907,7 @@ GOLDEN = {
     "boot": (boot, (0, 1)),
     "boot-devices": (boot_with_devices, (0, 1)),
     "boot-panic": (boot_panic, (0, 1)),
+    "boot-two-modules": (boot_on_two_modules, (0, 1)),
     "explore": (explore, (0, 1)),
     "explore-clean": (
         lambda: explore([run(0, "same")], build_id=None, beyond_rules=True, not_opened=()),

@@ -16,7 +16,7 @@ from trapline.machine.devices.bus import Bus
 from trapline.machine.devices.lapic import LocalApic
 from trapline.machine.vmm.ghci import TdVmCall
 from trapline.machine.vmm.services import Services
-from trapline.rules.rows import CpuidKind, Feature, FieldScope
+from trapline.rules.rows import CpuidKind, Feature, FieldScope, MsrKind
 from trapline.tdx.controls import Controls
 from trapline.tdx.sept import LEVEL_2M, Sept
 from trapline.tdx.vmm_interface import TdConfig, VeInfo
@@ -27,8 +27,11 @@ EVERYTHING = {
     "xfam": 0x3 | 1 << 8 | 1 << 9 | 3 << 11 | 1 << 14 | 1 << 15 | 3 << 17,
     "features_on": frozenset(Feature) - {Feature.NONE},
 }
+CONFIGS = ("off", "on", "reduced")
 CR0, CR4 = 0x80010033, 0x668
 TD_CTLS, NOTIFY_ENABLES = 0x1110000300000017, 0x9100000000000010
+FEATURE_PARAVIRT_CTLS = 0x9110000300000022
+SWITCHES = {Feature.NONE, Feature.REDUCE_VE, Feature.ENUM_TOPOLOGY, Feature.VIRT_CPUID2}
 
 
 def seen(td, events_=()):
@@ -57,10 +60,18 @@ def take(td, exit_, **registers):
 # MSRs, CPUID leaves and fields: what the row is about, with all off and all on.
 
 
+def td_with(rules, config):
+    """A TD with all off, all on, or all off that the guest can switch off, too."""
+    if config != "reduced":
+        return build_td(rules, **(EVERYTHING if config == "on" else {}))
+    td = build_td(rules, features_on=frozenset())
+    take(td, Exit.TDCALL, rax=8, rdx=TD_CTLS, r8=8, r9=8)
+    return td
+
+
 def msr(index, config, rules):
-    td = build_td(rules, **dict(config))
-    result = []
-    result.append(take(td, Exit.RDMSR, rcx=index))
+    td = td_with(rules, config)
+    result = [take(td, Exit.RDMSR, rcx=index)]
     values = (0, 1, td.vcpu.msr(index))
     result += [take(td, Exit.WRMSR, rcx=index, rax=value) for value in values]
     return result
@@ -68,8 +79,8 @@ def msr(index, config, rules):
 
 def cpuid(leaf, subleaf, asked, rules):
     result = []
-    for config in ({}, EVERYTHING):
-        td = build_td(rules, **config)
+    for config in CONFIGS:
+        td = td_with(rules, config)
         if asked:
             td.call(5, rcx=1)
         result.append(take(td, Exit.CPUID, rax=leaf, rcx=subleaf))
@@ -251,7 +262,7 @@ def tdcalls(rules):
     null, none, sys = M64, 0x1110000300FFFFFF, 0x0800000200000000
     fatal = 0x8010000000000001  # not for the guest
     calls = [
-        (100, {}), (1 << 24 | 1, {}), (1 << 16 | 1, {}),
+        (100, {}), (1 << 24 | 1, {}), (1 << 16 | 1, {}), (1 << 16 | 3, {}), (2 << 16 | 3, {}),
         (0, {"rcx": 0x400}), (0, {"rcx": 1}), (0, {"rcx": 1 << 5}), (1, {}),
         (2, {"rcx": 0x1000}), (2, {"rcx": 0x1001}), (2, {"rcx": SHARED_BIT}),
         (2, {"rcx": 0x1000, "rdx": 9}), (3, {}),
@@ -285,13 +296,16 @@ def tdcalls(rules):
     fixed = build_td(rules, flexible_pending_ve=False)
     result.append(take(fixed, Exit.TDCALL, rax=8, rdx=TD_CTLS, r8=0, r9=1))
     result.append(take(build_td(rules, no_rbp_mod=True), Exit.TDCALL, rax=0, rcx=1 << 5))
-    td.take(Exit.HLT)
-    result.append(take_without_collecting(td))
+    for version in (0, 1, 2):
+        td.take(Exit.HLT)
+        result.append(take_without_collecting(td, version))
+        td.module._ve.take()
     return result
 
 
-def take_without_collecting(td):
-    return td.take(Exit.TDCALL, rax=3), tuple(td.regs), td.module.ve_info
+def take_without_collecting(td, version):
+    events = td.take(Exit.TDCALL, rax=version << 16 | 3)
+    return events, tuple(td.regs), td.module.ve_info
 
 
 # TDVMCALLs.
@@ -370,7 +384,29 @@ def features(rules):
         td = build_td(rules, **config)
         result.append(take(td, Exit.TDCALL, rax=7, rdx=TD_CTLS - 1))
         result.append(take(td, Exit.TDCALL, rax=8, rdx=TD_CTLS, r8=0, r9=1))
-    return [*result, gpaw(rules), nesting(rules)["stepping"]]
+    return [*result, gpaw(rules), nesting(rules)["stepping"], td_ctls(rules)]
+
+
+def td_ctls(rules):
+    """What the bits of TD_CTLS and FEATURE_PARAVIRT_CTLS change, one by one."""
+    result = []
+    for bit in (0, 1, 2, 3, 63):
+        td = build_td(rules)
+        for value, mask in ((1 << bit, 1 << bit), (1 << bit | 1, 1 << bit | 1), (1, 1 << bit | 1)):
+            result.append(take(td, Exit.TDCALL, rax=8, rdx=TD_CTLS, r8=value, r9=mask))
+            result.append(take(td, Exit.TDCALL, rax=7, rdx=TD_CTLS))
+            result += [take(td, Exit.CPUID, rax=leaf) for leaf in (1, 2, 6, 0xB)]
+            result.append(take(td, Exit.RDMSR, rcx=0x1F00))
+    for bit in range(12):
+        td = build_td(rules, features_on=frozenset(Feature) - SWITCHES)
+        result.append(take(td, Exit.TDCALL, rax=8, rdx=TD_CTLS, r8=8, r9=8))
+        result.append(
+            take(td, Exit.TDCALL, rax=8, rdx=FEATURE_PARAVIRT_CTLS, r8=1 << bit, r9=0xFFF)
+        )
+        result += [take(td, Exit.CPUID, rax=leaf) for leaf in (1, 7, 9, 0xF, 0x10, 0x1B)]
+        indices = (0x33, 0x1F8, 0x198, 0x17A, 0x2FF, 0x87, 0xC81, 0xC8D, 0x19A, 0x19D, 0x981, 0x6E0)
+        result += [take(td, Exit.RDMSR, rcx=index) for index in indices]
+    return result
 
 
 def gpaw(rules):
@@ -380,7 +416,7 @@ def gpaw(rules):
 
 @cache
 def _of_msr(index):
-    return tuple(partial(msr, index, tuple(config.items())) for config in ({}, EVERYTHING))
+    return tuple(partial(msr, index, config) for config in CONFIGS)
 
 
 @cache
@@ -402,7 +438,7 @@ _BATTERIES = {
     "statuses": (tdcalls, tdvmcalls, instructions),
     "attributes": (features, tdvmcalls),
 }
-_ABSENT_MSR = 0x1F00
+_MSR_OF_KIND = {MsrKind.ABSENT: 0x1F00, MsrKind.OUTSIDE: 0x4000}
 _CPUID_OF_KIND = {
     CpuidKind.ABSENT: (4, 9, False),
     CpuidKind.CLAMP: (0x77, 1, False),
@@ -412,7 +448,7 @@ _CPUID_OF_KIND = {
 
 def probes_of(table, row):
     if table == "msrs":
-        return _of_msr(_ABSENT_MSR if row.first is None else row.first)
+        return _of_msr(_MSR_OF_KIND.get(row.kind, row.first))
     if table == "cpuid":
         if row.kind in _CPUID_OF_KIND:
             return _of_cpuid(*_CPUID_OF_KIND[row.kind])

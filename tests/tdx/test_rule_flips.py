@@ -85,7 +85,7 @@ def effect(row, way):
     Whether the CPU or the module answers, no guest can tell; nor that an access is refused by the
     module which the CPU would refuse.
     """
-    action, feature = getattr(row, way), getattr(row, f"{way}_feature")
+    action = getattr(row, way)
     on, off = {
         MsrAction.NATIVE_UNLESS_GP: ("answered", "gp"),
         MsrAction.NATIVE_UNLESS_EMULATED: ("answered", "answered"),
@@ -98,7 +98,7 @@ def effect(row, way):
     read_only = row.special == MsrSpecial.X2APIC and row.first not in X2APIC_WRITABLE
     if row.cpu_access not in {CpuAccess.BOTH, CpuAccess(way)} or (way == "write" and read_only):
         on, off = (("gp" if one == "answered" else one) for one in (on, off))
-    return (on if feature == Feature.TSC_DEADLINE else off), on
+    return off, on
 
 
 def with_row(rules, table, row):

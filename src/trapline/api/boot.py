@@ -11,6 +11,7 @@ from trapline.api.known_scan import KnownScan
 from trapline.api.label import known_labels, with_labels
 from trapline.api.several import several
 from trapline.base.errors import UsageError
+from trapline.boot.othermodule import beside
 from trapline.boot.plan import (
     BootOptions,
     make_plan,
@@ -58,6 +59,7 @@ def boot(
     policies: "Mapping[str, str] | None" = None,
     on_forbidden: OnForbidden = "report",
     module_version: str = DEFAULT_VERSION,
+    compare_module: str | None = None,
     scan: "AnyScan" = True,
     trace: "AnyPath | None" = None,
     gdb: str | None = None,
@@ -81,9 +83,11 @@ def boot(
     named as for `--device`. `policies` map "mmio", "pio", "msr" and "cpuid" to "trap",
     "paravirt" or "forbid"; unlike elsewhere, no `allow` means no allow list. Traps are looked up in
     `scan`: a scan of this kernel, the JSON file of one, True to make it once into the cache,
-    False for none. `trace` is written as JSON Lines. `gdb` is an address to wait for a debugger
-    at. `fail_on` names the complaints of the guest's kernel that are not put up with, all of them
-    if None: "oops", "bug", "warning", "soft-lockup", "hard-lockup", "rcu-stall", "hung-task".
+    False for none. With `compare_module` the boot is made once more, on that version of the TDX
+    module, and its #VEs are told beside. `trace` is written as JSON Lines. `gdb` is an address to
+    wait for a debugger at. `fail_on` names the complaints of the guest's kernel that are not put
+    up with, all of them if None: "oops", "bug", "warning", "soft-lockup", "hard-lockup",
+    "rcu-stall", "hung-task".
     `timeout` is of wall-clock time; a guest that prints more than `console_limit` is ended, too.
     `reproduce` is the command that does the same, for the splat of a guest that dies. `console`
     gets the guest's output as it is written. `run` is a script or a static program that the guest
@@ -160,7 +164,15 @@ def boot(
         if said is not None:
             said.flush()
         found = found or known.make(plan.files, loadable, build_id, progress)
-        return with_labels(booted.result(outcome, found), labelled)
+        result = booted.result(outcome, found)
+        if compare_module is None:
+            return with_labels(result, labelled)
+        again = replace(plan, options=replace(options, module_version=compare_module))
+        unheard = None if program is None else ProgramOutput(program.name, _drop, _drop)
+        other = stack.enter_context(
+            BootRun(again, symbols, reproduce="", scan=found, program=unheard)
+        )
+        return with_labels(beside(result, other.result(other.run(), found)), labelled)
 
 
 def _guard(

@@ -32,6 +32,7 @@ from trapline.report.terminal import Screen, plain
 from trapline.results.boot import ComplaintKind
 from trapline.results.findings import exit_code
 from trapline.results.trapclass import POLICY_CLASSES
+from trapline.rules.tables import versions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,7 +59,7 @@ def _policies(
     cls=Command,
     groups={
         "What runs": ("run", "modules", "initrd", "insmod", "append", "cmdline"),
-        "The machine": ("memory", "unaccepted", "devices", "module_version"),
+        "The machine": ("memory", "unaccepted", "devices", "module_version", "compare_module"),
         "What the guest may do": ("allow", "allow_mode", "policies", "on_forbidden"),
         "Watching it": (
             "scan_file",
@@ -129,6 +130,11 @@ def _policies(
     f"QEMU's devices: {', '.join(CATALOGUE)}, qemu:STRING; repeatable.",
 )
 @module_version_option
+@click.option(
+    "--compare-module",
+    type=click.Choice(versions()),
+    help="Boot once more on this version of the TDX module, and tell the #VEs side by side.",
+)
 @click.option(
     "--allow",
     type=PATH,
@@ -207,6 +213,7 @@ def command(
     unaccepted: int,
     devices: tuple[str, ...],
     module_version: str,
+    compare_module: str | None,
     allow: "Path | None",
     allow_mode: Literal["hide", "report"],
     policies: tuple[str, ...],
@@ -254,6 +261,7 @@ def command(
             unaccepted=unaccepted,
             devices=devices,
             module_version=module_version,
+            compare_module=compare_module,
             allow=allow,
             allow_mode=allow_mode,
             policies=policy.parse(policies),

@@ -200,6 +200,22 @@ class BootPolicy(Document, frozen=True, kw_only=True):
     missed: dict[str, int] = msgspec.field(default_factory=dict)
 
 
+class OtherModule(Document, frozen=True, kw_only=True):
+    """The same boot on another version of the TDX module.
+
+    `traps` and `tdvmcalls` are as in the result; `places` counts the places that trap, by class.
+    `gone` are the labels of places that trap in the result and not here, `new` the other way round.
+    """
+
+    module_version: str
+    outcome: BootOutcome
+    traps: dict[str, int]
+    places: dict[str, int]
+    tdvmcalls: dict[str, int]
+    gone: tuple[str, ...]
+    new: tuple[str, ...]
+
+
 class BootResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_": "schema"}):
     """Everything one boot showed.
 
@@ -207,7 +223,7 @@ class BootResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_": "
     last state of a guest that died, `complaints` what its kernel lived on after. `in_nmi` counts
     #VEs while NMIs were blocked, `nested` those between a #VE and the TDVMCALL by which its handler
     serves it. `repeatable`: the same command gives the same hashes; not so with devices, which live
-    by the wall clock.
+    by the wall clock. `other_module` is what the same boot did on another one, if that was asked.
     """
 
     lists: ClassVar = (
@@ -242,3 +258,4 @@ class BootResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_": "
     nested: int = 0
     repeatable: bool = True
     labels: tuple[Labelled, ...] = ()
+    other_module: OtherModule | None = None

@@ -120,11 +120,18 @@ class ColumnChange(Document, frozen=True, kw_only=True):
 
 
 class RuleChange(Document, frozen=True, kw_only=True):
-    """A row that is not the same on both sides."""
+    """A row that is not the same on both sides, with the row on each; `title` is its question.
+
+    `answers`: what it answers differs, not only who says so and what is noted.
+    """
 
     table: str
     id: str
+    title: str
     change: Literal["added", "removed", "changed"]
+    answers: bool
+    old: RuleRow | None
+    new: RuleRow | None
     columns: tuple[ColumnChange, ...]
 
 
@@ -143,7 +150,13 @@ class RulesCompared(ResultDocument, frozen=True, kw_only=True, rename={"schema_"
         """Return a row for each cell that differs."""
         del name  # there is but one list
         return [
-            {"table": row.table, "id": row.id, "change": row.change, **flat(cell)}
+            {
+                "table": row.table,
+                "id": row.id,
+                "title": row.title,
+                "change": row.change,
+                **flat(cell),
+            }
             for row in self.changes
             for cell in row.columns
         ]

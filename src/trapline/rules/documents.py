@@ -15,7 +15,16 @@ from trapline.results.rules import (
     RulesShown,
     RuleTable,
 )
-from trapline.rules.rows import Rule, Standing
+from trapline.rules.rows import (
+    CpuidKind,
+    CpuidRule,
+    FieldRule,
+    MsrRule,
+    Rule,
+    Standing,
+    TdcallRule,
+    TdvmcallRule,
+)
 from trapline.rules.ruleset import TABLES
 
 if TYPE_CHECKING:
@@ -26,6 +35,7 @@ if TYPE_CHECKING:
 
 _COMMON = frozenset(column.name for column in fields(Rule))
 # The module version differs between any two sets, and a place in a source may move.
+_TOLD = ("read_feature", "write_feature", "cpu_access", "special", "dynamic", "exit_reason")
 _NOT_COMPARED = frozenset(("id", "module"))
 
 
@@ -84,7 +94,7 @@ def _changes(
     columns = [c.name for c in fields(TABLES[name]) if c.name not in _NOT_COMPARED]
     for row_id in (row_id for row_id in old if row_id not in new):
         cells = tuple(ColumnChange(column=c, old=_cell(old[row_id], c), new=None) for c in columns)
-        yield RuleChange(table=name, id=row_id, change="removed", columns=cells)
+        yield _change(name, old[row_id], None, cells)
     for row_id, row in new.items():
         before = old.get(row_id)
         cells = tuple(
@@ -95,13 +105,25 @@ def _changes(
             if before is None or _cell(before, c) != _cell(row, c)
         )
         if cells:
-            change = RuleChange(
-                table=name,
-                id=row_id,
-                change="added" if before is None else "changed",
-                columns=cells,
-            )
-            yield change
+            yield _change(name, before, row, cells)
+
+
+def _change(
+    name: str, old: Rule | None, new: Rule | None, cells: tuple[ColumnChange, ...]
+) -> RuleChange:
+    row = new or old
+    assert row is not None
+    told = {"standing", *type(row).ANSWER, *type(row).KEY, *_TOLD}
+    return RuleChange(
+        table=name,
+        id=row.id,
+        title=title_of(row),
+        change="added" if old is None else "removed" if new is None else "changed",
+        answers=old is None or new is None or any(cell.column in told for cell in cells),
+        old=None if old is None else row_document(old),
+        new=None if new is None else row_document(new),
+        columns=cells,
+    )
 
 
 def _cell(row: Rule, name: str) -> Cell:
@@ -116,3 +138,26 @@ def linted(problems: "Iterable[Problem]", subject: str) -> RulesLinted:
         subject=subject,
         problems=tuple(RuleProblem(table=p.table, line=p.line, text=p.text) for p in problems),
     )
+
+
+def title_of(row: Rule) -> str:
+    """Say the question in the columns' own words."""
+    if isinstance(row, MsrRule):
+        return row.name if row.first is None else f"{row.name} ({_span(row)})"
+    if isinstance(row, CpuidRule):
+        if row.kind != CpuidKind.LEAF:
+            return row.name
+        subleaf = "" if row.subleaf is None else f".{row.subleaf:x}"
+        return f"leaf {_span(row)}{subleaf}, {row.name}"
+    parts = [row.name] if isinstance(row, TdcallRule | TdvmcallRule | FieldRule) else []
+    for column in row.KEY:
+        value = getattr(row, column)
+        if isinstance(value, int):
+            parts.append(f"{column} {value:#x}")
+        elif value:
+            parts.append(value if column == "name" else str(value).replace("_", " "))
+    return ", ".join(parts)
+
+
+def _span(row: MsrRule | CpuidRule) -> str:
+    return f"{row.first:#x}" if row.first == row.last else f"{row.first:#x}-{row.last:#x}"

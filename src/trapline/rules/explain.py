@@ -25,13 +25,12 @@ from typing import TYPE_CHECKING, Final
 from trapline.base.errors import UsageError
 from trapline.base.nearest import nearest
 from trapline.results.rules import RuleAnswer, RuleQuestion, RulesExplained
-from trapline.rules.documents import row_document
+from trapline.rules.documents import row_document, title_of
 from trapline.rules.rows import (
     CpuidKind,
     CpuidOutcome,
     CpuidRule,
     Feature,
-    FieldRule,
     InstructionRule,
     LinuxRule,
     MemoryRule,
@@ -40,8 +39,6 @@ from trapline.rules.rows import (
     MsrRule,
     Outcome,
     Rule,
-    TdcallRule,
-    TdvmcallRule,
 )
 from trapline.rules.ruleset import TABLES
 
@@ -50,6 +47,7 @@ if TYPE_CHECKING:
 
 Found = list[tuple[str, Rule]]  # table and row
 _CPUID, _RDMSR, _WRMSR = 10, 31, 32  # exit reasons
+_BITMAPS: Final = (range(0x2000), range(0xC000_0000, 0xC000_2000))
 _MAX_SUBJECT: Final = 200
 _MAX_INDEX: Final = 0xFFFF_FFFF
 _MAX_PORT: Final = 0xFFFF
@@ -115,7 +113,9 @@ def _msr(rules: "RuleSet", text: str) -> Found:
         if row.kind == MsrKind.RANGE and _within(index, row.first, row.last)
     ]
     if not found:
-        found = [row for row in rules.msrs if row.kind == MsrKind.ABSENT]
+        inside = any(index in bitmap for bitmap in _BITMAPS)
+        kind = MsrKind.ABSENT if inside else MsrKind.OUTSIDE
+        found = [row for row in rules.msrs if row.kind == kind]
     return _named("msrs", found)
 
 
@@ -261,7 +261,7 @@ def _question(rules: "RuleSet", table: str, rows: list[Rule]) -> RuleQuestion:
         RuleAnswer(row=row_document(row), agrees=row.answer == rows[0].answer) for row in rows
     )
     linux = tuple(row_document(row) for row in _linux(rules, rows[0]))
-    return RuleQuestion(table=table, title=_title(rows[0]), answers=answers, linux=linux)
+    return RuleQuestion(table=table, title=title_of(rows[0]), answers=answers, linux=linux)
 
 
 def _linux(rules: "RuleSet", row: Rule) -> list[LinuxRule]:
@@ -290,29 +290,6 @@ def _exits(row: Rule) -> Iterable[tuple[int, str]]:
         string = isinstance(row, InstructionRule) and row.mnemonic in {"INS", "OUTS"}
         plain = isinstance(row, InstructionRule) and row.mnemonic in {"IN", "OUT"}
         yield row.exit_reason or 0, "string" if string else "not_string" if plain else ""
-
-
-def _title(row: Rule) -> str:
-    """Say the question in the columns' own words."""
-    if isinstance(row, MsrRule):
-        return row.name if row.first is None else f"{row.name} ({_span(row)})"
-    if isinstance(row, CpuidRule):
-        if row.kind != CpuidKind.LEAF:
-            return row.name
-        subleaf = "" if row.subleaf is None else f".{row.subleaf:x}"
-        return f"leaf {_span(row)}{subleaf}, {row.name}"
-    parts = [row.name] if isinstance(row, TdcallRule | TdvmcallRule | FieldRule) else []
-    for column in row.KEY:
-        value = getattr(row, column)
-        if isinstance(value, int):
-            parts.append(f"{column} {value:#x}")
-        elif value:
-            parts.append(value if column == "name" else str(value).replace("_", " "))
-    return ", ".join(parts)
-
-
-def _span(row: MsrRule | CpuidRule) -> str:
-    return f"{row.first:#x}" if row.first == row.last else f"{row.first:#x}-{row.last:#x}"
 
 
 def _unknown(rules: "RuleSet", subject: str) -> str:

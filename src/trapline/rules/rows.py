@@ -31,6 +31,7 @@ class Standing(StrEnum):
     ENFORCED = "enforced"  # the answer is taken from this row: another one, another TD
     DESCRIBED = "described"  # true and sourced, and nothing here asks it
     CLAIMED = "claimed"  # what somebody else says
+    REMOVED = "removed"  # a row of the version that this one is compared with, and no longer here
 
 
 class Outcome(StrEnum):
@@ -129,6 +130,12 @@ class MsrSpecial(StrEnum):
     XAPIC_DISABLE_STATUS = "xapic_disable_status"
     VMX = "vmx"
     X2APIC = "x2apic"
+    X2APIC_ID = "x2apic_id"
+    DEBUGCTL_BY_FEATURE = "debugctl_by_feature"
+    IGNORED = "ignored"
+    LOCKED = "locked"
+    MICROCODE = "microcode"
+    ZERO = "zero"
 
 
 class CpuAccess(StrEnum):
@@ -140,10 +147,11 @@ class CpuAccess(StrEnum):
 
 
 class MsrKind(StrEnum):
-    """Whether a row is for a range of indices or for all others."""
+    """Whether a row is for a range of indices or for others: in the MSR bitmaps, or outside."""
 
     RANGE = "range"
     ABSENT = "absent"
+    OUTSIDE = "outside"
 
 
 class CpuidKind(StrEnum):
@@ -186,6 +194,7 @@ class AttributeKind(StrEnum):
     TD_CTL = "td_ctl"
     NOTIFY_ENABLE = "notify_enable"
     XFAM = "xfam"
+    FEATURE_PARAVIRT_CTL = "feature_paravirt_ctl"  # of FEATURE_PARAVIRT_CTLS
     CALL_INFO = "call_info"  # R11 of GetTdVmCallInfo with R12 = 1
 
 
@@ -214,7 +223,7 @@ class Rule:
     @property
     def followed(self) -> bool:
         """Whether this is the answer to its question that is held for true."""
-        return self.standing is not Standing.CLAIMED
+        return self.standing in {Standing.ENFORCED, Standing.DESCRIBED}
 
     @property
     def key(self) -> tuple[object, ...]:

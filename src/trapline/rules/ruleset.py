@@ -24,6 +24,7 @@ from trapline.rules.rows import (
     NestingRule,
     Outcome,
     Rule,
+    Standing,
     StatusRule,
     TdcallRule,
     TdvmcallRule,
@@ -102,6 +103,10 @@ class RuleSet:
         assert isinstance(row, kind)
         return row
 
+    def find(self, kind: type[R], *key: object) -> R | None:
+        """Return the row that answers a question that not every module knows, or None."""
+        return self.ask(kind, *key) if (kind, *key) in self._answers else None
+
     def each(self, kind: type[R]) -> Iterator[R]:
         """Yield every row of a table that is not only claimed."""
         name = _TABLE_OF[kind]
@@ -124,6 +129,12 @@ class RuleSet:
     def mask(self, kind: str, *names: str) -> int:
         """Return the bits that a register or field has for these names."""
         return sum(1 << self.ask(AttributeRule, kind, name).bit for name in names)
+
+    def mask_if_known(self, kind: str, name: str) -> int:
+        """Return the bit of a name that only newer modules know; 0 where it is not enforced."""
+        row = self._answers.get((AttributeRule, kind, name))
+        known = row is not None and row.standing is Standing.ENFORCED
+        return self.mask(kind, name) if known else 0
 
 
 def choose(row: Rule, can: Mapping[Any, T]) -> T:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trapline.base import decode, files
 from trapline.base.errors import BadInputFileError, UsageError
-from trapline.rules.rows import Rule
+from trapline.rules.rows import Rule, Standing
 from trapline.rules.ruleset import TABLES, RuleSet
 
 if TYPE_CHECKING:
@@ -139,11 +139,15 @@ def _base(folder: "Traversable", problems: list[Problem]) -> str | None:
 
 
 def _over(inherited: list[Located], own: list[Located]) -> list[Located]:
-    """Put rows in the place of those of the same id, and the others behind them."""
+    """Put rows in the place of those of the same id, and the others behind them.
+
+    Rows that are 'removed' take the one of their id away.
+    """
     by_id = {located.row.id: located for located in own}
     known = {located.row.id for located in inherited}
     changed = [by_id.get(located.row.id, located) for located in inherited]
-    return [*changed, *(located for located in own if located.row.id not in known)]
+    whole = [*changed, *(located for located in own if located.row.id not in known)]
+    return [located for located in whole if located.row.standing is not Standing.REMOVED]
 
 
 def _is_there(entry: "Traversable") -> bool:

@@ -30,7 +30,7 @@ LINEAR_BITS: Final = 48
 _WIDE: Final = 0xFFFF  # leaves: a row for more is not spelled out
 
 CR4_OSXSAVE, CR4_PKE = 1 << 18, 1 << 22
-ECX1_OSXSAVE, ECX1_TSC_DEADLINE = 1 << 27, 1 << 24
+ECX1_OSXSAVE: Final = 1 << 27
 ECX7_OSPKE: Final = 1 << 4
 EFER, EFER_LMA = 0xC000_0080, 1 << 10
 EDX_SYSCALL: Final = 1 << 11
@@ -83,6 +83,36 @@ _PROCESSOR: Final = {
     (0x8000_0001, 0): Answer(0, 0, 0x121, 0x2C10_0800),
     (0x8000_0007, 0): Answer(0, 0, 0, 0x100),
 }
+# What newer modules answer where #VE is reduced (1.5.34, auto_gen_1_5/cpuid_configurations.c). The
+# topology is what KVM's user space gives a TD with one VCPU: thread 0 of core 0, x2APIC id 0.
+X2APIC_ID: Final = 0
+TOPOLOGY_LEAVES: Final = frozenset((0xB, 0x1F))
+_THREAD, _CORE = Answer(0, 1, 0x100, X2APIC_ID), Answer(0, 1, 0x201, X2APIC_ID)
+_NEWER: Final = {
+    (0x2, 0): Answer(0x00FE_FF01),
+    (0x6, 0): Answer(0x4),  # ARAT
+    **{(leaf, 0): _THREAD for leaf in TOPOLOGY_LEAVES},
+    **{(leaf, 1): _CORE for leaf in TOPOLOGY_LEAVES},
+    **{(0x1F, level): Answer(ecx=level) for level in range(2, 6)},
+    (0xB, 2): Answer(ecx=2),
+    (0x8000_0002, 0): Answer(0x6574_6E49, 0x4454_206C, 0x2020_2058),  # "Intel TDX   "
+    (0x8000_0006, 0): Answer(ecx=0x7040),
+}
+# Feature -> where CPUID shows it: leaf, sub-leaf, register, mask.
+_FLAGS: Final = (
+    (Feature.DCA, 1, "ecx", 1 << 18),
+    (Feature.TSC_DEADLINE, 1, "ecx", 1 << 24),
+    (Feature.EST, 1, "ecx", 1 << 7),
+    (Feature.TM2, 1, "ecx", 1 << 8),
+    (Feature.MCA, 1, "edx", 1 << 7 | 1 << 14),
+    (Feature.MTRR, 1, "edx", 1 << 12),
+    (Feature.ACPI, 1, "edx", 1 << 22),
+    (Feature.RDT_M, 7, "ebx", 1 << 12),
+    (Feature.RDT_A, 7, "ebx", 1 << 15),
+    (Feature.TME, 7, "ecx", 1 << 13),
+    (Feature.MKTME, 7, "edx", 1 << 18),
+    (Feature.CORE_CAPABILITIES, 7, "edx", 1 << 30),
+)
 _FEATURE_LEAVES: Final = frozenset(((1, 0), (7, 0), (7, 1), (7, 2), (0xD, 1), (0x8000_0001, 0)))
 # Registers of those leaves that hold no features: family, CLFLUSH size, counts and sizes.
 _NO_FEATURES: Final = frozenset(
@@ -95,6 +125,9 @@ class _Leaf(NamedTuple):
 
     place: int | None
     answered: bool
+
+
+_NO_LEAF: Final = _Leaf(None, answered=False)
 
 
 class Cpuid:
@@ -118,19 +151,18 @@ class Cpuid:
         clamp = rules.ask(CpuidRule, CpuidKind.CLAMP, *_clamp_key(self._rows))
         self._clamps = clamp.outcome == CpuidOutcome.MODULE
         self._last_leaf = clamp.first or 0
-        self._absent_is_ve = self._says_ve(rules, CpuidKind.ABSENT)
-        self._asked_is_ve = self._says_ve(rules, CpuidKind.GUEST_ASKED)
-        self._host_leaf = _Leaf(None, answered=False)
+        self._absent = rules.ask(CpuidRule, CpuidKind.ABSENT, None, None, None)
+        asked = rules.ask(CpuidRule, CpuidKind.GUEST_ASKED, None, None, None)
+        self._asked_is_ve = asked.outcome == CpuidOutcome.VE
+        self._host_leaf = _NO_LEAF
         self._any: dict[int, _Leaf] = {}  # rows that hold for every sub-leaf
         self._one: dict[tuple[int, int], _Leaf] = {}
         self.set_features(features)
 
-    @staticmethod
-    def _says_ve(rules: "RuleSet", kind: CpuidKind) -> bool:
-        return rules.ask(CpuidRule, kind, None, None, None).outcome == CpuidOutcome.VE
-
     def set_features(self, features: frozenset[Feature]) -> None:
         """Resolve the rows anew for what is on."""
+        self._shown = shown_for(self._processor, features)
+        self._absent_is_ve = not _is_answered(self._absent, features)
         self._any.clear()
         self._one.clear()
         for row in self._rows:
@@ -174,13 +206,21 @@ class Cpuid:
         else:
             row = self._one.get((leaf, subleaf))
         if row is None:
-            return None if self._absent_is_ve else Answer()
+            return self._of_absent(leaf, subleaf, cpl)
         if not row.answered or (self._asked_is_ve and self._guest_asked(row, cpl)):
             return None
-        answer = self._processor.get((leaf, subleaf), Answer())
+        answer = self._shown.get((leaf, subleaf), Answer())
         if (leaf, subleaf) in _FEATURE_LEAVES:
             answer = executable(leaf, subleaf, answer, self._vcpu.cpuid_features)
         return self._dynamic(leaf, subleaf, answer)
+
+    def _of_absent(self, leaf: int, subleaf: int, cpl: int) -> Answer | None:
+        """Answer for what is not in the table, where the rules do not say #VE."""
+        if self._absent_is_ve or (self._asked_is_ve and self._guest_asked(_NO_LEAF, cpl)):
+            return None
+        if leaf in TOPOLOGY_LEAVES:
+            return Answer(ecx=subleaf & 0xFF, edx=X2APIC_ID)
+        return Answer()
 
     def _guest_asked(self, row: _Leaf, cpl: int) -> bool:
         control = self.control.get(row.place, 0) if row.place is not None else 0
@@ -215,12 +255,21 @@ def _is_answered(row: CpuidRule, features: frozenset[Feature]) -> bool:
 
 def processor(config: TdConfig, shared_bit: int) -> dict[tuple[int, int], Answer]:
     """Describe the processor for this TD, before what the engine cannot execute is left out."""
-    shown = dict(_PROCESSOR)
-    if Feature.TSC_DEADLINE not in config.features:
-        one = shown[1, 0]
-        shown[1, 0] = one._replace(ecx=one.ecx & ~ECX1_TSC_DEADLINE)
+    shown = {**_PROCESSOR, **_NEWER}
     shown[0x15, 0] = Answer(1, config.tsc_frequency // CRYSTAL_HZ, CRYSTAL_HZ)
     shown[0x8000_0008, 0] = Answer(shared_bit.bit_length() | LINEAR_BITS << 8)
+    return shown
+
+
+def shown_for(
+    processor_: dict[tuple[int, int], Answer], features: frozenset[Feature]
+) -> dict[tuple[int, int], Answer]:
+    """Leave out the bits of features that are not on."""
+    shown = dict(processor_)
+    for feature, leaf, register, mask in _FLAGS:
+        if feature not in features:
+            answer = shown[leaf, 0]
+            shown[leaf, 0] = answer._replace(**{register: getattr(answer, register) & ~mask})
     return shown
 
 

@@ -59,6 +59,8 @@ class Metadata:
         self._rows: dict[FieldScope, list[FieldRule]] = {scope: [] for scope in FieldScope}
         for row in rules.each(FieldRule):
             self._rows[row.scope].append(row)
+        for rows in self._rows.values():
+            rows.sort(key=_place)
         version = rules.version.split(".")
         self._major, self._minor = int(version[0]), int(version[1])
 
@@ -144,6 +146,9 @@ class Metadata:
             "TSC_FREQUENCY": config.tsc_frequency // TSC_UNIT,
             "CONFIG_FLAGS": self._controls.config_flags,
             "TD_CTLS": self._controls.td_ctls,
+            "FEATURE_PARAVIRT_CTLS": self._controls.feature_paravirt_ctls,
+            "TOPOLOGY_ENUM_CONFIGURED": int(self._controls.topology_configured),
+            "VE_REDUCTION_VALID": 1,
             "NOTIFY_ENABLES": self._controls.notify_enables,
             "CPUID_SUPERVISOR_VE": int(self._cpuid.supervisor_ve),
             "CPUID_USER_VE": int(self._cpuid.user_ve),
@@ -159,6 +164,8 @@ class Metadata:
         name = element.row.name
         if name == "TD_CTLS":
             return self._controls.write_td_ctls(new)
+        if name == "FEATURE_PARAVIRT_CTLS":
+            return self._controls.write_feature_paravirt_ctls(new)
         if name == "NOTIFY_ENABLES":
             self._controls.notify_enables = new
         elif name == "CPUID_SUPERVISOR_VE":
@@ -170,6 +177,11 @@ class Metadata:
         else:
             return False  # a table of another version lets the guest write what is not kept
         return True
+
+
+def _place(row: FieldRule) -> tuple[int, int]:
+    """Return class and code, by which the module keeps fields of a scope in order."""
+    return row.code >> CLASS_SHIFT & CLASS_MASK, row.code & CODE_MASK
 
 
 def _identifier(row: FieldRule, number: int) -> int:

@@ -23,7 +23,6 @@ from trapline.tdx.msr import Msrs
 from trapline.tdx.page_access import PageAccess
 from trapline.tdx.page_calls import PageCalls
 from trapline.tdx.sept import SeptSnapshot
-from trapline.tdx.switches import features_of
 from trapline.tdx.tdcalls import Tdcalls
 from trapline.tdx.ve_info import VECTOR_MC, VeSnapshot, VeState
 from trapline.tdx.vmm_interface import (
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from trapline.cpu.engine import Vcpu
+    from trapline.rules.rows import Feature
     from trapline.rules.ruleset import RuleSet
     from trapline.tdx.sept import Sept
 
@@ -92,9 +92,10 @@ class TdxModule:
         self.sept = sept
         self.measurements = Measurements(config)
         self._access = PageAccess(vcpu, self._ve, vmm, rules, self.sept, self._controls)
-        features = features_of(rules, config)
+        features = self._controls.features()
         self._cpuid = Cpuid(vcpu, self._ve, rules, config, features)
         self._msrs = Msrs(vcpu, self._ve, rules, config, apic, features)
+        self._controls.on_features = self._set_features
         instructions = Instructions(vcpu, self._ve, rules, config)
         completions = Completions(rules)
         calls = Tdcalls(
@@ -129,6 +130,10 @@ class TdxModule:
             Exit.BOUNDARY: vmm.boundary,
             Exit.BREAKPOINT: vmm.breakpoint,
         }
+
+    def _set_features(self, features: "frozenset[Feature]") -> None:
+        self._cpuid.set_features(features)
+        self._msrs.set_features(features)
 
     def _resolve_ends(self, rules: "RuleSet") -> None:
         """Look up what exceptions and their failure are to the module."""

@@ -55,12 +55,14 @@ _SYSENTER_AND_PAT = (0x174, 0x175, 0x176, 0x277)
 _SYSCALL = (0xC000_0080, 0xC000_0081, 0xC000_0082, 0xC000_0084)
 _BASES = (0xC000_0100, 0xC000_0101, 0xC000_0102, 0xC000_0103)
 ENGINE_MSRS: Final = frozenset((*_SYSENTER_AND_PAT, *_SYSCALL, *_BASES))
+BITMAPS: Final = (range(0x2000), range(0xC000_0000, 0xC000_2000))
 TSC: Final = 0x10
 EFER, EFER_SCE, EFER_LMA = 0xC000_0080, 1 << 0, 1 << 10
 XSS: Final = 0xDA0
 XFAM_SUPERVISOR: Final = 0x1_FD00  # PT, PASID, CET_U, CET_S, HDC, UINTR, LBR, HWP
 DEBUGCTL: Final = 0x1D9
 DEBUGCTL_RESERVED: Final = ~0xFFC7 & (1 << 64) - 1
+DEBUGCTL_FREEZE_SMM, DEBUGCTL_RTM = 1 << 14, 1 << 15
 DEBUGCTL_TR, DEBUGCTL_BTS, DEBUGCTL_UNCORE_PMI = 1 << 6, 1 << 7, 1 << 13
 X2APIC_SELF_IPI: Final = 0x83F
 LOWEST_SELF_IPI: Final = 16
@@ -84,6 +86,11 @@ ARCH_CAPABILITIES: Final = sum(
     1 << bit for bit in (0, 1, 3, 5, 6, 8, 10, 11, 12, 13, 14, 15, 17, 20, 21, 24, 26, 27)
 )
 MISC_ENABLE: Final = 0x1 | 1 << 11 | 1 << 12  # fast strings; no BTS, no PEBS
+MISC_ENABLE_INDEX: Final = 0x1A0
+MISC_ENABLE_READ_ONLY: Final = 1 << 7 | 1 << 11 | 1 << 12
+MISC_ENABLE_RESERVED: Final = 0xFFFF_FFFF_FF3A_E776
+MISC_ENABLE_EST, MISC_ENABLE_FSM = 1 << 16, 1 << 18
+MISC_ENABLE_LIMIT_CPUID, MISC_ENABLE_XTPR = 1 << 22, 1 << 23
 # Values the module computes for L2 VMM software; this TD has none, so only what is fixed.
 _VMX: Final = {0x486: 0x8000_0021, 0x487: 0xFFFF_FFFF, 0x488: 0x2000, 0x489: 0x35_67FF}
 
@@ -111,11 +118,9 @@ class Msrs:
         self._writes: dict[int, Write] = {}
         self._listed: set[int] = set()
         self._rows = tuple(rules.each(MsrRule))
-        absent = rules.ask(MsrRule, MsrKind.ABSENT, None, None)
-        self._absent = {
-            ExitReason.RDMSR: _of_absent(absent, absent.read),
-            ExitReason.WRMSR: _of_absent(absent, absent.write),
-        }
+        self._absent = rules.ask(MsrRule, MsrKind.ABSENT, None, None)
+        self._outside = rules.ask(MsrRule, MsrKind.OUTSIDE, None, None)
+        self._unlisted: dict[tuple[ExitReason, bool], bool] = {}
         self._add_rows()
 
     def set_features(self, features: frozenset[Feature]) -> None:
@@ -130,6 +135,11 @@ class Msrs:
         for row in self._rows:
             if row.kind == MsrKind.RANGE:
                 self._add(row)
+        for inside, row in ((True, self._absent), (False, self._outside)):
+            read = self._resolve(row.read, row.read_feature)
+            write = self._resolve(row.write, row.write_feature)
+            self._unlisted[ExitReason.RDMSR, inside] = _is_ve(row, read)
+            self._unlisted[ExitReason.WRMSR, inside] = _is_ve(row, write)
 
     # Exits.
 
@@ -140,7 +150,7 @@ class Msrs:
         index = regs[Reg.RCX] & M32
         read = self._reads.get(index)
         if read is None:
-            self._without_handler(ExitReason.RDMSR, listed=index in self._listed)
+            self._without_handler(ExitReason.RDMSR, index)
             return
         value = read()
         if value is None:
@@ -157,7 +167,7 @@ class Msrs:
         index = regs[Reg.RCX] & M32
         write = self._writes.get(index)
         if write is None:
-            self._without_handler(ExitReason.WRMSR, listed=index in self._listed)
+            self._without_handler(ExitReason.WRMSR, index)
             return
         written = write((regs[Reg.RDX] & M32) << 32 | regs[Reg.RAX] & M32)
         if written is Written.DONE:
@@ -167,9 +177,10 @@ class Msrs:
         elif written is Written.VE:
             self._ve.inject(VeInfo(ExitReason.WRMSR, length=vcpu.length))
 
-    def _without_handler(self, reason: ExitReason, *, listed: bool) -> None:
-        """#VE for a row that says so, else what the rule for absent MSRs says."""
-        if listed or self._absent[reason]:
+    def _without_handler(self, reason: ExitReason, index: int) -> None:
+        """#VE for a row that says so, else what the rule for MSRs that are not listed says."""
+        inside = any(index in bitmap for bitmap in BITMAPS)
+        if index in self._listed or self._unlisted[reason, inside]:
             self._ve.inject(VeInfo(reason, length=self._vcpu.length))
         else:
             self._ve.general_protection()
@@ -233,6 +244,11 @@ class Msrs:
             MsrSpecial.EFER: self._write_efer,
             MsrSpecial.XSS: self._write_xss,
             MsrSpecial.DEBUGCTL: self._write_debugctl,
+            MsrSpecial.DEBUGCTL_BY_FEATURE: self._write_debugctl_by_feature,
+            MsrSpecial.MISC_ENABLE: self._write_misc_enable,
+            MsrSpecial.IGNORED: _ignored,
+            MsrSpecial.MICROCODE: _ignored,
+            MsrSpecial.ZERO: _only_zero,
         }
         if row.special in checked:
             return checked[row.special]
@@ -297,6 +313,28 @@ class Msrs:
         self.values[DEBUGCTL] = value & ~DEBUGCTL_UNCORE_PMI
         return Written.DONE
 
+    def _write_debugctl_by_feature(self, value: int) -> Written:
+        """Refuse what freezes or traces with features that the TD has not."""
+        for bit, feature in ((DEBUGCTL_FREEZE_SMM, Feature.PERFMON), (DEBUGCTL_RTM, Feature.TSX)):
+            if value & bit and feature not in self._features:
+                return Written.GP
+        return self._write_debugctl(value)
+
+    def _write_misc_enable(self, value: int) -> Written:
+        """Keep what the module lets the guest change (1.5.28, wrmsr_ia32_misc_enable())."""
+        old = self.values.get(MISC_ENABLE_INDEX, MISC_ENABLE)
+        value = value & ~MISC_ENABLE_READ_ONLY | old & MISC_ENABLE_READ_ONLY
+        if value & MISC_ENABLE_RESERVED:
+            return Written.GP
+        if value & MISC_ENABLE_EST and Feature.EST not in self._features:
+            return Written.GP
+        if (value ^ old) & MISC_ENABLE_FSM or value & MISC_ENABLE_LIMIT_CPUID:
+            return Written.VE
+        if value & MISC_ENABLE_XTPR:
+            return Written.GP
+        self.values[MISC_ENABLE_INDEX] = value
+        return Written.DONE
+
     def _write_x2apic(self, index: int, value: int) -> Written:
         """Write what the virtual APIC page takes; all else is read-only or reserved."""
         if index == X2APIC_SELF_IPI and value < LOWEST_SELF_IPI:
@@ -306,7 +344,7 @@ class Msrs:
         return Written.DONE if self._apic.write(index, value) else Written.GP
 
 
-def _of_absent(row: MsrRule, action: MsrAction) -> bool:
+def _is_ve(row: MsrRule, action: MsrAction) -> bool:
     """Say whether an MSR that is not listed is #VE, and not #GP(0)."""
     if action in {MsrAction.VE, MsrAction.GP}:
         return action == MsrAction.VE
@@ -323,6 +361,8 @@ def _answer(special: MsrSpecial, index: int) -> int:
         MsrSpecial.XAPIC_DISABLE_STATUS: 1,
         MsrSpecial.MISC_ENABLE: MISC_ENABLE,
         MsrSpecial.VMX: _VMX.get(index, 0),
+        MsrSpecial.LOCKED: 1,
+        MsrSpecial.MICROCODE: M32,
     }.get(special, 0)
 
 
@@ -333,3 +373,12 @@ def _nothing() -> None:
 def _refused(value: int) -> Written:
     del value
     return Written.GP
+
+
+def _ignored(value: int) -> Written:
+    del value
+    return Written.DONE
+
+
+def _only_zero(value: int) -> Written:
+    return Written.GP if value else Written.DONE

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from trapline.cpu.engine import Reg
-from trapline.rules.rows import FieldScope
+from trapline.rules.rows import FieldScope, TdcallRule
 from trapline.tdx.completions import RAISE_GP
 from trapline.tdx.measurement import HASH_SIZE, REPORT_DATA_SIZE, REPORT_SIZE, RTMRS
 from trapline.tdx.metadata import NO_FIELD, OK, Metadata
@@ -86,6 +86,13 @@ class Tdcalls:
         self._vmcall_refused = of(VP_VMCALL, "reserved_rcx_bits")
         self._info_ok = of(VP_INFO, OK)
         self._veinfo = {True: of(VEINFO_GET, OK), False: of(VEINFO_GET, "nothing_valid")}
+        # The leaves that have a version 1: TDG.VP.VEINFO.GET only in newer modules.
+        self._versioned = {VM_RD}
+        self._veinfo_1 = self._veinfo_version = self._no_version
+        if rules.find(TdcallRule, VEINFO_GET, "version_1") is not None:
+            self._versioned.add(VEINFO_GET)
+            self._veinfo_1 = of(VEINFO_GET, "version_1")
+            self._veinfo_version = of(VEINFO_GET, "version_above_1")
         self._cpuidve_ok = of(CPUIDVE_SET, OK)
         self._cpuidve_refused = of(CPUIDVE_SET, "reserved_bits")
         self._rtmr = {
@@ -151,7 +158,7 @@ class Tdcalls:
             status = self._vp_vmcall(rip)
         elif rax & ~LEAF_AND_VERSION:
             status = self._reserved_rax
-        elif rax >> VERSION_SHIFT and rax & LEAF_MASK != VM_RD:
+        elif rax >> VERSION_SHIFT and rax & LEAF_MASK not in self._versioned:
             status = self._no_version
         else:
             leaf = self._leaves.get(rax & LEAF_MASK)
@@ -205,6 +212,10 @@ class Tdcalls:
 
     def _vp_veinfo_get(self) -> int:
         regs = self._vcpu.regs
+        if regs[Reg.RAX] >> VERSION_SHIFT > 1:
+            for register in (Reg.RCX, Reg.RDX, Reg.R8, Reg.R9, Reg.R10):
+                regs[register] = 0
+            return self._veinfo_version
         taken = self._ve.take()
         info = _NO_VE if taken is None else taken
         regs[Reg.RCX] = info.reason
@@ -212,6 +223,8 @@ class Tdcalls:
         regs[Reg.R8] = info.gla
         regs[Reg.R9] = info.gpa
         regs[Reg.R10] = info.length | info.info << 32
+        if taken is not None and regs[Reg.RAX] >> VERSION_SHIFT:
+            return self._veinfo_1
         return self._veinfo[taken is not None]
 
     def _vp_cpuidve_set(self) -> int:

@@ -189,6 +189,7 @@ class TdConfig:
     # CPUID bits that decide what MSRs do, beside those of ATTRIBUTES and XFAM. TSC deadline: MSR
     # 0x6e0 is #VE and not #GP.
     features: frozenset[Feature] = frozenset({Feature.TSC_DEADLINE})
+    topology_configured: bool = True  # each VCPU got an x2APIC id of its own, as KVM does
     max_vcpus: int = 1
     mr_config_id: bytes = bytes(48)
     mr_owner: bytes = bytes(48)

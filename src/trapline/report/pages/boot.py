@@ -24,6 +24,7 @@ def page(result: "BootResult", verbosity: int = 0) -> "Iterator[Block]":
         _head(result),
         _milestones(result),
         _classes(result),
+        _other_module(result, verbosity),
         _calls(result),
         _devices(result),
         _policy(result),
@@ -115,6 +116,29 @@ def _classes(result: "BootResult") -> "Iterator[Block]":
         for name, count in result.traps.items()
     ]
     yield Table(("class", "traps", "places", "from ring 3"), tuple(rows))
+
+
+def _other_module(result: "BootResult", verbosity: int) -> "Iterator[Block]":
+    """Tell the #VEs of the same boot on two modules, side by side."""
+    other = result.other_module
+    if other is None:
+        return
+    here, there = result.machine.module_version, other.module_version
+    yield Heading(f"The same boot on TDX module {there}")
+    names = dict.fromkeys((*result.traps, *other.traps))
+    rows = [(name, result.traps.get(name, 0), other.traps.get(name, 0)) for name in names]
+    rows.append(("all", sum(result.traps.values()), sum(other.traps.values())))
+    told = [(name, one, two, f"{two - one:+,}") for name, one, two in rows]
+    yield Table(("#VE", here, there, "change"), tuple(told))
+    yield Gap()
+    yield Paragraph(
+        f"Places that trap on {here} and not on {there}: {len(other.gone)}; the other way round: "
+        f"{len(other.new)}. On {there}: {other.outcome.kind} after "
+        f"{other.outcome.seconds:.3f} s. {other.outcome.detail}"
+    )
+    if verbosity:
+        for word, places in ((f"only on {here}", other.gone), (f"only on {there}", other.new)):
+            yield from (Paragraph(f"{word}: {place}", indent=2, hanging=2) for place in places)
 
 
 def _calls(result: "BootResult") -> "Iterator[Block]":
