@@ -16,6 +16,7 @@ from trapline.rules.tables import DEFAULT_VERSION
 from trapline.verify import baseline as earlier
 from trapline.verify import rounds
 from trapline.verify.launch import initrd
+from trapline.verify.named import msrs_of
 from trapline.verify.occurs import Occurrences
 
 if TYPE_CHECKING:
@@ -68,7 +69,11 @@ def verify(
     result = rounds.verify(
         source,
         VerifiedKernel(name=opened.name, release=opened.release, build_id=build_id),
-        rounds.Options(workers=how_many(workers), limit=limit),
+        rounds.Options(
+            workers=how_many(workers),
+            limit=limit,
+            msrs=() if found is None else msrs_of(found, vmlinux),
+        ),
         None if found is None else Occurrences(found),
         steps("verified", progress),
     )

@@ -78,15 +78,15 @@ class Case(NamedTuple):
 
 
 class Subjects(NamedTuple):
-    """Operands that a table of the rules names: MSRs and CPUID leaves."""
+    """Operands that a table of the rules or the kernel names: MSRs and CPUID leaves."""
 
     msrs: tuple[int, ...]
     leaves: tuple[int, ...]
 
     @classmethod
-    def of(cls, rules: RuleSet) -> Self:
-        """Take each number of a short range, and the edges of a long one."""
-        return cls(_named(rules.msrs), _named(rules.cpuid))
+    def of(cls, rules: RuleSet, msrs: tuple[int, ...] = ()) -> Self:
+        """Take each number of a short range, and the edges of a long one; add the kernel's MSRs."""
+        return cls((*_named(rules.msrs), *msrs), _named(rules.cpuid))
 
 
 def _named(rows: Iterable[MsrRule | CpuidRule]) -> tuple[int, ...]:

@@ -37,12 +37,13 @@ Progress = Callable[[int, int], None]
 class Options(NamedTuple):
     """`workers` are processes; `limit` is how many cases are run beyond one for each form.
 
-    `ring3` is false for guests that have no user mode.
+    `ring3` is false for guests that have no user mode. `msrs` are tried beside what the rules name.
     """
 
     workers: int = 1
     limit: int | None = None
     ring3: bool = True
+    msrs: tuple[int, ...] = ()
 
 
 class _Counted:
@@ -84,7 +85,7 @@ def run(
     """Run the rounds; the result does not depend on the number of workers."""
     counted = _Counted(progress)
     forms, probes = first_round()
-    subjects = Subjects.of(load(source.module_version))
+    subjects = Subjects.of(load(source.module_version), options.msrs)
     in_ring3 = _limited(ring3_round(forms, subjects), options.limit) if options.ring3 else ()
     counted.add(len(in_ring3) + len(probes))
     with verify_pool(source, options.workers, ring3=options.ring3) as pool:
