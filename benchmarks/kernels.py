@@ -50,7 +50,10 @@ def run(command: str, path: str, limit: int | None, folder: Path) -> Ran:
     if command == "verify" and limit is not None:
         words += ["--limit", str(limit)]
     program = [sys.executable, "-c", "from trapline.cli.start import main; main()"]
-    ran = subprocess.run([*program, *words], stderr=subprocess.PIPE, text=True, check=False)
+    ran = subprocess.run(
+        [*program, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        check=False,
+    )  # fmt: skip
     document = json.loads(output.read_bytes()) if output.exists() else {}
     return Ran(ran.returncode, document, ran.stderr.strip().rpartition("\n")[2])
 

@@ -48,6 +48,7 @@ _BY_POINTER: Final = frozenset({"msr"})
 #: Where there is nothing to choose. HLT is not among them: it does nothing for its caller.
 _WHOLE: Final = frozenset({"wbinvd"})
 _PV: Final = "pv_ops."
+_FRAME: Final = frozenset({Register.RSP, Register.RBP})
 _FIXED_PORTS: Final = frozenset(
     {
         *(Code.IN_AL_IMM8, Code.IN_AX_IMM8, Code.IN_EAX_IMM8),
@@ -105,8 +106,11 @@ class Unnamed:
                 taker = self._binary.symbol_at(place)
                 if taker is None or not 0 < taker.size <= _SMALL:
                     continue
-                taken = _constant(sweep.decode(place))
+                instruction = sweep.decode(place)
+                taken = _constant(instruction)
                 if taken not in self._sites or taker.address == taken:
+                    continue
+                if _is_kept(instruction):
                     continue
                 site = next(iter(self._chosen_by_caller(taken)), None)
                 if site is not None:
@@ -171,6 +175,11 @@ def _is_callers(value: "flow.Value | None", site: "What") -> bool:
     if value.kind == "argument member":
         return site.trap in _BY_POINTER
     return value.kind == "argument"
+
+
+def _is_kept(instruction: "Instruction") -> bool:
+    """Whether an address is stored where it stays: for others to call, not to be called now."""
+    return instruction.op0_kind == OpKind.MEMORY and instruction.memory_base not in _FRAME
 
 
 def _constant(instruction: "Instruction") -> int:
