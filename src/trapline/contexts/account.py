@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Final
 
-from trapline.contexts.mayexit import Exits, Traps, accesses
+from trapline.contexts.mayexit import Exits, Traps, accesses, may_exit, touches_memory
 from trapline.isa.operands import format_instruction, normalise
 from trapline.linux.accessors import HEADERS
 from trapline.results.contexts import (
@@ -61,6 +61,7 @@ class Looked:
     def __init__(self, binary: "Binary", rules: "RuleSet") -> None:
         self._binary = binary
         self._traps = Traps(rules)
+        self._kinds: dict[int, tuple[bool, bool]] = {}
         self.exits: dict[int, set[Exits]] = defaultdict(set)
         self.accesses: dict[int, set[AccessKind]] = defaultdict(set)
 
@@ -71,10 +72,14 @@ class Looked:
 
     def look(self, instruction: "Instruction", state: "Processor") -> None:
         """See one instruction in one state."""
-        found = self._traps.of(instruction, state)
-        if found is not None:
-            self.exits[instruction.ip].add(found)
-        self.accesses[instruction.ip] |= accesses(instruction, state, self._binary)
+        address = instruction.ip
+        kind = self._kinds.get(address)
+        if kind is None:
+            kind = self._kinds[address] = (may_exit(instruction), touches_memory(instruction))
+        if kind[0] and (found := self._traps.of(instruction, state)) is not None:
+            self.exits[address].add(found)
+        if kind[1]:
+            self.accesses[address] |= accesses(instruction, state, self._binary)
 
 
 class Account:

@@ -516,6 +516,11 @@ _EFFECTS: "Final[dict[int, Effect]]" = {
 }
 
 
+def effect_of(instruction: "Instruction") -> Effect:
+    """Return what changes a state as the instruction does, but for where it goes on."""
+    return _EFFECTS.get(instruction.mnemonic, _other)
+
+
 def execute(instruction: "Instruction", state: Processor) -> None:
     """Change the state as the instruction does, but for where it goes on."""
-    _EFFECTS.get(instruction.mnemonic, _other)(instruction, state)
+    effect_of(instruction)(instruction, state)

@@ -38,6 +38,7 @@ Way = Literal["event", "syscall", "sysenter", "fred user", "fred kernel", "task"
 
 NMI: Final = 2
 VE: Final = 20
+_DF: Final = 8
 _VC: Final = 29
 _INT80: Final = 0x80
 _FIRST_DEVICE: Final = 32
@@ -71,7 +72,12 @@ _TITLES: Final = {
     "fred-ve": "#VE by FRED",
     "task": "first return of a task",
 }
-_BY_VECTOR: Final = {1: "db", NMI: "nmi", 8: "df", 18: "mc", VE: "ve", _INT80: "int80"}
+_BY_VECTOR: Final = {1: "db", NMI: "nmi", _DF: "df", 18: "mc", VE: "ve", _INT80: "int80"}
+
+
+_NO_ENTRY_TEXT: Final = (
+    "Which code is entry code is not known, as there are no symbols for it; nothing was walked."
+)
 
 
 class Entry(NamedTuple):
@@ -114,13 +120,15 @@ class Hardware:
     @classmethod
     def of(cls, code: "PatchedCode") -> "Hardware":
         """Find the entries of a kernel."""
+        if not code.entry_text:
+            return cls((), (_NO_ENTRY_TEXT,))
         groups = {name: Group(name) for name in _TITLES}
         for name, entry in _entries(code):
             groups[name].entries.append(entry)
         missing = []
         if not groups["syscall"].entries:
             missing.append("What MSR_LSTAR is set to was not found, so SYSCALL is not there.")
-        if not groups["exceptions"].entries:
+        if all(entry.way != "event" for group in groups.values() for entry in group.entries):
             missing.append("No table of gates was found, so no interrupt or exception is there.")
         return cls(tuple(group for group in groups.values() if group.entries), tuple(missing))
 
@@ -233,12 +241,13 @@ class Starts:
     """Makes the states in which a kernel is entered.
 
     `tops` is what they share; `page_table` the features that decide whether the kernel's own page
-    table is only loaded there: each start is made with and without them.
+    table is only loaded there: each start is made with and without them, if there are any.
     """
 
     def __init__(self, tops: dict[int, int], page_table: frozenset[int]) -> None:
         self._tops = tops
         self._page_table = page_table
+        self._isolation = (True, False) if page_table else (False,)
 
     def of(self, entry: Entry) -> list[Processor]:
         """Give all states in which this entry is reached."""
@@ -251,12 +260,12 @@ class Starts:
             "task": self._task,
             "early": self._early,
         }[entry.way]
-        return [state for isolated in (True, False) for state in make(entry, isolated)]
+        return [state for isolated in self._isolation for state in make(entry, isolated)]
 
     def of_function(self, address: int) -> list[Processor]:
         """Give the states in which ordinary code of the kernel calls a function."""
         entry = Entry(address, "task", None, 0, "a function")
-        return [state for isolated in (True, False) for state in self._task(entry, isolated)]
+        return [state for isolated in self._isolation for state in self._task(entry, isolated)]
 
     def _state(self, ip: int, gs: int, isolated: bool, *, user_pages: bool) -> Processor:
         other = GS_KERNEL if gs == GS_USER else GS_USER
@@ -341,6 +350,7 @@ def deliver(state: Processor, entry: Entry, selector: int, rip: int, rsp: Value)
     state.push(rip)
     if entry.vector in _ERROR_CODE:
         state.push(None)
-    state.from_user = rip == RIP_USER
+    # A double fault is handled on its own stack wherever it comes from; it does not go back.
+    state.from_user = rip == RIP_USER and entry.vector != _DF
     state.ve_busy = entry.vector == VE
     state.nmi = entry.vector == NMI

@@ -57,6 +57,16 @@ class Exits(NamedTuple):
     subject: str
 
 
+def may_exit(instruction: "Instruction") -> bool:
+    """Whether an instruction leaves the guest, or may, by its nature."""
+    return traps.classify(instruction) is not None
+
+
+def touches_memory(instruction: "Instruction") -> bool:
+    """Whether an instruction reads or writes memory, the stack that it implies included."""
+    return any(used.access in _ACCESSES for used in _info.info(instruction).used_memory())
+
+
 class Traps:
     """Asks the rules of one module version."""
 

@@ -153,13 +153,14 @@ class PatchedCode:
         return False
 
     @cached_property
-    def _entry_text(self) -> range:
+    def entry_text(self) -> range:
+        """Where entry code is; empty where no symbols say so."""
         first, last = (self.binary.address_of(name) for name in names.ENTRY_TEXT[0])
         return range(0) if first is None or last is None else range(first, last)
 
     def in_entry(self, address: int) -> bool:
         """Whether an address is in the entry code, which is assembly, or stands in for some."""
-        return self.place(address) in self._entry_text
+        return self.place(address) in self.entry_text
 
     def place(self, address: int) -> int:
         """Return where code runs that stands at an address: a replacement at its origin."""

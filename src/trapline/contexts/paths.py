@@ -56,6 +56,19 @@ class Seen(NamedTuple):
     leaving: bool
 
 
+class _Step(NamedTuple):
+    """What is the same each time an instruction is met."""
+
+    instruction: "Instruction"
+    effect: execute.Effect
+    next_ip: int
+    is_straight: bool
+    in_entry: bool
+    static_key: int | None
+    #: MOVs from memory and CMPs, from which the walk learns.
+    teaches: bool
+
+
 class Edge(NamedTuple):
     """Where a path goes on in a way that the walk does not follow, with the states' conditions."""
 
@@ -135,6 +148,7 @@ class _Walk:
         self._look = look
         self._pending: list[tuple[Processor, bool]] = []
         self._seen: dict[int, set[object]] = defaultdict(set)
+        self._steps: dict[int, _Step] = {}
         self.found = Walked()
 
     def run(self, starts: "Iterable[Processor]") -> Walked:
@@ -167,23 +181,37 @@ class _Walk:
             if not chosen and self._fork_forms(state):
                 return
             chosen = False
-            instruction = self._code.decode(state.ip)
-            if instruction is None:
+            step = self._steps.get(state.ip) or self._step(state.ip)
+            if step is None:
                 self._edge(state, "no code", state.ip)
                 return
-            self._note(instruction, state)
-            if instruction.ip in self._code.static_keys:
-                joins = self._static_key(instruction, state)
-                continue
-            flow = instruction.flow_control
-            if flow == FC.NEXT:
-                self._execute(instruction, state)
-                state.ip = instruction.next_ip
-                joins = False
-                continue
-            if not self._branch(instruction, state):
+            self._note(step, state)
+            joins = not step.is_straight
+            if step.is_straight:
+                self._execute(step, state)
+                state.ip = step.next_ip
+            elif step.static_key is not None:
+                self._pending.append((state.copy(step.static_key), False))
+                state.ip = step.next_ip
+            elif not self._branch(step.instruction, state):
                 return
-            joins = True
+
+    def _step(self, address: int) -> _Step | None:
+        instruction = self._code.decode(address)
+        if instruction is None:
+            return None
+        key = self._code.static_keys.get(address)
+        from_memory = instruction.mnemonic == M.MOV and instruction.op1_kind == OpKind.MEMORY
+        step = self._steps[address] = _Step(
+            instruction,
+            execute.effect_of(instruction),
+            instruction.next_ip,
+            instruction.flow_control == FC.NEXT and key is None,
+            self._code.in_entry(address),
+            key,
+            from_memory or instruction.mnemonic == M.CMP,
+        )
+        return step
 
     def _fork_forms(self, state: Processor) -> bool:
         forms = self._code.forms(state.ip, state.features)
@@ -206,43 +234,37 @@ class _Walk:
         if self._call(origin.ip, instruction.next_ip, target, state):
             self._pending.append((state, False))
 
-    def _static_key(self, instruction: "Instruction", state: Processor) -> bool:
-        self._pending.append((state.copy(self._code.static_keys[instruction.ip]), False))
-        state.ip = instruction.next_ip
-        return True
-
     # What is noted.
 
     def _conditions(self, state: Processor) -> tuple[Condition, ...]:
         return state.conditions(in_entry=self._code.in_entry(state.ip))
 
-    def _note(self, instruction: "Instruction", state: Processor) -> None:
-        conditions = self._conditions(state)
+    def _note(self, step: _Step, state: Processor) -> None:
+        conditions = state.conditions(in_entry=step.in_entry)
         if not conditions:
             state.was_safe = True
             self.found.safe.add(state.ip)
             return
         self.found.gap[state.ip].add(Seen(conditions, state.was_safe))
-        self._look(instruction, state)
+        self._look(step.instruction, state)
 
     def _edge(self, state: Processor, kind: "EdgeKind", target: int | None) -> None:
         """Note what is not followed, where that matters."""
         if self._conditions(state):
             self.found.edges.add(Edge(state.ip, kind, target))
 
-    def _execute(self, instruction: "Instruction", state: Processor) -> None:
-        mnemonic = instruction.mnemonic
-        if mnemonic == M.MOV and instruction.op1_kind == OpKind.MEMORY:
-            self._learn_top(instruction, state)
-        if mnemonic == M.CMP:
+    def _execute(self, step: _Step, state: Processor) -> None:
+        instruction = step.instruction
+        if not step.teaches:
+            step.effect(instruction, state)
+        elif instruction.mnemonic == M.CMP:
             self._learn_label(instruction, state)
-        execute.execute(instruction, state)
-        if (
-            mnemonic == M.MOV
-            and instruction.op1_kind == OpKind.MEMORY
-            and instruction.memory_displacement in self._bases
-        ):
-            execute.put(state, instruction.op0_register, GS_KERNEL)
+            step.effect(instruction, state)
+        else:
+            self._learn_top(instruction, state)
+            step.effect(instruction, state)
+            if instruction.memory_displacement in self._bases:
+                execute.put(state, instruction.op0_register, GS_KERNEL)
 
     def _learn_top(self, instruction: "Instruction", state: Processor) -> None:
         """Remember the per-CPU variable from which RSP is loaded."""

@@ -43,11 +43,11 @@ ENTRY_TOP: Final = 0xFFFF_FE00_0000_2000
 _IST_BASE: Final = 0xFFFF_FE00_0010_0000
 _IST_SIZE: Final = 0x1_0000
 _ISTS: Final = 8
-_STACKS: Final[tuple[tuple[Stack, range], ...]] = (
-    ("kernel", range(KERNEL_TOP - 0x1_0000, KERNEL_TOP + 1)),
-    ("entry", range(ENTRY_TOP - 0x1000, ENTRY_TOP + 1)),
-    ("ist", range(_IST_BASE, _IST_BASE + _ISTS * _IST_SIZE + 1)),
-    ("user", range(RSP_USER - 0x4000, RSP_USER + 0x4000)),
+_STACKS: Final[tuple[tuple[Stack, int, int], ...]] = (
+    ("kernel", KERNEL_TOP - 0x1_0000, KERNEL_TOP),
+    ("entry", ENTRY_TOP - 0x1000, ENTRY_TOP),
+    ("ist", _IST_BASE, _IST_BASE + _ISTS * _IST_SIZE),
+    ("user", RSP_USER - 0x4000, RSP_USER + 0x3FFF),
 )
 CS_KERNEL: Final = 0x10
 CS_USER: Final = 0x33
@@ -151,9 +151,12 @@ class Processor:
     @property
     def stack(self) -> Stack:
         """Which stack RSP is on; "none" where it holds something else, or what is not known."""
-        if self.rsp is None:
-            return "none"
-        return next((name for name, span in _STACKS if self.rsp in span), "none")
+        rsp = self.rsp
+        if rsp is not None:
+            for name, first, last in _STACKS:
+                if first <= rsp <= last:
+                    return name
+        return "none"
 
     def conditions(self, *, in_entry: bool) -> tuple[Condition, ...]:
         """Say why a trap may not land here; nothing where it may.
