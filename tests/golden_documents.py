@@ -9,6 +9,8 @@ from trapline.allowlist import listfile
 from trapline.api.label import list_labels
 from trapline.devicefilter.check import check
 from trapline.diff.changes import compare
+from trapline.gate import placecounts
+from trapline.gate.checks import Judge
 from trapline.labels.applied import Labels, labelled
 from trapline.results.boot import (
     BootDevice,
@@ -46,6 +48,7 @@ from trapline.results.explore import (
     Window,
 )
 from trapline.results.filter_live import LiveCheck, LiveDevice, LiveResult
+from trapline.results.gate import GatePolicy, GateResult
 from trapline.results.labels import LabelEntry
 from trapline.results.rules import (
     ColumnChange,
@@ -892,6 +895,26 @@ def compared_scans():
     )
 
 
+def gated():
+    sites = document().sites
+    other = site(id="0b", function="new_one", owner="new_one", object="a/b.o", driver="8250")
+    grown = document(sites=(*sites, other))
+    judge = Judge(
+        GatePolicy(schema_="trapline/gate-policy", version=1),
+        placecounts.baseline(document(), ()),
+        None,
+    )
+    return GateResult(
+        generator="trapline 0.1.0",
+        policy="ci/trapline.toml",
+        kernel="vmlinux",
+        release=grown.kernel.release,
+        build_id=grown.kernel.build_id,
+        baseline="6.12.107",
+        checks=tuple(judge.scan(grown)),
+    )
+
+
 def label_list():
     return list_labels(Labels(_LABELS, "ours.toml"), document())
 
@@ -902,6 +925,7 @@ GOLDEN = {
     "scan-clean": (scan_clean, (0,)),
     "scan-labelled": (scan_labelled, (0, 1)),
     "diff": (compared_scans, (0, 1)),
+    "gate": (gated, (0, 1)),
     "label-list": (label_list, (0,)),
     "scan-incomplete": (scan_incomplete, (0, 2)),
     "boot": (boot, (0, 1)),

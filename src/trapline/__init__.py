@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from trapline.api.diff import diff
     from trapline.api.explore import explore
     from trapline.api.export_filter import export_filter
+    from trapline.api.gate import gate
     from trapline.api.kernel import Kernel, open_kernel
     from trapline.api.label import (
         add_label,
@@ -65,6 +66,7 @@ __all__ = [
     "explore",
     "export_filter",
     "findings",
+    "gate",
     "labelled",
     "list_labels",
     "load_labels",
@@ -94,6 +96,7 @@ _HOMES: Final = {
     "explore": "trapline.api.explore",
     "export_filter": "trapline.api.export_filter",
     "findings": "trapline.results.findings",
+    "gate": "trapline.api.gate",
     "labelled": "trapline.api.label",
     "list_labels": "trapline.api.label",
     "load_labels": "trapline.api.label",

@@ -147,7 +147,7 @@ def test_the_command_takes_documents_and_kernels(tmp_path, capsys, monkeypatch):
     old.write_bytes(rendered(trapline.scan(vmlinux), "json"))
     assert run(["diff", str(old), str(vmlinux)]) in {ExitCode.CLEAN, ExitCode.INCOMPLETE}
     demo = tiny_kernel.SOURCES["drivers/demo/demo.c"]
-    planted = demo + "\nvoid demo_added(void *a) { writel(1, a); }\n"
+    planted = demo + "\nvoid demo_added(struct device *d) { writel(1, d->base); }\n"
     grown = tiny_kernel.build_vmlinux(tmp_path / "grown", {"drivers/demo/demo.c": planted})
     capsys.readouterr()
     assert run(["diff", str(vmlinux), str(grown)]) == ExitCode.FINDINGS

@@ -19,6 +19,7 @@ _OTHERS = (
     ("scan", "sarif"),
     ("scan", "csv"),
     ("scan-labelled", "sarif"),
+    ("gate", "ktap"),
     ("boot", "csv"),
     ("explore-small", "jsonl"),
     ("explore-small", "ktap"),

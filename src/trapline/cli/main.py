@@ -33,6 +33,7 @@ COMMANDS = {
     "tradeoff": "Count what MMIO costs under three designs.",
     "filter": "Hold a kernel's drivers against an allow list of devices.",
     "diff": "Say what changed between two kernels or results.",
+    "gate": "Fail what a policy forbids or a baseline does not have.",
     "label": "Say of findings that they are all right or a concern.",
     "rules": "Look up what the TDX module does and who says so.",
     "schema": "Print the JSON Schema of a document or input file.",

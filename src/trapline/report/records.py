@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from trapline.allowlist import listfile
 from trapline.allowlist.entries import AllowList
-from trapline.report.formats import csv_rows, json_document, ktap, rule_table, sarif, text
+from trapline.report.formats import (
+    csv_rows,
+    gate_ktap,
+    json_document,
+    ktap,
+    rule_table,
+    sarif,
+    text,
+)
 from trapline.report.formats.json_lines import Lines
 from trapline.report.pages import (
     allow_list,
@@ -20,6 +28,7 @@ from trapline.report.pages import (
     explore,
     filter_check,
     filter_live,
+    gate,
     labels,
     rules_compared,
     rules_explained,
@@ -35,6 +44,7 @@ from trapline.results.diff import DiffResult
 from trapline.results.explore import ExploreResult
 from trapline.results.filter import FilterResult
 from trapline.results.filter_live import LiveResult
+from trapline.results.gate import GateResult
 from trapline.results.labels import LabelList
 from trapline.results.rules import RulesCompared, RulesExplained, RulesLinted, RulesShown
 from trapline.results.scan import ScanResult
@@ -123,6 +133,7 @@ TRADEOFF: Final = Record("tradeoff", TradeoffResult, "tradeoff", tradeoff.page)
 FILTER_CHECK: Final = Record("filter check", FilterResult, "filter", filter_check.page)
 FILTER_LIVE: Final = Record("filter live", LiveResult, "filter-live", filter_live.page)
 DIFF: Final = Record("diff", DiffResult, "diff", diff.page, formats={"csv": csv_rows.render})
+GATE: Final = Record("gate", GateResult, "gate", gate.page, formats={"ktap": gate_ktap.render})
 LABELS: Final = Record("label list", LabelList, "label-list", labels.page)
 RULES_SHOW: Final = Record(
     "rules show", RulesShown, "rules", rules_shown.page, formats={"csv": rule_table.render}
@@ -144,6 +155,7 @@ RECORDS: "Final[tuple[Record[Any], ...]]" = (
     FILTER_CHECK,
     FILTER_LIVE,
     DIFF,
+    GATE,
     LABELS,
     RULES_SHOW,
     RULES_EXPLAIN,

@@ -13,7 +13,7 @@ import msgspec
 from trapline.allowlist import listfile
 from trapline.base import encode
 from trapline.report.records import RECORDS
-from trapline.results import labels
+from trapline.results import gate, labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +48,7 @@ def _lines(record: "Record[Any]", lines: "Lines") -> Schema:
 def _builders() -> "dict[str, Callable[[], Schema]]":
     builders: dict[str, Callable[[], Schema]] = {
         "allow-list": listfile.schema,
+        "gate-policy": gate.schema,
         "labels": labels.schema,
     }
     for record in RECORDS:

@@ -21,6 +21,7 @@ ask `findings`; nothing else decides. A finding is:
 - tradeoff: a part of the workload that failed under a design;
 - diff: what is new, or has another verdict, and is not settled by a label; what is gone, moved or
   the compiler's doing is none;
+- gate: what fails a check;
 - labels: one that fits nothing of the document it is held against, or was carried from another
   kernel and not confirmed;
 - rules diff: a row that differs; rules lint: a problem.
@@ -41,6 +42,7 @@ from trapline.results.document import Document
 from trapline.results.explore import CLEAN, ExploreResult
 from trapline.results.filter import FilterResult
 from trapline.results.filter_live import LiveResult
+from trapline.results.gate import GateResult
 from trapline.results.labels import Labelled, LabelList
 from trapline.results.rules import RulesCompared, RulesExplained, RulesLinted, RulesShown
 from trapline.results.scan import ScanResult
@@ -372,6 +374,15 @@ def _diff(document: DiffResult) -> tuple[Finding, ...]:
         )
         for change in document.changes
         if change.error
+    )
+
+
+@_found.register
+def _gate(document: GateResult) -> tuple[Finding, ...]:
+    return tuple(
+        Finding("error", check.name, item.id or f"gate:{check.name}", item.text, item)
+        for check in document.checks
+        for item in check.items
     )
 
 
