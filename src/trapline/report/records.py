@@ -20,6 +20,7 @@ from trapline.report.formats import (
     text,
 )
 from trapline.report.formats.json_lines import Lines
+from trapline.report.formats.page import Part, render_page
 from trapline.report.pages import (
     allow_list,
     boot,
@@ -41,9 +42,11 @@ from trapline.report.pages import (
 from trapline.results.boot import BootResult
 from trapline.results.contexts import ContextsResult
 from trapline.results.diff import DiffResult
+from trapline.results.document import ResultDocument
 from trapline.results.explore import ExploreResult
 from trapline.results.filter import FilterResult
 from trapline.results.filter_live import LiveResult
+from trapline.results.findings import findings
 from trapline.results.gate import GateResult
 from trapline.results.labels import LabelList
 from trapline.results.rules import RulesCompared, RulesExplained, RulesLinted, RulesShown
@@ -79,7 +82,20 @@ class Record(Generic[D]):
     def format_names(self) -> tuple[str, ...]:
         """Name the formats, the default first."""
         own = (name for name in self.formats if name != "json")
-        return ("text", "json", *(("jsonl",) if self.lines else ()), *own)
+        has_page = issubclass(self.document, ResultDocument)
+        return (
+            "text",
+            "json",
+            *(("html",) if has_page else ()),
+            *(("jsonl",) if self.lines else ()),
+            *own,
+        )
+
+    def part(self, document: D, verbosity: int = 0) -> Part:
+        """Make a document into a part of an HTML page."""
+        assert isinstance(document, ResultDocument)
+        blocks = tuple(self.page(document, verbosity))
+        return Part(self.command, blocks, document, findings(document))
 
     def render(self, document: D, format_name: str, verbosity: int = 0) -> "Iterator[bytes]":
         """Yield the report in pieces; only text knows more than one verbosity.
@@ -92,6 +108,9 @@ class Record(Generic[D]):
             return self.formats[format_name](document)
         if format_name == "json":
             return json_document.render(document)
+        if format_name == "html" and isinstance(document, ResultDocument):
+            part = self.part(document, verbosity)
+            return render_page(part.headline, [part])
         if format_name == "jsonl" and self.lines is not None:
             return self.lines.render(document)
         raise KeyError(format_name)
