@@ -28,11 +28,12 @@ UD2 = b"\x0f\x0b"
 
 
 def warn(binary, at):
-    """Assemble a WARN without a message, and a return: no exception, as in a slow path."""
-    file, slow = binary.address_of("linux_banner"), binary.address_of("warn_slowpath_fmt")
-    code = b"\x48\xc7\xc7" + struct.pack("<i", file - (1 << 64))  # mov rdi: the name of a file
-    code += b"\xbe\x4d\x00\x00\x00\xba\x09\x00\x00\x00\x31\xc9"  # mov esi, 77; edx, 9; ecx, 0
-    return code + b"\xe8" + struct.pack("<i", slow - (at + len(code) + 5)) + b"\xc3"
+    """Assemble __warn(file, 77, NULL, TAINT_WARN, NULL, NULL), and a return: no exception."""
+    file, target = binary.address_of("linux_banner"), binary.address_of("__warn")
+    code = b"\x48\xc7\xc7" + struct.pack("<i", file - (1 << 64))  # mov rdi
+    code += b"\xbe\x4d\x00\x00\x00\x31\xd2\xb9\x09\x00\x00\x00"  # mov esi, 77; edx, 0; ecx, 9
+    code += b"\x45\x31\xc0\x45\x31\xc9"  # xor r8d, r8d; xor r9d, r9d
+    return code + b"\xe8" + struct.pack("<i", target - (at + len(code) + 5)) + b"\xc3"
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_a_warning_is_no_success_and_can_be_put_up_with(planted, boot):
     assert code == ExitCode.GUEST_COMPLAINED
     assert out == SAID
     (one,) = document.complaints
-    assert (one.kind, one.count) == ("warning", 1)
+    assert (one.kind, one.count) == ("warning", 2)  # poweroff calls sync(), too
     assert "%" not in one.text
     assert any(place.label.startswith("ksys_sync+") for place in one.splat.trace)
     assert document.program.exit_code == 42
@@ -103,10 +104,13 @@ def test_a_warning_is_no_success_and_can_be_put_up_with(planted, boot):
 
 def test_an_oops_is_shown_where_it_was(planted, boot):
     code, out, _, document = boot(planted(UD2))
-    assert (code, out) == (ExitCode.GUEST_COMPLAINED, SAID)
+    # The program's sync was killed, which is no panic; that of init, which powers off, is one.
+    assert (code, out) == (ExitCode.GUEST_PANIC, SAID)
     (one,) = document.complaints
     assert one.kind == "oops"
+    assert one.count >= 2  # the program's and init's at least
+    assert document.program.exit_code == 42
     assert "Oops: invalid opcode: 0000 [#1]" in one.text
     assert one.splat.place.label.startswith("ksys_sync+0x9/")
     assert one.splat.registers.rip == one.splat.place.label
-    assert document.outcome.kind == "powered-off"
+    assert "Attempted to kill init!" in document.outcome.detail

@@ -81,7 +81,7 @@ def test_commands_are_listed_in_the_order_in_which_one_meets_them(capsys):
     places = [out.index(f"\n  {name} ") for name in COMMANDS]
     assert places == sorted(places)
     assert not any("," in text for text in COMMANDS.values())  # which click's fish script cuts at
-    assert list(COMMANDS)[:5] == ["scan", "boot", "explore", "verify", "contexts"]
+    assert list(COMMANDS)[:6] == ["scan", "boot", "run", "explore", "verify", "contexts"]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,16 @@ def test_commands_are_listed_in_the_order_in_which_one_meets_them(capsys):
         ("--workers", ["scan", "explore", "verify", "filter check", "filter export"]),
         (
             "--module-version",
-            ["boot", "explore", "verify", "contexts", "tradeoff", "rules show", "rules explain"],
+            [
+                "boot",
+                "run",
+                "explore",
+                "verify",
+                "contexts",
+                "tradeoff",
+                "rules show",
+                "rules explain",
+            ],
         ),
     ],
 )

@@ -22,10 +22,12 @@ from trapline.boot.plan import (
 from trapline.boot.policy import Guard, parse
 from trapline.boot.program import PORTS, ProgramOutput, read_program
 from trapline.boot.run import BootRun, trace_header
+from trapline.boot.session import VIRTUAL_SECONDS, Session
 from trapline.boot.trace import TraceWriter
 from trapline.machine.devices.console import DEFAULT_LIMIT
 from trapline.machine.gdb.server import GdbServer
 from trapline.machine.loader.gpamap import DEFAULT_MEMORY
+from trapline.machine.machine import DEFAULT_VIRTUAL_SECONDS
 from trapline.results.boot import COMPLAINT_KINDS
 from trapline.rules.tables import DEFAULT_VERSION
 
@@ -68,6 +70,8 @@ def boot(
     console_limit: int = DEFAULT_LIMIT,
     reproduce: str = "",
     run: "AnyPath | None" = None,
+    session: Session | None = None,
+    keyboard: int | None = None,
     console: "Callable[[bytes], None] | None" = None,
     output: "Callable[[bytes], None] | None" = None,
     errors: "Callable[[bytes], None] | None" = None,
@@ -93,6 +97,8 @@ def boot(
     gets the guest's output as it is written. `run` is a script or a static program that the guest
     is booted for: `output` and `errors` get what it prints, the result says what it exits with.
     `labels` are what people said of findings.
+    What comes from the file descriptor `keyboard` is typed on the guest's console, which is then
+    shown as it comes, and time is real; `session` is an initramfs for a person at it.
 
     A guest that dies is a result, not an error. Raises KernelNotFoundError, BadImageError,
     NotATdxKernelError, BadMachineError, BadInputFileError, UsageError, OutputError, FetchError,
@@ -115,6 +121,9 @@ def boot(
         append=several(append),
         insmod=several(insmod),
         program=program,
+        session=session,
+        keyboard=keyboard,
+        virtual_seconds=DEFAULT_VIRTUAL_SECONDS if keyboard is None else VIRTUAL_SECONDS,
         memory=memory,
         unaccepted=unaccepted,
         board=board,

@@ -10,6 +10,8 @@ from trapline.base.files import read
 from trapline.base.mapping import mapped
 from trapline.boot.policy import Guard
 from trapline.boot.program import ARGUMENT, Program
+from trapline.boot.session import COMMAND_LINE as INTERACTIVE_COMMAND_LINE
+from trapline.boot.session import DISK_MODULES, Session
 from trapline.kernel.binary import Binary
 from trapline.kernel.drivers.modinfo import module_info, read_builtin
 from trapline.kernel.elf import compression
@@ -46,7 +48,8 @@ class BootOptions:
 
     `command_line` replaces the distribution's, `append` goes behind either. `insmod` names
     modules that the self-test initramfs loads, with all they depend on; `init` replaces its /init,
-    and `program` is run by it in place of the tests. `devices` are QEMU's. `guard` says which
+    and `program` is run by it in place of the tests; or it is for a `session` of a person who
+    types on the descriptor `keyboard`. `devices` are QEMU's. `guard` says which
     accesses the guest may make, `fail_on` which complaints of its kernel are not put up with.
     """
 
@@ -56,6 +59,8 @@ class BootOptions:
     insmod: tuple[str, ...] = ()
     init: str | None = None
     program: Program | None = None
+    session: Session | None = None
+    keyboard: int | None = None
     memory: int = DEFAULT_MEMORY
     unaccepted: int = 0
     board: Board = field(default_factory=Board)
@@ -115,14 +120,24 @@ def make_plan(
         initrd, name = initramfs.read_initrd(options.initrd), str(options.initrd)
         modules: tuple[ModuleFile, ...] = files.modules
     else:
-        modules = with_dependencies(files, options.insmod)
-        program = options.program
+        modules = with_dependencies(files, _loaded(files, options))
+        program, session = options.program, options.session
         init = options.init or initramfs.SELF_TEST
         name = "self-test" if options.init is None else "workload"
         if program is not None:
             init, name = initramfs.workload(program.commands), program.name
+        elif session is not None:
+            init, name = initramfs.workload(session.commands), "session"
         initrd = _own_initrd(modules, init, program, announce)
     return BootPlan(files, image, initrd, name, command_line(options), modules, options)
+
+
+def _loaded(files: KernelFiles, options: BootOptions) -> tuple[str, ...]:
+    """Name the modules to load: those asked for, and the disk's that are no part of vmlinux."""
+    if options.session is None or not options.session.has_disk:
+        return options.insmod
+    there = {module.name for module in files.modules}
+    return (*options.insmod, *(name for name in DISK_MODULES if name in there))
 
 
 def _lacks_hosts(files: KernelFiles) -> bool:
@@ -134,7 +149,8 @@ def command_line(options: BootOptions) -> str:
     first = options.command_line
     # A console costs most of a boot's time, and shows nothing that a program prints.
     ours = () if options.program is None else (ARGUMENT, *(("quiet",) if first is None else ()))
-    words = (DISTRIBUTION_COMMAND_LINE if first is None else first, *ours, *options.append)
+    usual = DISTRIBUTION_COMMAND_LINE if options.keyboard is None else INTERACTIVE_COMMAND_LINE
+    words = (usual if first is None else first, *ours, *options.append)
     return " ".join(word for word in words if word)
 
 

@@ -90,6 +90,7 @@ class BootRun:
                 seconds=options.timeout,
                 virtual_seconds=options.virtual_seconds,
                 console_limit=options.console_limit,
+                keyboard=options.keyboard,
                 serial_ports=() if program is None else program.ports,
                 echo=echo,
                 on_line=self._on_line,
@@ -209,7 +210,7 @@ class BootRun:
             screams_dropped=self.guard.screams_dropped,
             in_nmi=recorder.in_nmi,
             nested=recorder.nested,
-            repeatable=machine.devices is None,
+            repeatable=machine.devices is None and self._plan.options.keyboard is None,
         )
 
     def _kernel(self) -> BootKernel:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "scan": "List every place where a kernel may trap to its host.",
     "boot": "Run a kernel as a TD without TDX hardware.",
+    "run": "Sit at the console of a TD without TDX hardware.",
     "explore": "Inject events at every instruction of a window.",
     "verify": "Hold what the #VE handler emulates against the processor.",
     "contexts": "Prove where no trap may land.",

@@ -21,6 +21,7 @@ from trapline.machine.devices.bus import Bus
 from trapline.machine.devices.console import DEFAULT_LIMIT, Console, Echo
 from trapline.machine.devices.interface import IrqLine, no_irq
 from trapline.machine.devices.lapic import LocalApic
+from trapline.machine.keyboard import Keyboard
 from trapline.machine.loader import gpamap, place
 from trapline.machine.loader.acpi import Board
 from trapline.machine.loader.kernelimage import KernelImage
@@ -61,7 +62,8 @@ class MachineConfig:
     """What TD to build.
 
     `memory` and `unaccepted` are bytes, `seconds` limits the wall clock, `virtual_seconds` the
-    guest's own. `devices` are modelled by QEMU and need `board.pci`. `serial_ports` get each byte
+    guest's own. `devices` are modelled by QEMU and need `board.pci`. What comes from the descriptor
+    `keyboard` is typed at the first serial port. `serial_ports` get each byte
     sent through the second serial port and those behind it, `board.further_ports` of them. `echo`
     gets the console's output line by line, `on_line` the same without line ends; `trap_sink` gets
     each trap, `on_place` each place at its first trap.
@@ -80,6 +82,7 @@ class MachineConfig:
     seconds: float | None = None
     virtual_seconds: int = DEFAULT_VIRTUAL_SECONDS
     console_limit: int = DEFAULT_LIMIT
+    keyboard: int | None = None
     serial_ports: tuple[Callable[[int], None], ...] = ()
     echo: Echo | None = None
     on_line: Callable[[bytes], None] | None = None
@@ -171,6 +174,15 @@ class Machine:
             listeners=(self.recorder,),
         )
         self.devices = self._start_devices() if config.devices else None
+        if config.keyboard is not None:
+            self.host.outside = Keyboard(
+                config.keyboard,
+                self.serial,
+                self.console,
+                self.frequency,
+                devices=self.devices,
+                leave=self._left,
+            )
         self.vcpu.intercept_exceptions(frozenset({VECTOR_DOUBLE_FAULT}))
         self.placement = self._load()
 
@@ -258,7 +270,7 @@ class Machine:
         control = pit.SystemControlPort(timer)
         clock = rtc.CmosRtc(self._now, self.frequency, self.config.epoch)
         registers = power.AcpiPower(self._powered_off, self._reset)
-        serial = uart.Uart16550(self.console.put, serial_irq)
+        serial = self.serial = uart.Uart16550(self.console.put, serial_irq)
         ports.add(uart.COM1, uart.PORTS, "serial port", serial)
         for port, sink in zip(uart.FURTHER, self.config.serial_ports, strict=False):
             ports.add(port, uart.PORTS, "serial port", uart.Uart16550(sink))
@@ -297,6 +309,9 @@ class Machine:
     def _pend_nmi(self) -> None:
         self.nmis += 1
         self.module.pend_nmi()
+
+    def _left(self) -> None:
+        self.host.end(OutcomeKind.LEFT, "The guest was left running, and ended.")
 
     def _powered_off(self) -> None:
         self.host.end(OutcomeKind.POWERED_OFF, "The guest powered itself off.")

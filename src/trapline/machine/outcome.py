@@ -23,6 +23,7 @@ class OutcomeKind(StrEnum):
     DEVICES_DIED = "devices-died"
     FORBIDDEN = "forbidden"
     TIMEOUT = "timeout"
+    LEFT = "left"
     INTERRUPTED = "interrupted"
 
     @property
@@ -46,6 +47,7 @@ _EXIT_CODES = {
     OutcomeKind.DEVICES_DIED: ExitCode.BAD_MACHINE,
     OutcomeKind.FORBIDDEN: ExitCode.FORBIDDEN_ACCESS,
     OutcomeKind.TIMEOUT: ExitCode.TIMEOUT,
+    OutcomeKind.LEFT: ExitCode.CLEAN,
     OutcomeKind.INTERRUPTED: ExitCode.INTERRUPTED,
 }
 

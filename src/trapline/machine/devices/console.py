@@ -19,8 +19,8 @@ Echo = Callable[[bytes], None]
 class Console:
     """A sink for serial output.
 
-    `echo` gets whole lines, or what there is at `flush`; `on_line` gets each line without
-    its line end. Lines are cut at 4 KiB.
+    `echo` gets whole lines, or what there is at `show` and `flush`; `on_line` gets each line
+    without its line end. Lines are cut at 4 KiB.
     """
 
     MAX_LINE = 4096
@@ -39,6 +39,7 @@ class Console:
         self._on_limit = on_limit
         self._hash = blake2b(digest_size=16)
         self._line = bytearray()
+        self._shown = 0  # bytes of the line that `echo` has
         self._kept = bytearray()
         self.written = 0
 
@@ -52,6 +53,12 @@ class Console:
         if self.written == self._limit + 1 and self._on_limit is not None:
             self._on_limit()
 
+    def show(self) -> None:
+        """Have `echo` get what there is of a line, which may go on."""
+        if self._echo is not None and len(self._line) > self._shown:
+            self._echo(bytes(self._line[self._shown :]))
+            self._shown = len(self._line)
+
     def flush(self) -> None:
         """Pass on an unfinished line, such as a prompt."""
         if self._line:
@@ -63,8 +70,9 @@ class Console:
         self._hash.update(line)
         if len(self._kept) < KEEP:
             self._kept += line[: KEEP - len(self._kept)]
-        if self._echo is not None:
-            self._echo(line)
+        if self._echo is not None and len(line) > self._shown:
+            self._echo(line[self._shown :])
+        self._shown = 0
         if self._on_line is not None:
             self._on_line(line.rstrip(b"\r\n"))
 

@@ -92,10 +92,15 @@ class Uart16550:
         self._line_level = False
         self._received: deque[int] = deque()
 
+    @property
+    def room(self) -> int:
+        """How many bytes it takes from the line now."""
+        size = FIFO_SIZE if self._fcr & Fcr.ENABLE else 1
+        return max(0, size - len(self._received))
+
     def receive(self, byte: int) -> None:
         """Take a byte from the line; it is lost, with OVERRUN set, when the FIFO is full."""
-        room = FIFO_SIZE if self._fcr & Fcr.ENABLE else 1
-        if len(self._received) >= room:
+        if not self.room:
             self._overrun = True
         else:
             self._received.append(byte & 0xFF)

@@ -51,6 +51,7 @@ class QemuBackend:
         self._selected = 0
         self._map_tables()
         self._epoll = select.epoll()
+        self._others: set[int] = set()
         self._slots = {fd: slot for slot, fd in enumerate(process.doorbell.eventfds)}
         for descriptor in (*self._slots, self._qtest.fileno()):
             self._epoll.register(descriptor, select.EPOLLIN)
@@ -146,11 +147,23 @@ class QemuBackend:
 
     # Interrupts.
 
+    def wake_for(self, descriptor: int) -> None:
+        """Have `poll` end early, too, when there is something to read from a descriptor."""
+        self._others.add(descriptor)
+        self._epoll.register(descriptor, select.EPOLLIN)
+
+    def wake_no_more(self, descriptor: int) -> None:
+        """Take back what `wake_for` did."""
+        self._others.discard(descriptor)
+        self._epoll.unregister(descriptor)
+
     def poll(self, seconds: float = 0.0) -> bool:
         """Pass on what QEMU has signalled, waiting up to `seconds`; say if there was anything."""
         events = self._epoll.poll(seconds, VECTORS + 1)
         for descriptor, _ in events:
             slot = self._slots.get(descriptor)
+            if descriptor in self._others:
+                continue
             if slot is None:
                 self._qtest.poll()
             elif self._process.doorbell.take(slot):

@@ -302,7 +302,7 @@ def _hashes(result: "BootResult") -> "Iterator[Block]":
     if result.repeatable:
         yield Heading("Hashes (the same for every run of this command)")
     else:
-        yield Heading("Hashes (of this run: with devices, the wall clock has its say)")
+        yield Heading("Hashes (of this run: the wall clock has its say)")
     hashes = result.hashes
     for name, value in (
         ("trace", hashes.trace),
