@@ -25,6 +25,13 @@ VMLINUX: Final = (
     "usr/lib/modules/{release}/vmlinux",
     "lib/modules/{release}/vmlinux",
     "boot/vmlinux-{release}",
+    "boot/vmlinux-{release}.xz",
+    "boot/vmlinux-{release}.zst",
+    "boot/vmlinux-{release}.gz",
+    "usr/lib/modules/{release}/vmlinux.xz",
+    "usr/lib/modules/{release}/vmlinux.zst",
+    "lib/modules/{release}/vmlinux.xz",
+    "lib/modules/{release}/vmlinux.zst",
 )
 VMLINUZ: Final = (
     "boot/vmlinuz-{release}",
@@ -48,6 +55,8 @@ _ALL: Final = sorted(
     VMLINUX + VMLINUZ + MODULES + DEBUG_MODULES, key=lambda pattern: -pattern.count("/")
 )
 _RELEASE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,127}\Z")
+# How the name of a file ends that is another form of one with a release.
+_NO_RELEASES: Final = (".debug", ".old", ".bak", ".xz", ".zst", ".gz", ".bz2")
 _MADE_UP: Final = frozenset({"dev", "proc", "sys"})
 # What tells a release from another folder below lib/modules or a file of another kind in boot.
 _NUMBERED: Final = re.compile(r"\d+\.\d+")
@@ -166,6 +175,6 @@ def _captured(wanted: tuple[str, ...], parts: tuple[str, ...]) -> str | None:
         release = part[len(before) : len(part) - len(after)]
         if not (is_release(release) and _NUMBERED.match(release)):
             return None
-        if not after and release.endswith((".debug", ".old", ".bak")):
+        if not after and release.endswith(_NO_RELEASES):
             return None
     return release

@@ -13,6 +13,7 @@ from trapline.base.scarcity import scarce
 from trapline.kernel.elf import bzimage
 from trapline.kernel.elf.file import ElfFile
 from trapline.kernel.find import deb, distributions, kconfig, layouts, modulefiles
+from trapline.kernel.find.companions import Draft, complete
 from trapline.kernel.find.kernelfiles import KernelFiles, ModuleFile
 
 Announce = Callable[[str], None]
@@ -52,13 +53,16 @@ def locate(
     BadImageError where a file is unsound. A part that is missing is no error: it is recorded.
     """
     try:
-        return _locate(spec, modules, announce, root)
+        found = _locate(spec, modules, announce, root)
+        return found if isinstance(found, KernelFiles) else _finish(complete(found, announce))
     except OSError as error:  # a folder that went away while it was searched, or may not be
         message = f"{spec}: cannot be searched: {why(error)}."
         raise scarce(error) or KernelNotFoundError(message) from None
 
 
-def _locate(spec: str, modules: Path | None, announce: Announce | None, root: Path) -> KernelFiles:
+def _locate(
+    spec: str, modules: Path | None, announce: Announce | None, root: Path
+) -> Draft | KernelFiles:
     if spec.startswith(DEB):
         trees = deb.fetch_kernel(spec.removeprefix(DEB), announce=announce)
         return _from_roots(trees, spec, modules)
@@ -102,7 +106,7 @@ def _first_match(pattern: re.Pattern[bytes], elf: ElfFile, section: str) -> str 
     return None if match is None else decode_name(match[1])
 
 
-def _from_release(release: str, modules: Path | None, root: Path) -> KernelFiles:
+def _from_release(release: str, modules: Path | None, root: Path) -> Draft:
     known = layouts.releases([root])
     if release not in known:
         near = f" (installed: {', '.join(known[:5])})" if known else ""
@@ -113,7 +117,7 @@ def _from_release(release: str, modules: Path | None, root: Path) -> KernelFiles
     return _assemble([root], release, modules)
 
 
-def _from_roots(roots: Sequence[Path], spec: str, modules: Path | None) -> KernelFiles:
+def _from_roots(roots: Sequence[Path], spec: str, modules: Path | None) -> Draft:
     found = layouts.releases(roots)
     if not found:
         raise KernelNotFoundError(f"{spec}: holds no kernel, modules or debug files.")
@@ -125,7 +129,7 @@ def _from_roots(roots: Sequence[Path], spec: str, modules: Path | None) -> Kerne
     return _assemble(roots, found[0], modules)
 
 
-def _from_folder(folder: Path, modules: Path | None) -> KernelFiles:
+def _from_folder(folder: Path, modules: Path | None) -> Draft:
     if layouts.is_file(folder / "vmlinux") and any(
         layouts.is_file(folder / mark) for mark in _BUILD_MARKS
     ):
@@ -138,7 +142,7 @@ def _from_folder(folder: Path, modules: Path | None) -> KernelFiles:
     return _from_flat_folder(folder, modules)
 
 
-def _from_build_tree(tree: Path, modules: Path | None) -> KernelFiles:
+def _from_build_tree(tree: Path, modules: Path | None) -> Draft:
     boot_images = [tree / name for name in _BOOT_IMAGES if layouts.is_file(tree / name)]
     vmlinux = tree / "vmlinux"
     release_file = tree / "include/config/kernel.release"
@@ -150,17 +154,18 @@ def _from_build_tree(tree: Path, modules: Path | None) -> KernelFiles:
         found, folder = modulefiles.find_modules(tree, prefix="kernel/"), tree
     else:
         found, folder = _given_modules(modules, release)
-    return _finish(
+    return Draft(
         release,
         vmlinux,
         boot_images[0] if boot_images else None,
         found,
         folder,
         [tree / ".config"] if layouts.is_file(tree / ".config") else [],
+        roots=(tree,),
     )
 
 
-def _from_flat_folder(folder: Path, modules: Path | None) -> KernelFiles:
+def _from_flat_folder(folder: Path, modules: Path | None) -> Draft:
     """Take a folder of no known layout: the images in it by contents, and all modules below.
 
     Where whole kernels are somewhere below it, take the only one.
@@ -175,15 +180,19 @@ def _from_flat_folder(folder: Path, modules: Path | None) -> KernelFiles:
     if below:
         return _assemble([below[0][0]], below[0][1], modules)
     images: dict[Kind, Path] = {}
+    others: list[Path] = []
     release: str | None = None
     for path in sorted(folder.iterdir()):
         if path.name.startswith(_IMAGE_NAMES) and layouts.is_file(path):
             kind, found_release = kind_of(path)
             if kind in images:
-                raise KernelNotFoundError(
-                    f"{folder}: holds several kernels ({images[kind].name}, {path.name}); name "
-                    "one of them."
-                )
+                if kind != "vmlinux" or not _are_halves(images[kind], path):
+                    raise KernelNotFoundError(
+                        f"{folder}: holds several kernels ({images[kind].name}, {path.name}); "
+                        "name one of them."
+                    )
+                others.append(path)  # one has the code, the other the debug information
+                continue
             images[kind] = path
             release = release or found_release
     if modules is None:
@@ -196,7 +205,16 @@ def _from_flat_folder(folder: Path, modules: Path | None) -> KernelFiles:
         )
     if release is None and found:
         release = kind_of(found[0].path)[1]
-    return _finish(release, images.get("vmlinux"), images.get("vmlinuz"), found, modules_dir, [])
+    return Draft(
+        release,
+        images.get("vmlinux"),
+        images.get("vmlinuz"),
+        found,
+        modules_dir,
+        [],
+        tuple(others),
+        (folder,),
+    )
 
 
 def _some(releases: Sequence[str]) -> str:
@@ -208,7 +226,7 @@ def _root_of(mark: Path) -> tuple[Path, str] | None:
     return layouts.split(mark.parent)
 
 
-def _from_file(path: Path, modules: Path | None) -> KernelFiles:
+def _from_file(path: Path, modules: Path | None) -> Draft | KernelFiles:
     kind, release = kind_of(path)
     if kind == "module":
         return _from_module(path, release)
@@ -220,10 +238,13 @@ def _from_file(path: Path, modules: Path | None) -> KernelFiles:
     installed = layouts.split(path)
     if installed is not None:
         return _assemble([installed[0]], installed[1], modules, vmlinux, vmlinuz)
+    if modules is None and release is not None and release in layouts.releases([parent]):
+        # NixOS: bzImage or vmlinux without a release in its name, lib/modules/RELEASE beside it.
+        return _assemble([parent], release, modules, vmlinux, vmlinuz)
     if modules is None:
-        return _finish(release, vmlinux, vmlinuz, (), None, [])
+        return Draft(release, vmlinux, vmlinuz, (), None, [], roots=(parent,))
     found, folder = _given_modules(modules, release)
-    return _finish(release, vmlinux, vmlinuz, found, folder, [])
+    return Draft(release, vmlinux, vmlinuz, found, folder, [], roots=(parent,))
 
 
 def _from_module(path: Path, release: str | None) -> KernelFiles:
@@ -231,7 +252,7 @@ def _from_module(path: Path, release: str | None) -> KernelFiles:
     for parent in path.absolute().parents:
         installed = layouts.split(parent)
         if installed is not None:
-            whole = _assemble([installed[0]], installed[1], None)
+            whole = _finish(complete(_assemble([installed[0]], installed[1], None), None))
             only = tuple(m for m in whole.modules if m.path.samefile(path))
             if only:
                 return KernelFiles(whole.release, None, None, only, whole.modules_dir, whole.config)
@@ -247,12 +268,14 @@ def _assemble(
     modules: Path | None,
     vmlinux: Path | None = None,
     vmlinuz: Path | None = None,
-) -> KernelFiles:
+) -> Draft:
     """Collect the parts of `release` below `roots`; given images take precedence."""
     images = layouts.find_files(roots, layouts.VMLINUX, release)
+    images += _unnamed(roots, "vmlinux", release)
     if vmlinux is None and images:
         vmlinux = next((path for path in images if modulefiles.has_dwarf(path)), images[0])
     boot_images = layouts.find_files(roots, layouts.VMLINUZ, release)
+    boot_images += _unnamed(roots, "bzImage", release)
     vmlinuz = vmlinuz or (boot_images[0] if boot_images else None)
     debug_folders = layouts.find_folders(roots, layouts.DEBUG_MODULES, release)
     folders = layouts.find_folders(roots, layouts.MODULES, release)
@@ -270,7 +293,22 @@ def _assemble(
         if any(module.debug is None for module in found):
             found = modulefiles.with_debug(found, debug)
     configs = layouts.find_files(roots, layouts.CONFIG, release)
-    return _finish(release, vmlinux, vmlinuz, found, folder, configs)
+    others = tuple(path for path in images if path != vmlinux)
+    return Draft(release, vmlinux, vmlinuz, found, folder, configs, others, tuple(roots))
+
+
+def _unnamed(roots: Sequence[Path], name: str, release: str) -> list[Path]:
+    """List images at the top of a root that has no more than one kernel, as NixOS's store has."""
+    places = [root / name for root in roots if layouts.is_file(root / name)]
+    return [place for place in places if kind_of(place)[1] in {None, release}]
+
+
+def _are_halves(one: Path, other: Path) -> bool:
+    """Whether two images are the code and the debug information of one kernel."""
+    if modulefiles.has_dwarf(one) == modulefiles.has_dwarf(other):
+        return False
+    with ElfFile.open(one) as first, ElfFile.open(other) as second:
+        return first.build_id is not None and first.build_id == second.build_id
 
 
 def _given_modules(folder: Path, release: str | None) -> tuple[tuple[ModuleFile, ...], Path]:
@@ -288,15 +326,11 @@ def _given_modules(folder: Path, release: str | None) -> tuple[tuple[ModuleFile,
     return found, folder
 
 
-def _finish(
-    release: str | None,
-    vmlinux: Path | None,
-    vmlinuz: Path | None,
-    modules: tuple[ModuleFile, ...],
-    modules_dir: Path | None,
-    configs: Sequence[Path],
-) -> KernelFiles:
-    missing: list[str] = []
+def _finish(draft: Draft) -> KernelFiles:
+    """Say what is missing of what was found."""
+    release, vmlinux, vmlinuz = draft.release, draft.vmlinux, draft.vmlinuz
+    modules, modules_dir = draft.modules, draft.modules_dir
+    missing = list(draft.problems)
     debug, image = distributions.debug_advice(release), distributions.image_advice(release)
     called = release or "this kernel"
     if vmlinux is None:
@@ -311,7 +345,7 @@ def _finish(
         )
         vmlinuz = None
     modules = _drop_foreign_debug(modules, missing)
-    config = _config(configs, vmlinux, vmlinuz)
+    config = _config(draft.configs, vmlinux, vmlinuz)
     if not modules and (not config or "CONFIG_MODULES" in config):
         missing.append(f"No modules of {called}: {image}, or name their folder.")
     stripped = sum(module.debug is None for module in modules)
