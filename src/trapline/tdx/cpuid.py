@@ -154,13 +154,17 @@ class Cpuid:
         self._absent = rules.ask(CpuidRule, CpuidKind.ABSENT, None, None, None)
         asked = rules.ask(CpuidRule, CpuidKind.GUEST_ASKED, None, None, None)
         self._asked_is_ve = asked.outcome == CpuidOutcome.VE
+        self._features: frozenset[Feature] | None = None
         self._host_leaf = _NO_LEAF
         self._any: dict[int, _Leaf] = {}  # rows that hold for every sub-leaf
         self._one: dict[tuple[int, int], _Leaf] = {}
         self.set_features(features)
 
     def set_features(self, features: frozenset[Feature]) -> None:
-        """Resolve the rows anew for what is on."""
+        """Resolve the rows anew for what is on, if that is news: each restore comes here."""
+        if features == self._features:
+            return
+        self._features = features
         self._shown = shown_for(self._processor, features)
         self._absent_is_ve = not _is_answered(self._absent, features)
         self._any.clear()
