@@ -77,8 +77,8 @@ class Debuginfod:
         try:
             request = urllib.request.Request(url, headers={"User-Agent": "trapline"})  # noqa: S310 - http and https only
             with urllib.request.urlopen(request, timeout=self._timeout) as answer:  # noqa: S310
+                size = answer.headers.get("Content-Length", "")
                 if self._announce is not None:
-                    size = answer.headers.get("Content-Length", "")
                     told = f" ({int(size) >> 20:,} MB)" if re.fullmatch(r"\d{1,12}", size) else ""
                     self._announce(f"Fetching the debug information of {what}{told}.")
                 target.parent.mkdir(parents=True, exist_ok=True)
