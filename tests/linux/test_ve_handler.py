@@ -98,6 +98,25 @@ def test_prefixes_do_not_change_the_form(assembler, prefix):
     assert emulable(instruction).emulable
 
 
+@pytest.mark.parametrize(
+    ("code", "accepted"),
+    [
+        ("4b 66 88 9d 00 01 00 00", False),
+        ("66 41 88 9d 00 01 00 00", True),
+        ("48 48 89 07", False),
+        ("48 89 07", True),
+        ("f3 4f 2e 8a 07", False),
+    ],
+)
+def test_a_prefix_behind_rex_is_an_opcode_to_the_kernel(code, accepted):
+    """insn_get_prefixes() in arch/x86/lib/insn.c."""
+    data = bytes.fromhex(code)
+    (instruction,) = Decoder(64, data, ip=0)
+    assert emulable_mmio(instruction, code=data).emulable is accepted
+    assert emulable(instruction, code=data).emulable is accepted
+    assert emulable(instruction).emulable
+
+
 REFUSED = [
     "movabs 0x1122334455667788,%al",
     "movabs 0x1122334455667788,%eax",

@@ -171,6 +171,9 @@ def test_cpuid_of_every_row():
     assert wrong == []
 
 
+OSXSAVE = "mov rax, cr4; bts rax, 18; mov cr4, rax; "
+
+
 @pytest.mark.parametrize(
     ("instruction", "letter"),
     [
@@ -182,6 +185,9 @@ def test_cpuid_of_every_row():
         ("rdpmc", "g"),
         ("mov rax, cr0; btr rax, 5; mov cr0, rax", "g"),  # NE
         ("mov rax, cr0; bts rax, 30; mov cr0, rax", "v"),  # CD
+        ("mov rax, cr0; bts rax, 29; mov cr0, rax", "v"),  # NW without CD
+        ("mov rax, cr0; btr rax, 0; btr rax, 31; mov cr0, rax", "v"),  # PE and PG
+        ("mov rax, cr0; btr rax, 0; mov cr0, rax", "g"),  # PG without PE
         ("mov rax, cr4; btr rax, 6; mov cr4, rax", "v"),  # MCE
         ("mov rax, cr4; bts rax, 13; mov cr4, rax", "v"),  # VMXE
         ("mov rax, cr4; bts rax, 22; mov cr4, rax", "g"),  # PKE
@@ -189,6 +195,12 @@ def test_cpuid_of_every_row():
         ("mov rax, cr0; mov cr0, rax", "n"),
         ("rdtsc", "n"),
         ("pause", "n"),
+        (OSXSAVE + "xor ecx, ecx; mov eax, 3; xsetbv", "n"),
+        (OSXSAVE + "xor ecx, ecx; mov eax, 7; xsetbv", "g"),  # AVX is not in XFAM
+        (OSXSAVE + "xor ecx, ecx; mov eax, 2; xsetbv", "g"),
+        (OSXSAVE + "mov ecx, 1; mov eax, 3; xsetbv", "g"),
+        ("mov ecx, 0xc0000082; mov edx, 0x8000; wrmsr", "g"),  # LSTAR, not canonical
+        ("mov ecx, 0x600; mov edx, 0x8000; wrmsr", "g"),  # DS_AREA
     ],
 )
 def test_instructions(instruction, letter):

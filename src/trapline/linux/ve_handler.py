@@ -82,6 +82,9 @@ _HIGH_BYTES: Final = {
     Register.DH: ("DH", "SIL"),
     Register.BH: ("BH", "DIL"),
 }
+_LEGACY_PREFIXES: Final = bytes.fromhex("26 2e 36 3e 64 65 66 67 f0 f2 f3")
+_REX: Final = range(0x40, 0x50)
+_PREFIXES: Final = frozenset(_LEGACY_PREFIXES) | frozenset(_REX)
 _GPR32: Final = frozenset(
     getattr(Register, name)
     for name in (
@@ -200,14 +203,17 @@ _BY_CODE: "Final[Mapping[int, Emulation]]" = {
 }
 
 
-def emulable(instruction: "Instruction", handler: VeHandler = UPSTREAM) -> Emulation:
+def emulable(
+    instruction: "Instruction", handler: VeHandler = UPSTREAM, code: bytes = b""
+) -> Emulation:
     """Say what `handler` makes of `instruction` when it traps.
 
-    An instruction that does not trap by itself is judged as an MMIO access.
+    An instruction that does not trap by itself is judged as an MMIO access. `code` are its bytes;
+    without them, its prefixes are taken to be in their order.
     """
     trap = traps.classify(instruction)
     if trap is None:
-        return emulable_mmio(instruction, handler)
+        return emulable_mmio(instruction, handler, code)
     if not handler.present and trap.kind not in {"tdcall", "xsetbv"}:
         return _ABSENT
     if trap.kind == "pio":
@@ -218,12 +224,22 @@ def emulable(instruction: "Instruction", handler: VeHandler = UPSTREAM) -> Emula
     return answer or _refused(_UNDEFINED)
 
 
-def emulable_mmio(instruction: "Instruction", handler: VeHandler = UPSTREAM) -> Emulation:
-    """Say what `handler` makes of `instruction` when its memory operand is MMIO."""
+def emulable_mmio(
+    instruction: "Instruction", handler: VeHandler = UPSTREAM, code: bytes = b""
+) -> Emulation:
+    """Say what `handler` makes of `instruction` when its memory operand is MMIO.
+
+    `code` as in `emulable`.
+    """
     if not handler.present:
         return _ABSENT
     if not handler.mmio_kinds:
         return _refused("this kernel has no insn_decode_mmio()")
+    if _has_prefix_behind_rex(code):
+        return _refused(
+            "insn_get_prefixes() ends at a REX prefix: what is a prefix behind it to the processor"
+            " is an opcode to insn_decode_mmio(), which has no case for it"
+        )
     info = instruction.op_code()
     form = _MMIO_BY_OPCODE.get(_legacy_opcode(info))
     if form is None or not _has_memory(instruction):
@@ -233,6 +249,12 @@ def emulable_mmio(instruction: "Instruction", handler: VeHandler = UPSTREAM) -> 
     if not form.handled:
         return _refused(f"handle_mmio() refuses {form.name}, which insn_decode_mmio() decodes")
     return _flaw(instruction, form) or _accepted(f"handle_mmio() emulates {form.name}")
+
+
+def _has_prefix_behind_rex(code: bytes) -> bool:
+    """Say whether a REX prefix is followed by a prefix, where processors ignore it."""
+    behind = code.lstrip(_LEGACY_PREFIXES)
+    return len(behind) > 1 and behind[0] in _REX and behind[1] in _PREFIXES
 
 
 def _flaw(instruction: "Instruction", form: MmioForm) -> Emulation | None:

@@ -76,7 +76,9 @@ class SiteFinder:
                     What(
                         *(trap.kind, "instruction", trap.access, trap.width, None),
                         format_instruction(instruction),
-                        ve_handler.emulable(instruction, self._context.handler),
+                        ve_handler.emulable(
+                            instruction, self._context.handler, sweep.bytes_of(instruction)
+                        ),
                     ),
                 )
 
@@ -94,7 +96,9 @@ class SiteFinder:
                         What(
                             *("mmio", "instruction", access, width, name),
                             format_instruction(instruction),
-                            ve_handler.emulable_mmio(instruction, self._context.handler),
+                            ve_handler.emulable_mmio(
+                                instruction, self._context.handler, sweep.bytes_of(instruction)
+                            ),
                         ),
                     )
 
@@ -132,7 +136,9 @@ class SiteFinder:
             instruction = sweep.decode(address)
             text = format_instruction(instruction)
             if found.copier is None:
-                verdict = ve_handler.emulable_mmio(instruction, self._context.handler)
+                verdict = ve_handler.emulable_mmio(
+                    instruction, self._context.handler, sweep.bytes_of(instruction)
+                )
             else:
                 verdict = verdicts.of_copy(self._context.handler)
                 text = f"{text.partition(' ')[0]} {found.copier}"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from trapline.base.errors import BadInputFileError
 from trapline.cpu.engine import Reg
+from trapline.cpu.msrvalues import is_taken
 from trapline.rules.rows import (
     CpuAccess,
     Feature,
@@ -78,13 +79,11 @@ _WRITABLE: Final = {
 }
 _COMMANDS: Final = frozenset((0x49, 0x10B))  # nothing is stored
 
-# What the module answers: no speculation bug of the older kinds, xAPIC cannot be disabled.
-# RDCL_NO IBRS_ALL SKIP_L1DFL_VMENTRY MDS_NO PSCHANGE_MC_NO TAA_NO MISC_PACKAGE_CTLS
-# ENERGY_FILTERING_CTL DOITM SBDR_SSDP_NO FBSDP_NO PSDP_NO FB_CLEAR BHI_NO XAPIC_DISABLE_STATUS
-# PBRSB_NO GDS_NO RFDS_NO
-ARCH_CAPABILITIES: Final = sum(
-    1 << bit for bit in (0, 1, 3, 5, 6, 8, 10, 11, 12, 13, 14, 15, 17, 20, 21, 24, 26, 27)
-)
+# What the module answers where the VMM asks for nothing, as KVM and QEMU do not: bits 4, 20 and
+# 24 are 0 then; 10, 11, 17, 21 and those above 24 always (1.5.01, virt_msr_helpers.c).
+# RDCL_NO IBRS_ALL SKIP_L1DFL_VMENTRY MDS_NO PSCHANGE_MC_NO TAA_NO DOITM SBDR_SSDP_NO FBSDP_NO
+# PSDP_NO
+ARCH_CAPABILITIES: Final = sum(1 << bit for bit in (0, 1, 3, 5, 6, 8, 12, 13, 14, 15))
 MISC_ENABLE: Final = 0x1 | 1 << 11 | 1 << 12  # fast strings; no BTS, no PEBS
 MISC_ENABLE_INDEX: Final = 0x1A0
 MISC_ENABLE_READ_ONLY: Final = 1 << 7 | 1 << 11 | 1 << 12
@@ -280,11 +279,13 @@ class Msrs:
         return self._vcpu.cycles
 
     def _write_engine(self, index: int, value: int) -> Written:
+        if not is_taken(index, value):
+            return Written.GP
         self._vcpu.set_msr(index, value)
         return Written.DONE
 
     def _write_value(self, index: int, writable: int, value: int) -> Written:
-        if value & ~writable:
+        if value & ~writable or not is_taken(index, value):
             return Written.GP
         if index not in _COMMANDS:
             self.values[index] = value

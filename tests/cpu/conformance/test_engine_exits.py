@@ -30,6 +30,7 @@ from trapline.cpu.engine import Exit, IoAccess, Reg
 STAR, LSTAR, CSTAR, FMASK = 0xC0000081, 0xC0000082, 0xC0000083, 0xC0000084
 FS_BASE, GS_BASE, KERNEL_GS_BASE = 0xC0000100, 0xC0000101, 0xC0000102
 SPEC_CTRL, TSC = 0x48, 0x10
+PAT, TSC_AUX = 0x277, 0xC0000103
 
 
 @pytest.mark.parametrize(
@@ -296,6 +297,33 @@ def test_a_native_msr_keeps_what_is_written(index):
         assert guest.vcpu.msr(index) == 0x100001234
 
 
+@pytest.mark.parametrize(
+    ("index", "value"),
+    [
+        (LSTAR, 1 << 47),
+        (FS_BASE, 1 << 63),
+        (GS_BASE, ~(1 << 48) & (1 << 64) - 1),
+        (KERNEL_GS_BASE, 1 << 47),
+        (0x175, 1 << 47),  # SYSENTER_ESP
+        (0x176, 1 << 47),  # SYSENTER_EIP
+        (FMASK, 1 << 32),
+        (TSC_AUX, 1 << 32),
+        (PAT, 2),  # no memory type
+    ],
+)
+def test_a_native_msr_refuses_reserved_values(index, value):
+    """Volume 4, chapter 2."""
+    source = f"mov ecx, {index}\n rdmsr\n mov rbx, {value}\n mov eax, ebx\n shr rbx, 32\n"
+    source += "mov edx, ebx\nhere: wrmsr\n ud2\nvec_13: hlt"
+    with BareGuest(source) as guest:
+        guest.vcpu.native_msr(index, read=True, write=True)
+        before = guest.vcpu.msr(index)
+        guest.run()
+        assert guest.at("vec_13")
+        assert guest.frame(error_code=True)["rip"] == guest.labels["here"]
+        assert guest.vcpu.msr(index) == before
+
+
 @pytest.mark.parametrize("index", [LSTAR, SPEC_CTRL])
 def test_reads_and_writes_of_an_msr_are_apart(index):
     source = f"mov ecx, {index}\n rdmsr\nhere: wrmsr\n hlt"
@@ -347,6 +375,26 @@ def test_a_watched_bit_exits_with_the_value(setup, instruction):
         assert vcpu.cr(0) == before
 
 
+@pytest.mark.parametrize(
+    ("setup", "instruction"),
+    [
+        ("mov rax, cr0\n bts rax, 29", "mov cr0, rax"),  # NW without CD
+        ("mov rax, cr0\n btr rax, 0", "mov cr0, rax"),  # PG without PE
+        ("mov rax, cr4\n bts rax, 63", "mov cr4, rax"),
+    ],
+)
+def test_a_watched_bit_exits_before_its_value_is_checked(setup, instruction):
+    """Section 26.1.1 of volume 3C: of all faults, only those by privilege come first."""
+    with BareGuest(f"{setup}\nhere: {instruction}\nvec_13: hlt") as guest:
+        vcpu = guest.vcpu
+        vcpu.watch_cr(0, 1 << 29 | 1 << 0)
+        vcpu.watch_cr(4, 1 << 63)
+        guest.on[Exit.CR_WRITE] = vcpu.stop
+        guest.run()
+        assert guest.exits[-1] == (Exit.CR_WRITE, guest.labels["here"])
+        assert vcpu.cr_write.value == guest.reg("RAX")
+
+
 def test_clts_is_a_write_to_cr0():
     with BareGuest("mov rax, cr0\n bts eax, 3\n mov cr0, rax\nhere: clts\n hlt") as guest:
         vcpu = guest.vcpu
@@ -395,6 +443,48 @@ def test_a_valid_control_register_write_is_done():
     with BareGuest("mov rax, cr4\n or eax, 0x680\n mov cr4, rax\n mov rbx, cr4\n hlt") as guest:
         guest.run()
         assert guest.reg("RBX") == 0x6A0
+        assert [kind for kind, _ in guest.exits] == [Exit.HLT]
+
+
+@pytest.mark.parametrize(
+    ("selector", "value", "taken"),
+    [
+        (0, 3, True),
+        (0, 1, True),
+        (0, 7, False),
+        (0, 2, False),
+        (0, 1 << 32 | 3, False),
+        (1, 3, False),
+    ],
+)
+def test_xsetbv_takes_what_the_engine_can_execute(selector, value, taken):
+    """x87 and SSE; XSETBV in volume 2."""
+    source = f"""
+        mov rax, cr4
+        bts eax, 18
+        mov cr4, rax
+        mov ecx, {selector}
+        mov eax, {value & 0xFFFFFFFF}
+        mov edx, {value >> 32}
+here:   xsetbv
+        xor ecx, ecx
+        xgetbv
+        hlt
+vec_13: hlt
+    """
+    with BareGuest(source) as guest:
+        guest.run()
+        assert guest.at("vec_13") is not taken
+        if taken:
+            assert guest.reg("RAX") == value
+        else:
+            assert guest.frame(error_code=True)["rip"] == guest.labels["here"]
+
+
+@pytest.mark.parametrize("instruction", ["clflush [rsi]", "clflushopt [rsi]", "clwb [rsi]"])
+def test_flushes_of_a_line_execute(instruction):
+    with BareGuest(f"mov esi, DATA\n {instruction}\n hlt") as guest:
+        guest.run()
         assert [kind for kind, _ in guest.exits] == [Exit.HLT]
 
 

@@ -70,13 +70,11 @@ class CrWrites:
         value = None if instruction is None else self._operand(instruction)
         if instruction is None or value is None:
             return Exit.UNDEFINED
-        if not self._is_valid(number, value):
-            self._events.deliver(GP)
-            return None
+        # An exit comes before the check of the value: SDM vol. 3C section 26.1.1.
         if (value ^ self._registers.cr(number)) & self._masks[number]:
             self.last = CrWrite(number, value, instruction.len)
             return Exit.CR_WRITE
-        if number == 4 and value & ~_CR4_CORE:
+        if not self._is_valid(number, value) or (number == 4 and value & ~_CR4_CORE):
             self._events.deliver(GP)
             return None
         self._registers.set_cr(number, value)

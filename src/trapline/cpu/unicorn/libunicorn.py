@@ -116,7 +116,7 @@ SEGMENT_FLAGS = 20  # u32: the high descriptor word
 
 
 class Feature:
-    """Index of a CPUID feature word at Env.FEATURES (enum FeatureWord, the first eight)."""
+    """Index of a CPUID feature word at Env.FEATURES (enum FeatureWord)."""
 
     LEAF_1_EDX: Final = 0
     LEAF_1_ECX: Final = 1
@@ -126,6 +126,9 @@ class Feature:
     LEAF_7_1_EAX: Final = 5
     LEAF_8000_0001_EDX: Final = 6
     LEAF_8000_0001_ECX: Final = 7
+    XCR0_LOW: Final = 21  # FEAT_XSAVE_COMP_LO, _HI: what XSETBV takes
+    XCR0_HIGH: Final = 22
+    WORDS: Final = 23
 
 
 class HFlags:
@@ -339,7 +342,7 @@ class Fields:
         self.cpu8 = window(self.cpu, Cpu.ENV_BASE, "B")
         self.uc8 = window(uc, Uc.NO_EXIT_REQUEST + 1, "B")
         self.nested_level = window(uc + Uc.NESTED_LEVEL, 4, "I")
-        self.features = window(self.env + Env.FEATURES, 64, "Q")
+        self.features = window(self.env + Env.FEATURES, 8 * Feature.WORDS, "Q")
         self.cr_intercepts = window(self.env + Env.INTERCEPT_CR_WRITE, 2, "H")
         self.tlb_fill = window(_u64(self.cpu + Cpu.CLASS) + CpuClass.TLB_FILL, 8, "Q")
 

@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING, Final
 
 from trapline.cpu.engine import Exit
+from trapline.cpu.msrvalues import CHECKED, is_taken
 from trapline.cpu.unicorn.clock import Clock
 from trapline.cpu.unicorn.control import ControlPages
-from trapline.cpu.unicorn.delivery import EventDelivery
+from trapline.cpu.unicorn.delivery import GP, EventDelivery
 from trapline.cpu.unicorn.instruction import InstructionView
 from trapline.cpu.unicorn.libunicorn import Svm
 from trapline.cpu.unicorn.registerfile import IA32_TSC, RegisterFile, is_core_msr
@@ -18,7 +19,11 @@ _INFO: Final = Slot.INFO
 
 
 class NativeMsrs:
-    """The core acts upon the MSRs that it knows; the others are kept here."""
+    """The core acts upon the MSRs that it knows; the others are kept here.
+
+    The core does not look at what is written, so that writes of MSRs that have reserved values
+    come here too.
+    """
 
     def __init__(
         self,
@@ -46,8 +51,9 @@ class NativeMsrs:
         """
         core = is_core_msr(index)
         for wanted, emulated, bit in ((read, self._reads, 1), (write, self._writes, 2)):
-            self._control.pass_msr(index, bit, passes=wanted and core)
-            if wanted and not core:
+            passes = core and (emulated is self._reads or index not in CHECKED)
+            self._control.pass_msr(index, bit, passes=wanted and passes)
+            if wanted and not passes:
                 emulated.add(index)
             else:
                 emulated.discard(index)
@@ -59,7 +65,11 @@ class NativeMsrs:
         if self._slots[_INFO]:
             if index not in self._writes:
                 return Exit.WRMSR
-            registers.set_msr(index, (regs[2] & 0xFFFFFFFF) << 32 | regs[0] & 0xFFFFFFFF)
+            value = (regs[2] & 0xFFFFFFFF) << 32 | regs[0] & 0xFFFFFFFF
+            if not is_taken(index, value):
+                self._events.deliver(GP)
+                return None
+            registers.set_msr(index, value)
         else:
             if index not in self._reads:
                 return Exit.RDMSR

@@ -73,7 +73,7 @@ _MSR_FIELDS: Final[dict[int, int]] = {
 # target/i386/cpu.c, TCG_*_FEATURES; AVX, XSAVES, PCID, INVPCID, CET are not in it. MONITOR is
 # there so that it exits.
 _CORE_FEATURES: Final[dict[int, int]] = {
-    Feature.LEAF_1_EDX: 0x0F83FBFF,
+    Feature.LEAF_1_EDX: 0x0F8BFBFF,
     Feature.LEAF_1_ECX: sum(1 << b for b in (0, 1, 3, 9, 13, 19, 20, 21, 22, 23, 24, 25, 26)),
     Feature.LEAF_7_EBX: sum(1 << b for b in (0, 3, 7, 8, 9, 19, 20, 23, 24)),
     Feature.LEAF_7_ECX: 0,
@@ -81,6 +81,8 @@ _CORE_FEATURES: Final[dict[int, int]] = {
     Feature.LEAF_7_1_EAX: 0,
     Feature.LEAF_8000_0001_EDX: sum(1 << b for b in (11, 20, 26, 27, 29)),
     Feature.LEAF_8000_0001_ECX: sum(1 << b for b in (0, 5, 8)),
+    Feature.XCR0_LOW: 0x3,  # x87 and SSE; it would take AVX, which it cannot execute
+    Feature.XCR0_HIGH: 0,
 }
 _X87 = Env.FPREGS + 8 * 16 - Env.FPSTT
 _SSE = Env.XMM + 16 * 64 - Env.MXCSR

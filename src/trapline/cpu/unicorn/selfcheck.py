@@ -148,6 +148,7 @@ def _fresh_fields(probe: _Probe, library: Library) -> Iterator[_Expectation]:
     # Skylake-Client as QEMU 5.0.1 has it, less what TCG lacks.
     yield "features", env + Env.FEATURES + 8 * Feature.LEAF_1_EDX, 4, 0x078BFBFD
     yield "features", env + Env.FEATURES + 8 * Feature.LEAF_8000_0001_ECX, 4, 0x21
+    yield "features", env + Env.FEATURES + 8 * Feature.XCR0_LOW, 8, 0x7
 
 
 _Callback = ctypes.CFUNCTYPE(
