@@ -424,6 +424,9 @@ power_off:
         .ifdef NMI_WRITES_IDT
         inc dword ptr [rip + idt + 16 * 200 + 12]
         .endif
+        .ifdef NMI_SETS_DF
+        or dword ptr [rsp + 56], 0x400
+        .endif
         .ifdef NMI_CUTS_IDT
         push 0
         push 0
@@ -469,6 +472,12 @@ asm_exc_double_fault:
         .endif
         .ifdef IRQ_FAULTS
         mov cr2, rsp
+        .endif
+        .ifdef IRQ_LOSES_R11
+        xor r11d, r11d
+        .endif
+        .ifdef IRQ_SETS_DF
+        or dword ptr [rsp + 48], 0x400
         .endif
         .ifdef BUSY_IN_IRQ
         mov byte ptr [rip + busy], 1

@@ -103,3 +103,35 @@ def test_interrupts_on_in_the_handling_of_an_nmi():
     with Opened(SYSCALL) as guest:
         runs = [guest.run("nmi", 9, "irq:0x40", at) for at in range(20)]
     assert bad(runs) == []
+
+
+def test_flags_that_are_not_given_back_to_the_kernel():
+    """SYSRET gives the user his own, so that the end looks right."""
+    with Opened(SYSCALL, "NMI_SETS_DF") as guest:
+        results = guest.all("nmi")
+    found = bad(results)
+    # Only each sixteenth run is looked at that closely.
+    assert [one.boundary for one in found] == [0, 16]
+    assert {one.verdict for one in found} == {"misstep"}
+    assert found[0].detail == (
+        "The NMI at entry_SYSCALL_64+0x0/0x34 goes back with RFLAGS 0x404, 0x4 expected."
+    )
+    assert set(explore(SYSCALL, "nmi")) <= CLEAN
+
+
+def test_flags_that_an_interrupt_does_not_give_back():
+    with Opened(TRAP, "TRAP", "IRQ_SETS_DF") as guest:
+        results = guest.all("irq:0x40")
+    missteps = [one for one in bad(results) if one.verdict == "misstep"]
+    assert missteps
+    assert all("The vector 0x40 at " in one.detail for one in missteps)
+    assert {one.boundary % 16 for one in missteps} == {0}
+    assert set(explore(TRAP, "irq:0x40", "TRAP")) <= CLEAN
+
+
+def test_a_register_that_nobody_needs_and_that_is_not_given_back():
+    with Opened(TRAP, "TRAP", "IRQ_LOSES_R11") as guest:
+        results = guest.all("irq:0x40")
+    missteps = [one for one in bad(results) if one.verdict == "misstep"]
+    assert missteps
+    assert all(" goes back with R11 0x0, 0x" in one.detail for one in missteps)

@@ -24,6 +24,7 @@ UNDECIDED: Final = Decision(False, "")
 _SLICE: Final = 40
 _SLICES: Final = 2_000
 _PART: Final = 8
+_CLOSELY: Final = 16  # each so many boundaries a run's way is looked at closely
 _MAX_STEPPED: Final = 200_000  # of a run that is stepped through
 
 
@@ -211,7 +212,8 @@ class Runs:
     ) -> tuple[int, Decision]:
         """Do a run; return the instructions that had retired at its event, and what decided."""
         self._window.count(wanted=counts)
-        found = self._once(run, decision, later, skims=True)
+        skims = run.boundary % _CLOSELY != 0
+        found = self._once(run, decision, later, skims=skims)
         return found if not self._watch.way.is_in_doubt else self._once(run, decision, later)
 
     def _once(

@@ -7,7 +7,9 @@ the IRET that goes back there. In between
 - an NMI may come inside an NMI (the IRET of a #VE in its handler unblocks them) only in a kernel
   that is built for it: its frame is pushed over that of the first, so that the first can go
   back only by a copy. Whether there is one is seen by the frame that its IRET takes;
-- VE_INFO is collected, or the next #VE is a double fault.
+- VE_INFO is collected, or the next #VE is a double fault;
+- what was interrupted in the kernel gets back the registers that it had. That is looked at in the
+  runs that are looked at closely (`Way.skim`), as each IRET takes time.
 
 And no page of kernel text or read-only data that the page tables protect is written, whatever is
 in it at the end: the engine's log of pages written tells.
@@ -30,6 +32,9 @@ _VECTOR_VE: Final = 20
 _NAMES: Final = {_VECTOR_NMI: "NMI", _VECTOR_VE: "#VE", 18: "#MC"}
 _VEINFO_GET: Final = 3  # leaf of TDCALL
 _RFLAGS_IF: Final = 1 << 9
+# What a handler must give back: status flags, IF, DF, IOPL, NT, AC; not the debugger's RF and TF.
+_FLAGS: Final = 0x47ED5
+_GIVEN_BACK: Final = tuple(reg for reg in Reg if reg not in (Reg.RIP, Reg.RSP))
 _CPL: Final = 3
 # What IRETQ pops: RIP, CS, RFLAGS, RSP, SS (SDM 3A, 7.14.2); frames are aligned to 16 bytes.
 _FRAME: Final = struct.Struct("<5Q")
@@ -52,9 +57,15 @@ class Trap(NamedTuple):
     rip: int
     rsp: int
     cpl: int
-    has_interrupts: bool
+    rflags: int
     frame: int | None
     overrun: int | None = None
+    registers: tuple[int, ...] | None = None  # those that it must get back
+
+    @property
+    def has_interrupts(self) -> bool:
+        """Whether the interrupted code had interrupts on."""
+        return bool(self.rflags & _RFLAGS_IF)
 
     def is_left_for(self, rsp: int, cpl: int) -> bool:
         """Whether an IRET to this stack pointer goes back to what was interrupted.
@@ -71,8 +82,8 @@ class Trap(NamedTuple):
 class Underway(NamedTuple):
     """The traps being handled that matter, the innermost last, and the last NMI, over or not.
 
-    NMIs are among the first only where one came inside another: following each to its IRET
-    would cost time in every run.
+    NMIs and interrupts are among the first only in runs that are looked at closely, and NMIs where
+    one came inside another: following each to its IRET would cost time in every run.
     """
 
     open: tuple[Trap, ...] = ()
@@ -128,6 +139,7 @@ class Way:
         if is_interrupt:
             off = self._with_interrupts_off()
             if off is None:
+                self._follow(self._trap(vector))
                 return None
             self.is_in_doubt = self._skims
             return (
@@ -142,7 +154,10 @@ class Way:
                     self.is_in_doubt = True
                     return "An NMI came inside an NMI."
                 if first is not None:
-                    self._open((*self.traps.open, first._replace(overrun=trap.rip), trap))
+                    others = (one for one in self.traps.open if one[:3] != first[:3])
+                    self._open((*others, first._replace(overrun=trap.rip), trap))
+            else:
+                self._follow(trap)
             self.traps = self.traps._replace(nmi=trap)
         elif vector == _VECTOR_VE or not trap.has_interrupts:
             self._open((*self.traps.open, trap))
@@ -169,7 +184,7 @@ class Way:
         data = self._vcpu.read(at, _FRAME.size)
         if data is None:
             return None  # it faults
-        rip, cs, _, rsp, _ = _FRAME.unpack(data)
+        rip, cs, rflags, rsp, _ = _FRAME.unpack(data)
         left = self._left(rsp, cs & _CPL)
         if left is None:
             lost = next((one for one in self.traps.open if one.overrun and one.frame == at), None)
@@ -189,6 +204,18 @@ class Way:
                 f"The handling of the #VE at {self._label(trap.rip)} ends with VE_INFO not "
                 "collected: the next #VE is a #DF."
             )
+        return self._given_back(closed[0], rflags) if cs & _CPL == 0 else None
+
+    def _given_back(self, trap: Trap, rflags: int) -> str | None:
+        """Look at what the kernel gets back from a trap whose IRET is about to execute."""
+        back = f"The {_name(trap.vector)} at {self._label(trap.rip)} goes back with"
+        if (rflags ^ trap.rflags) & _FLAGS:
+            return f"{back} RFLAGS {rflags & _FLAGS:#x}, {trap.rflags & _FLAGS:#x} expected."
+        if trap.registers is not None:
+            for reg, was in zip(_GIVEN_BACK, trap.registers, strict=True):
+                now = int(self._vcpu.regs[reg])
+                if now != was:
+                    return f"{back} {reg.name} {now:#x}, {was:#x} expected."
         return None
 
     def end(self) -> str | None:
@@ -210,6 +237,12 @@ class Way:
 
     def _arm(self) -> None:
         self._vcpu.watch_iret(wanted=bool(self.traps.open) and not self._skims)
+
+    def _follow(self, trap: Trap) -> None:
+        """Follow an NMI or an interrupt to its IRET, in a run that is looked at closely."""
+        if not self._skims:
+            registers = tuple(int(self._vcpu.regs[reg]) for reg in _GIVEN_BACK)
+            self._open((*self.traps.open, trap._replace(registers=registers)))
 
     def _open(self, traps: tuple[Trap, ...]) -> None:
         self.traps = self.traps._replace(open=traps)
@@ -246,7 +279,7 @@ class Way:
             int(vcpu.regs[Reg.RIP]),
             int(vcpu.regs[Reg.RSP]),
             vcpu.cpl,
-            bool(vcpu.rflags & _RFLAGS_IF),
+            vcpu.rflags,
             self._frame(vector),
         )
 
@@ -271,7 +304,7 @@ class Way:
             return None
         rip, cs, rflags, rsp, _ = _FRAME.unpack(data)
         frame = self._frame(vector)
-        return Trap(vector, rip, rsp, cs & _CPL, bool(rflags & _RFLAGS_IF), frame)
+        return Trap(vector, rip, rsp, cs & _CPL, rflags, frame)
 
     def _frame(self, vector: int) -> int | None:
         """Return where a vector's frame is pushed, if it has a stack of its own."""
