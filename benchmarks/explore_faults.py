@@ -1,6 +1,6 @@
 """Whether explore finds faults that are planted in kernels, and passes their sound twins.
 
-    python benchmarks/explore_faults.py [NAME...]
+    python benchmarks/explore_faults.py [--kernel KERNEL]... [NAME...]
 
 Faults are planted in three ways, each in kernels of its own:
 
@@ -17,7 +17,7 @@ as sound as its twin until then. A fault is found if a run goes wrong, with the 
 says it must give (`finds`); after 40 such runs no more are done. Prints a row for each: the runs
 that went wrong, of those done; the worst in
 explore's words; the runs of the twin that went wrong. Ends with 1 if less than 95 % are found, or a
-run of a twin goes wrong. NAME is a fault's or a kernel's.
+run of a twin goes wrong. KERNEL is one of minimal, gcc, debian, assembled.
 """
 
 import argparse
@@ -239,11 +239,11 @@ class Planted:
         self._machine.memory.code_changed(gpa, len(data))
 
 
-def in_guests(names: list[str]) -> Iterator[tuple[Fault, Row]]:
+def in_guests(chosen: "Chosen") -> Iterator[tuple[Fault, Row]]:
     """Try the faults of guests of a hundred instructions."""
     for name, (flags, twin, text, event) in ASSEMBLED.items():
         fault = Fault(name, "assembled", "", event, "", 1, NOTHING, NOTHING)
-        if is_chosen(fault, names):
+        if chosen.has(fault):
             start = time.monotonic()
             yield fault, row(of_guest(flags, text, event), of_guest(twin, text, event), start)
 
@@ -285,28 +285,38 @@ def shown(row: Row, finds: str) -> str:
     return f"{one.verdict}: {said}"
 
 
-def is_chosen(fault: Fault, names: list[str]) -> bool:
-    """Whether the command line names a fault, or its kernel, or nothing."""
-    return not names or fault.name in names or fault.kernel in names
+class Chosen(NamedTuple):
+    """What the command line names; nothing stands for all."""
+
+    names: list[str]
+    kernels: list[str]
+
+    def has(self, fault: Fault) -> bool:
+        """Whether a fault is to be tried."""
+        return (not self.names or fault.name in self.names) and (
+            not self.kernels or fault.kernel in self.kernels
+        )
 
 
-def rows(names: list[str]) -> Iterator[tuple[Fault, Row]]:
+def rows(chosen: Chosen) -> Iterator[tuple[Fault, Row]]:
     """Try what the command line says."""
-    yield from in_guests(names)
-    chosen = [one for one in (*changed(), *planted()) if is_chosen(one, names)]
-    for kernel in dict.fromkeys(one.kernel for one in chosen):
-        yield from in_kernel(kernel, [one for one in chosen if one.kernel == kernel])
+    yield from in_guests(chosen)
+    wanted = [one for one in (*changed(), *planted()) if chosen.has(one)]
+    for kernel in dict.fromkeys(one.kernel for one in wanted):
+        yield from in_kernel(kernel, [one for one in wanted if one.kernel == kernel])
 
 
 def main() -> int:
     """Print all of it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME")
-    names = parser.parse_args().names
+    parser.add_argument("--kernel", action="append", default=[])
+    arguments = parser.parse_args()
+    chosen = Chosen(arguments.names, arguments.kernel)
     count = found = alarms = 0
     print("| fault | kernel | tried with | runs that go wrong | the worst | its twin | s |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    for fault, row in rows(names):
+    for fault, row in rows(chosen):
         is_one = is_found(fault, row)
         count, found, alarms = count + 1, found + is_one, alarms + row.alarms
         said = f"{'' if is_one else '**missed** '}{shown(row, fault.finds)[:SHOWN]}"

@@ -167,7 +167,7 @@ def test_an_nmi_waits_for_veinfo_get():
     assert held[0].detail.startswith(f"It was delivered at {place.function}+{place.offset:#x}/")
     # Only the instruction behind STI makes it wait again.
     waits = [(r.boundary - collected, r.rule) for r in results[collected:] if r.verdict == "held"]
-    assert waits == [(1, "sdm-interrupt-shadow")]
+    assert waits == [(1, "sdm-interrupt-shadow-nmi")]
 
 
 def test_a_second_ve_ends_as_its_kind_does():
