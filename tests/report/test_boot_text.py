@@ -20,6 +20,7 @@ from trapline.results.boot import (
 )
 from trapline.results.findings import exit_code
 from trapline.results.scan import Frame
+from trapline.results.splat import Task
 
 
 def site(**changes):
@@ -135,6 +136,21 @@ def test_a_program_decides_the_exit_code_where_all_else_went_well():
     untold = RunProgram(name="t.sh", exit_code=None, out=0, err=0)
     assert exit_code(boot(program=untold)) == ExitCode.INCOMPLETE
     assert "ended before t.sh told its exit code" in text(boot(program=untold))
+
+
+def test_a_guest_that_came_to_no_end_shows_what_its_tasks_wait_for():
+    waits = Task(pid=1, comm="init", state="D", is_running=False, trace=("a+1/2", "b+1/2"))
+    idle = Task(pid=9, comm="kworker/0", state="I", is_running=False, trace=("worker+1/2",))
+    runs = Task(pid=0, comm="swapper", state="R", is_running=True, trace=("halt+1/2",))
+    hung = boot(tasks=(waits, idle, runs), last_line="Waiting for root device")
+    lines = text(hung).splitlines()
+    assert "What its tasks wait for: 2 of 3 tasks" in lines
+    at = lines.index("init (PID 1) D")
+    assert lines[at + 1 : at + 3] == ["  a+1/2", "  b+1/2"]
+    assert "swapper (PID 0) R, running" in lines
+    assert "The last line of its console: Waiting for root device" in lines
+    assert "kworker/0" not in text(hung)
+    assert "kworker/0 (PID 9) I" in text(hung, 1)
 
 
 def test_classes_count_places_and_ring_3():

@@ -12,6 +12,7 @@ from trapline.cpu.engine import Reg
 from trapline.kernel.live.printk import MAX_FORMAT, Printk, read_string
 from trapline.linux import messages
 from trapline.linux.names import PRINTK
+from trapline.machine.outcome import OutcomeKind
 
 if TYPE_CHECKING:
     from trapline.kernel.binary import Binary
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from trapline.results.boot import ComplaintKind
     from trapline.results.splat import Splat
 
+# Linux waits for no more than 30 s (deferred_probe_timeout), but for its root device for ever.
+SILENT_SECONDS: Final = 60
 # What the kernel finds out when it looks at the clock, not by an exception.
 _CLOCKED: "Final[frozenset[ComplaintKind]]" = frozenset({"soft-lockup", "hard-lockup", "rcu-stall"})
 
@@ -40,6 +43,7 @@ class KernelLog:
         self._machine = machine
         self._take = take
         self._printk = Printk(machine.vcpu.read, lambda address: symbols.locate(address).label)
+        self._has_init = False
         self.complaints = Complaints(self._seconds, self._complained)
 
     def line(self, line: bytes) -> None:
@@ -51,6 +55,8 @@ class KernelLog:
         """Return what has to be called where for the kernel to be heard, from now on."""
         address = vmlinux.address_of(PRINTK)
         self._machine.hears_printk = address is not None
+        if address is not None:
+            self._wait()
         return {} if address is None else {address + slide: self._on_printk}
 
     def _on_printk(self) -> None:
@@ -64,8 +70,29 @@ class KernelLog:
         def said() -> str:
             return self._printk.text(text, arguments)
 
+        self._look_for_init(text)
         self.complaints.message(text, level, said)
         self._machine.said(said().encode() if messages.PANIC.search(text) else text)
+
+    def _look_for_init(self, message: bytes) -> None:
+        """End a guest that says nothing for long before it has programs: it waits for something."""
+        if not self._has_init:
+            self._has_init = messages.INIT_STARTS.match(message) is not None
+            if self._has_init:
+                self._machine.host.end_never()
+            else:
+                self._wait()
+
+    def _wait(self) -> None:
+        machine = self._machine
+        until = machine.vcpu.cycles + SILENT_SECONDS * machine.frequency
+        machine.host.end_at(until, self._is_stuck)
+
+    def _is_stuck(self) -> None:
+        self._machine.host.end(
+            OutcomeKind.HANG,
+            f"The kernel said nothing for {SILENT_SECONDS} s of its time, and runs no init yet.",
+        )
 
     def _complained(self, text: str, kind: "ComplaintKind") -> "Splat":
         return self._take(text, "event" if kind in _CLOCKED else "exception")

@@ -16,6 +16,7 @@ from trapline.boot.trace import describe
 from trapline.linux.names import MILESTONES
 from trapline.machine.gdb.debugview import TdTarget
 from trapline.machine.machine import Machine, MachineConfig
+from trapline.machine.observe.backtrace import task_traces
 from trapline.machine.observe.lastwords import take_splat
 from trapline.machine.observe.symbols import GuestSymbols
 from trapline.machine.outcome import OutcomeKind
@@ -43,10 +44,12 @@ if TYPE_CHECKING:
     from trapline.machine.observe.recorder import Sink, TrapPlace, TrapRecord
     from trapline.machine.outcome import RunOutcome
     from trapline.results.scan import ScanResult
-    from trapline.results.splat import Splat
+    from trapline.results.splat import Splat, Task
 
 KERNEL_HALF: Final = 1 << 63
 SPLAT_TRAPS: Final = 8
+# Of a guest that ends so the question is what it waits for.
+UNENDED: Final = frozenset({OutcomeKind.HANG, OutcomeKind.TIMEOUT})
 
 
 class BootRun:
@@ -74,6 +77,8 @@ class BootRun:
         self._vmlinux = vmlinux
         self._reproduce = reproduce
         self._splat: Splat | None = None
+        self._tasks: list[Task] = []
+        self._last_line = b""
         self._gdb: GdbServer | None = None
         options = plan.options
         self.machine = Machine(
@@ -202,6 +207,8 @@ class BootRun:
             console_bytes=machine.console.written,
             hashes=Hashes(trace=recorder.digest, console=machine.console.digest, ram=ram),
             splat=self._splat,
+            tasks=tuple(self._tasks),
+            last_line=self._last_line.decode("utf-8", "replace"),
             program=None if self._program is None else self._program.result,
             complaints=self.log.complaints.result(self._plan.options.fail_on),
             devices=devices,
@@ -248,6 +255,7 @@ class BootRun:
         return self.machine.vcpu.cycles / self.machine.frequency
 
     def _on_line(self, line: bytes) -> None:
+        self._last_line = line or self._last_line
         self.milestones.console_line(line)
         self.log.line(line)
 
@@ -289,6 +297,9 @@ class BootRun:
         return self._take_splat(f"trapline: {text} ({self._when})", blame)
 
     def _on_dying(self, machine: Machine) -> None:
+        outcome = machine.host.outcome
+        if outcome is not None and outcome.kind in UNENDED:
+            self._tasks = task_traces(machine.vcpu, self.symbols.runtime, self.symbols.tasks())
         is_said = machine.panic is not None and machine.host.outcome is None
         self._splat = self._take_splat(self._banner(), "exception" if is_said else None)
 

@@ -22,6 +22,9 @@ RESTART: Final = re.compile(rb"(?:^|\] )reboot: Restarting system")
 # Where nothing can switch the machine off, as without ACPI, power off is a halt (v6.4).
 HALT: Final = re.compile(rb"(?:^|\] )reboot: (?:System halted|Power off not available)")
 
+# kernel_init(), init/main.c: from here on there are programs, which may well be silent.
+INIT_STARTS: Final = re.compile(rb"Run %s as init process")
+
 # How far a boot came: milestone -> the line that tells.
 LINES: Final = (
     (

@@ -9,6 +9,7 @@ from typing import Final
 
 BANNER: Final = "linux_banner"  # init/version.c: says where KASLR put the kernel
 MODULES: Final = "modules"  # kernel/module/main.c: the list of loaded modules
+INIT_TASK: Final = "init_task"  # init/init_task.c: the first of the list of tasks
 PCI_BUSES: Final = "pci_root_buses"  # drivers/pci/probe.c: the list of PCI buses
 
 # kernel/printk/printk.c: each message goes through it, whoever prints and whether a console shows

@@ -11,7 +11,7 @@ import msgspec
 from trapline.results.document import Document, ResultDocument
 from trapline.results.labels import Labelled
 from trapline.results.scan import Frame
-from trapline.results.splat import Splat
+from trapline.results.splat import Splat, Task
 from trapline.results.trapclass import TrapClass
 
 SCHEMA: Final = "trapline/boot"
@@ -220,7 +220,8 @@ class BootResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_": "
     """Everything one boot showed.
 
     `traps` counts #VE by class; `tdcalls` and `tdvmcalls` count calls by name. `splat` is the
-    last state of a guest that died, `complaints` what its kernel lived on after. `in_nmi` counts
+    last state of a guest that died, `complaints` what its kernel lived on after. `tasks` are those
+    of a guest that came to no end, PID 1 first, and `last_line` what it said last. `in_nmi` counts
     #VEs while NMIs were blocked, `nested` those between a #VE and the TDVMCALL by which its handler
     serves it. `repeatable`: the same command gives the same hashes; not so with devices, which live
     by the wall clock. `other_module` is what the same boot did on another one, if that was asked.
@@ -249,6 +250,8 @@ class BootResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_": "
     hashes: Hashes
     splat: Splat | None
     complaints: tuple[Complaint, ...] = ()
+    tasks: tuple[Task, ...] = ()
+    last_line: str = ""
     program: RunProgram | None = None
     devices: tuple[BootDevice, ...] = ()
     policy: BootPolicy = BootPolicy()

@@ -66,6 +66,16 @@ def trace_lines(place: Place) -> "Iterator[str]":
         yield f"     {source}" + (f" {frame.function} (inlined)" if inlined else "")
 
 
+class Task(Document, frozen=True, kw_only=True):
+    """One task of the guest: `state` is a letter as in ps, `trace` labels, innermost first."""
+
+    pid: int
+    comm: str
+    state: str
+    is_running: bool
+    trace: tuple[str, ...]
+
+
 class Code(Document, frozen=True, kw_only=True):
     """Bytes around RIP in hexadecimal; `at` is the index of RIP's. Empty where unreadable."""
 

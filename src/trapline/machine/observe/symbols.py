@@ -19,6 +19,7 @@ from trapline.kernel.live.runtime import (
     Span,
     detect_slide,
 )
+from trapline.kernel.live.tasks import LiveTask, TaskReader
 from trapline.kernel.types.btf import Btf
 from trapline.linux import names
 
@@ -147,6 +148,17 @@ class GuestSymbols:
                 return ()
             self._devices = DeviceReader(self._vcpu.read, types, head + slide)
         return self._devices.read()
+
+    def tasks(self) -> tuple[LiveTask, ...]:
+        """Return the tasks that the kernel has now, PID 1 first."""
+        self.refresh()
+        slide = self.runtime.slide
+        if self._vmlinux is None or slide is None:
+            return ()
+        first, types = self._vmlinux.address_of(names.INIT_TASK), self._types()
+        if first is None or types is None:
+            return ()
+        return TaskReader(self._vcpu.read, types, first + slide).read()
 
     def _types(self) -> Btf | None:
         if self._btf is None and self._vmlinux is not None:

@@ -143,6 +143,10 @@ class Host:
         """Have `end` called, which ends the run, once so much virtual time has passed."""
         self._deadline = cycles, end
 
+    def end_never(self) -> None:
+        """Take back what `end_at` did."""
+        self._deadline = None
+
     # TD exits (vmm_interface.Vmm).
 
     def tdvmcall(self, registers: list[int]) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _TOP: Final = 20
 _SPLATS: Final = 2
+_FRAMES: Final = 3
 _MIB: Final = 1 << 20
 
 
@@ -38,6 +39,7 @@ def page(result: "BootResult", verbosity: int = 0) -> "Iterator[Block]":
     if result.splat is not None:
         parts.insert(1, splat.page(result.splat))
     parts.insert(1, _complaints(result, verbosity))
+    parts.insert(1, _tasks(result, verbosity))
     first = True
     for part in parts:
         blocks = list(part)
@@ -68,6 +70,22 @@ def _head(result: "BootResult") -> "Iterator[Block]":
         yield Paragraph(f"The guest was at {outcome.place}.")
     if result.program is not None:
         yield Paragraph(_program(result.program))
+
+
+def _tasks(result: "BootResult", verbosity: int) -> "Iterator[Block]":
+    """Say what a guest that came to no end waits for: all but idle kernel threads, or all."""
+    if not result.tasks:
+        return
+    shown = [task for task in result.tasks if verbosity or task.pid == 1 or task.state != "I"]
+    if result.last_line:
+        yield Paragraph(f"The last line of its console: {result.last_line}", hanging=2)
+        yield Gap()
+    yield Heading(f"What its tasks wait for: {len(shown)} of {counted(len(result.tasks), 'task')}")
+    for task in shown:
+        running = ", running" if task.is_running else ""
+        trace = task.trace if verbosity or task.pid == 1 else task.trace[:_FRAMES]
+        head = f"{task.comm} (PID {task.pid}) {task.state}{running}"
+        yield Code((head, *(f"  {label}" for label in trace)))
 
 
 def _program(program: "RunProgram") -> str:
