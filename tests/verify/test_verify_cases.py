@@ -210,6 +210,16 @@ def test_chance_is_no_cause():
     }  # fmt: skip
 
 
+def test_two_failures_do_not_make_a_cause_of_two_features():
+    """Each of the features has passing cases; that both together have none may be chance."""
+    failing = [tried("f28805f0080000", "wrong-memory", seed=seed) for seed in range(6)]
+    passing = [tried(code) for code in ("f28803", "8805f0080000", "8803") for _ in range(20)]
+    (cause,) = find_causes(failing[:2] + passing)
+    assert cause.features == (SOMETIMES,)
+    (cause,) = find_causes(failing + passing)
+    assert cause.features == ("a RIP-relative address", "prefix F2")
+
+
 def test_a_general_cause_is_better_than_one_value():
     code = NAMES["WRMSR"].bytes
 

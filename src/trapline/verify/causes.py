@@ -31,6 +31,8 @@ SOMETIMES: Final = "some operands"
 COINCIDENCES: Final = (0.05, 0.25, 0.5)
 # What explains less than this share of the failures is left to chance.
 LEAST_SHARE: Final = 0.1
+# Of all pairs of features, some one is had by a few failures and no passing case by chance.
+LEAST_FOR_PAIRS: Final = 4
 # More causes than this in one form are taken for one fault, unless chance is ruled out.
 MOST_CAUSES: Final = 2
 CHANCE: Final = 1e-4
@@ -259,7 +261,8 @@ def _cover(
     failures: list[_Failure], passing: list[frozenset[str]], common: Counter[str]
 ) -> tuple[dict[tuple[str, ...], list[_Failure]], list[_Failure]]:
     """Choose features that explain all, else greedily; returns what each explains, and the rest."""
-    for size in range(3):
+    sizes = range(3 if len(failures) >= LEAST_FOR_PAIRS else 2)
+    for size in sizes:
         whole = (COINCIDENCES[0], len(failures))
         if (best := _best(failures, passing, common, size, whole)) is not None:
             return {best: failures}, []
@@ -267,7 +270,7 @@ def _cover(
     least = max(len(failures) * LEAST_SHARE, 1)
     cover: dict[tuple[str, ...], list[_Failure]] = {}
     for coincidence in COINCIDENCES:
-        for size in range(3):
+        for size in sizes:
             while len(left) >= least:
                 best = _best(left, passing, common, size, (coincidence, least))
                 if best is None:
