@@ -267,6 +267,14 @@ class Binary:
         """
         return {} if self.units is None else SourceFrames(self.units).of(addresses)
 
+    def own_frame(self, address: int) -> Frame | None:
+        """Return the function of an address and the line it is at, without what is inlined there.
+
+        It needs the line table of one unit only, where `chain` reads the DWARF of all.
+        """
+        frames = self._line_chain(address, self.symbol_at(address), ())
+        return frames[0] if frames else None
+
     def unit_at(self, address: int) -> Unit | None:
         """Return the compilation unit of an address, or None where that is not known."""
         return None if self.units is None else self.units.unit_at(address)

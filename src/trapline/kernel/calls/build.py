@@ -8,7 +8,7 @@ from trapline.isa.branches import Flow
 from trapline.kernel.calls.codemap import CodeMap
 from trapline.kernel.calls.graph import EdgeKind, Graph, Site
 from trapline.kernel.calls.kcfi import Kcfi
-from trapline.kernel.calls.optables import Tables
+from trapline.kernel.calls.optables import Member, Tables
 from trapline.kernel.calls.pointers import Pointers, regions_of, variables_of
 from trapline.kernel.calls.resolve import Resolver
 from trapline.kernel.calls.staticcalls import static_sites, static_targets
@@ -17,6 +17,8 @@ from trapline.kernel.types.btf import Btf
 from trapline.kernel.types.layout import Layouts
 
 if TYPE_CHECKING:
+    from iced_x86 import Instruction
+
     from trapline.kernel.binary import Binary
     from trapline.kernel.calls.conventions import CallNames
 
@@ -31,7 +33,7 @@ class _Builder:
         self._binary = binary
         self._names = names
         self.code = code = CodeMap(binary, names)
-        layouts = _layouts(binary)
+        self._layouts = layouts = _layouts(binary)
         prototypes: dict[int, int] = {}
         if layouts is not None:
             functions = layouts.functions
@@ -58,12 +60,28 @@ class _Builder:
         """Put all edges together."""
         self._add_direct()
         self._add_indirect()
-        return Graph(self.code.starts, self._direct, self._choices, self._owners)
+        return Graph(
+            *(self.code.starts, self._direct, self._choices, self._owners, self._members),
+            *(self.code.owners, self._instructions),
+        )
+
+    def _instructions(self, function: int) -> "dict[int, Instruction]":
+        body = self.code.body(self.code.owner(function))
+        return {instruction.ip: instruction for instruction in body}
+
+    def _members(self, struct: str, member: str) -> tuple[int, ...] | None:
+        """Return what a member may point to, None where the types do not have it."""
+        place = None if self._layouts is None else self._layouts.member(struct, member)
+        if place is None:
+            return None
+        leaf, kind = place
+        return tuple(sorted(self.resolver.member(Member(leaf.owner, leaf.at), kind)))
 
     def _add_indirect(self) -> None:
         sites = self.survey.sites
-        homes = self._binary.alternatives.origins(np.fromiter(sites, np.uint64))
-        owners = np.searchsorted(self.code.starts, homes, "right") - 1
+        addresses = np.fromiter(sites, np.uint64)
+        homes = self._binary.alternatives.origins(addresses)
+        owners = self.code.owners(addresses)
         for address, home, owner in zip(sites, homes.tolist(), owners.tolist(), strict=True):
             if owner >= 0:
                 self._choices[home] = self.resolver.site(address, sites[address])
@@ -72,8 +90,7 @@ class _Builder:
     def _add_direct(self) -> None:
         code, branches = self.code, self.code.branches
         homes = self._binary.alternatives.origins(branches.sites)
-        sources = np.searchsorted(code.starts, homes, "right") - 1
-        targets = np.searchsorted(code.starts, branches.targets, "right") - 1
+        sources, targets = code.owners(branches.sites), code.owners(branches.targets)
         is_call = branches.flows == Flow.CALL
         leaves = is_call | (sources != targets)
         never = np.fromiter((*code.thunks, *code.returns, *code.untraced), np.uint64)

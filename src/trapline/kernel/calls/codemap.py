@@ -51,19 +51,29 @@ class CodeMap:
         high = max((sweep.address + len(sweep.data) for sweep in self.sweeps), default=0)
         self.branches = Branches.of(self.sweeps, low, high)
         self._list: list[int] = self.starts.tolist()
+        bounds = sorted(sweep.address for sweep in self.sweeps)
+        self._section_starts = np.array(bounds or [0], np.uint64)
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def owners(self, addresses: "NDArray[np.uint64]") -> "NDArray[np.int64]":
-        """Return the function of each address, -1 before the first."""
-        return (
-            np.searchsorted(self.starts, self.binary.alternatives.origins(addresses), "right") - 1
-        )
+        """Return the function of each address, where it runs; -1 for code of no function.
+
+        The compiler's help code for alternatives (.altinstr_aux) is such.
+        """
+        homes = self.binary.alternatives.origins(addresses)
+        found = np.searchsorted(self.starts, homes, "right") - 1
+        sections = np.searchsorted(self._section_starts, homes, "right") - 1
+        firsts = self._section_starts[np.maximum(sections, 0)]
+        is_of_one = (found >= 0) & (self.starts[np.maximum(found, 0)] >= firsts)
+        return np.where(is_of_one, found, -1)
 
     def owner(self, address: int) -> int:
-        """Return the function of one address, -1 before the first."""
-        return bisect_right(self._list, address) - 1
+        """Return the function of one address, -1 for code of no function."""
+        found = bisect_right(self._list, address) - 1
+        sweep = self.sweep_at(address)
+        return found if found >= 0 and sweep and self._list[found] >= sweep.address else -1
 
     def bounds(self, function: int) -> tuple[int, int]:
         """Return the addresses between which a function lies."""

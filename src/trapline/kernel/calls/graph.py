@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+import numpy as np
 
-    import numpy as np
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping
+
+    from iced_x86 import Instruction
     from numpy.typing import NDArray
 
 #: How an edge was found. The first four are what the code says; of the rest docs/contexts.md tells
@@ -66,11 +68,19 @@ class Graph:
         direct: "Mapping[int, tuple[EdgeKind, int]]",
         indirect: "Mapping[int, Site]",
         owners: "Mapping[int, int]",
+        members: "Callable[[str, str], tuple[int, ...] | None]",
+        owners_of: "Callable[[NDArray[np.uint64]], NDArray[np.int64]]",
+        body: "Callable[[int], dict[int, Instruction]]",
     ) -> None:
         """Take functions by address, and sites by address: direct ones, and those with a choice.
 
-        `owners` is the function, by address, that each site is in.
+        `owners` is the function, by address, that each site is in; `members` is asked what the
+        member of a struct points to, `owners_of` which functions, by index, addresses are of,
+        `body` for the instructions of a function, by their addresses.
         """
+        self.body = body
+        self._owners_of = owners_of
+        self.members = members
         self.functions = functions
         self._direct = direct
         self.indirect = indirect
@@ -92,12 +102,10 @@ class Graph:
             found.setdefault(self._owners[site], []).append(site)
         return found
 
-    def edges(self, function: int, spans: "Iterable[range] | None" = None) -> "list[Edge]":
-        """Return the edges out of a function, of some parts of it only if `spans` are given."""
+    def edges(self, function: int) -> "list[Edge]":
+        """Return the edges out of a function, in the order of their sites."""
         found = []
         for site in self._sites.get(function, ()):
-            if spans is not None and not any(site in span for span in spans):
-                continue
             choice = self.indirect.get(site)
             if choice is None:
                 kind, target = self._direct[site]
@@ -106,6 +114,22 @@ class Graph:
                 ways = len(choice.targets)
                 found += [Edge(function, site, t, choice.kind, ways) for t in choice.targets]
         return found
+
+    def function_at(self, address: int) -> int | None:
+        """Return the function that an instruction runs in, None before the first."""
+        owner = int(self._owners_of(np.array([address], np.uint64))[0])
+        return None if owner < 0 else int(self.functions[owner])
+
+    @cached_property
+    def told(self) -> dict[int, tuple[int, ...]]:
+        """Function -> what it calls, each once, in order; but what is only guessed."""
+        found: dict[int, set[int]] = {}
+        for site, (_, target) in self._direct.items():
+            found.setdefault(self._owners[site], set()).add(target)
+        for site, choice in self.indirect.items():
+            if choice.kind not in GUESSED:
+                found.setdefault(self._owners[site], set()).update(choice.targets)
+        return {function: tuple(sorted(callees)) for function, callees in found.items()}
 
     @cached_property
     def _callees(self) -> dict[int, tuple[list[int], list[tuple[int, ...]]]]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from trapline.kernel.types.layout import Layouts
 
 _WORD: Final = 8
+_NONE: "Final[frozenset[int]]" = frozenset()
 _MAX_POINTERS: Final = 4096  # of one variable that are held against types
 
 
@@ -58,14 +59,14 @@ class Tables:
             )
         )
 
-    def _by_place(self) -> dict[tuple[int, int, int | None], set[int]]:
+    def _by_place(self) -> dict[tuple[int, int, int | None], frozenset[int]]:
         """(size, offset, class) -> the structs of that size with such a pointer there."""
         found: dict[tuple[int, int, int | None], set[int]] = {}
         for size, structs in self._layouts.by_size.items():
             for struct in structs:
                 for offset, kind in self._layouts.pointers(struct).items():
                     found.setdefault((size, offset, kind), set()).add(struct)
-        return found
+        return {key: frozenset(structs) for key, structs in found.items()}
 
     def _variable(self, start: int, end: int, found: list[tuple[int, int]]) -> None:
         size = end - start
@@ -94,15 +95,16 @@ class Tables:
         for place, target in found:
             offset = (place - start) % size
             kind = self._classes.get(target)
-            maybe = self._index.get((size, offset, None), ())
+            maybe = self._index.get((size, offset, None), _NONE)
+            exact = self._index.get((size, offset, kind), _NONE)
             if kind is None:
-                exact = {
+                # It fits wherever there is a pointer, and tells nothing.
+                maybe = frozenset(
                     struct
                     for struct in (scores or self._layouts.by_size[size])
                     if offset in self._layouts.pointers(struct)
-                }
-            else:
-                exact = self._index.get((size, offset, kind), set())
+                )
+                exact = _NONE
             if scores is None:
                 scores = {**dict.fromkeys(maybe, 0), **dict.fromkeys(exact, 1)}
             else:

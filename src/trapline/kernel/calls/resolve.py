@@ -97,7 +97,7 @@ class Resolver:
             is_function = self._code.is_function(value.what)
             return ("call", frozenset({value.what})) if is_function else ("unknown", _NOTHING)
         if value.source == "member":
-            return "table", self._member(Member(value.what, value.at), value.kind)
+            return "table", self.member(Member(value.what, value.at), value.kind)
         if value.source == "variable":
             return self._variable(value.what)
         if value.source == "table":
@@ -110,8 +110,9 @@ class Resolver:
             return "offset", self._field(value.at, arguments)
         return "unknown", self._taken
 
-    def _member(self, member: Member, kind: int) -> frozenset[int]:
-        found = set(self._contents.get(member, ()))
+    def member(self, member: Member, kind: int) -> frozenset[int]:
+        """Return what a function pointer in a struct may point to; `kind` is its class."""
+        found = self._put(member, kind)
         found |= self._lost.get(kind, _NOTHING)
         if self._tables is not None:
             found |= self._tables.members.get(member, _NOTHING)
@@ -132,20 +133,30 @@ class Resolver:
         if target is not None:
             found.add(target)
         for leaf in self._survey.facts.leaves(address):
-            found |= self._contents.get(Member(leaf.owner, leaf.at), _NOTHING)
+            prototype = None if self._layouts is None else self._layouts.prototype_of(leaf.kind)
+            if prototype is not None and self._layouts is not None:
+                kind = self._layouts.class_of(prototype)
+                found |= self._put(Member(leaf.owner, leaf.at), kind)
         if address in self._paravirt:
             return "paravirt", frozenset(found)
         if self._pointers.variable(address) is None:
             found |= set(self._table(address))
-        kind, stored = self.of_values(
+        worst, stored = self.of_values(
             (v for v in self._survey.stores.get(address, ()) if v.source != "field"), ()
         )
         found |= stored
         if not found:
             return "offset", self._by_size(address)
-        return (
-            "variable" if kind == "call" else max("variable", kind, key=_ORDER.index)
-        ), frozenset(found)
+        ranked: EdgeKind = "variable"
+        return max(ranked, worst, key=_ORDER.index), frozenset(found)
+
+    def _put(self, member: Member, kind: int) -> set[int]:
+        """Return what code puts into a member of a class.
+
+        To a variable of which only the size is known, code writes other structs' members.
+        """
+        put = self._contents.get(member, _NOTHING)
+        return {function for function in put if self._classes.get(function, kind) == kind}
 
     def _by_size(self, address: int) -> frozenset[int]:
         """Return what a member of any struct of a variable's size points to at that place."""
@@ -159,7 +170,7 @@ class Resolver:
                 prototype = self._layouts.prototype_of(leaf.kind)
                 if prototype is not None:
                     kind = self._layouts.class_of(prototype)
-                    found |= self._member(Member(leaf.owner, leaf.at), kind)
+                    found |= self.member(Member(leaf.owner, leaf.at), kind)
         return frozenset(found)
 
     def _table(self, address: int) -> list[int]:
@@ -221,7 +232,7 @@ class Resolver:
             found: set[int] = set()
             for member, kind in self._layouts.at_offset.get(at, ()):
                 if self._can_take(kind, arguments):
-                    found |= self._member(Member(*member), kind)
+                    found |= self.member(Member(*member), kind)
             known = self._filtered[key] = frozenset(found)
         return known
 

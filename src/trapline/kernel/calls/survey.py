@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from trapline.kernel.calls.pointers import Pointers
     from trapline.kernel.types.layout import Layouts, Leaf
 
+_WORD: Final = 8
 _KEPT: Final = 2000  # functions that are kept decoded
 _CALLS: Final = frozenset({Mnemonic.CALL, Mnemonic.JMP})
 
@@ -212,6 +213,8 @@ class Survey:
         if typed or variable is None or self._layouts is None:
             return typed
         start, end = variable
+        if end - start <= _WORD:
+            return ()  # a pointer by itself
         return tuple(
             leaf
             for struct in self._layouts.by_size.get(end - start, ())

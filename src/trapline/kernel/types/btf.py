@@ -97,6 +97,10 @@ class Btf:
             return None
         return self._flatten(index)
 
+    def id_of_struct(self, name: str) -> int | None:
+        """Return the type id of a struct or union, None where there is none."""
+        return self._find(name, _AGGREGATES)
+
     def size(self, name: str) -> int | None:
         """Return the size of a struct or union in bytes, None where there is none."""
         index = self._find(name, _AGGREGATES)

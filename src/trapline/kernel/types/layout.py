@@ -139,6 +139,18 @@ class Layouts:
             known = self._leaves[place] = tuple(dict.fromkeys(found))
         return known
 
+    def member(self, struct: str, name: str) -> tuple[Leaf, int] | None:
+        """Return the function pointer of that name in a struct, and its class."""
+        members = self._btf.struct(struct)
+        index = self._btf.id_of_struct(struct)
+        if members is None or index is None or name not in members:
+            return None
+        for leaf in self.leaves(Place(self.strip(index), members[name].offset)):
+            prototype = self.prototype_of(leaf.kind)
+            if prototype is not None:
+                return leaf, self.class_of(prototype)
+        return None
+
     def around(self, struct: int, offset: int) -> tuple[Leaf, ...]:
         """Return what lies at an offset of a struct; outside of it, in those it is a part of."""
         if 0 <= offset < max(self.size(struct), 1):
