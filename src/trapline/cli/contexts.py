@@ -9,6 +9,7 @@ from trapline.cli.command import Command
 from trapline.cli.options import (
     format_option,
     kernel_argument,
+    labels_option,
     module_version_option,
     output_option,
     verbose_option,
@@ -27,11 +28,21 @@ if TYPE_CHECKING:
     cls=Command,
     examples=(
         "trapline contexts vmlinux",
+        "trapline contexts vmlinux --from do_idle",
+        "trapline contexts vmlinux --labels ours.toml",
         "trapline contexts deb:linux-image-6.12-cloud-amd64 -v",
         "trapline contexts vmlinux --format json -o contexts.json",
     ),
 )
 @kernel_argument
+@click.option(
+    "--from",
+    "roots",
+    multiple=True,
+    metavar="NAME",
+    help="Look from this function, in place of the contexts; may be repeated.",
+)
+@labels_option
 @module_version_option
 @format_option(CONTEXTS.format_names)
 @output_option
@@ -39,6 +50,8 @@ if TYPE_CHECKING:
 def command(
     kernel: str,
     *,
+    roots: tuple[str, ...],
+    labels: "Path | None",
     module_version: str,
     format_name: str,
     output: "Path | None",
@@ -58,6 +71,8 @@ def command(
     with ProgressReport() as report:
         result = trapline.contexts(
             kernel,
+            roots=roots,
+            labels=labels,
             module_version=module_version,
             progress=report.advance,
             announce=report.announce,

@@ -2,16 +2,22 @@
 
 from typing import TYPE_CHECKING
 
+from trapline.base.errors import UsageError
 from trapline.base.version import GENERATOR
 from trapline.contexts.gaps import ASSUMPTIONS, Gaps
+from trapline.contexts.reach import Contexts
 from trapline.kernel.binary import Binary
+from trapline.kernel.calls.build import build_graph
+from trapline.linux.calls import CALL_NAMES
 from trapline.results.contexts import ContextsResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
+    from trapline.contexts.closed import Closed
     from trapline.results.contexts import ContextsKernel
+    from trapline.results.scan import Site
     from trapline.rules.ruleset import RuleSet
 
 
@@ -19,13 +25,22 @@ def audit(
     vmlinux: "Path",
     kernel: "ContextsKernel",
     rules: "RuleSet",
+    sites: "Iterable[Site]",
+    closed: "Closed",
+    named: "Sequence[str]" = (),
     progress: "Callable[[int, int], None] | None" = None,
 ) -> ContextsResult:
-    """Walk the gaps of a kernel; `progress` is told (gaps done, gaps in all).
+    """Walk the gaps of a kernel, and find what each context reaches.
 
-    Raises BadImageError where the vmlinux cannot be read.
+    `sites` are the places in vmlinux that may trap, `closed` says why gates are closed; with
+    `named`, only what those functions reach is looked for. `progress` is told (gaps done, gaps in
+    all). Raises BadImageError where the vmlinux cannot be read, UsageError where it has no function
+    of a name.
     """
     with Binary.open_vmlinux(vmlinux) as binary:
+        unknown = set(named) - set(binary.functions.addresses_of(named).values())
+        if unknown:
+            raise UsageError(f"{vmlinux}: has no function {min(unknown)}.")
         gaps = Gaps(binary, rules)
         total = len(gaps.hardware.groups)
         found = []
@@ -33,6 +48,7 @@ def audit(
             found.append(gap)
             if progress is not None:
                 progress(len(found), total)
+        graph = build_graph(binary, CALL_NAMES)
         return ContextsResult(
             generator=GENERATOR,
             kernel=kernel,
@@ -40,4 +56,5 @@ def audit(
             missing=gaps.hardware.missing,
             assumptions=ASSUMPTIONS,
             gaps=tuple(found),
+            reach=tuple(Contexts(binary, graph, sites, closed).all(named)),
         )

@@ -1,13 +1,16 @@
 """What each context may reach: sites in front of the gates, the gates, and what is behind them."""
 
 import hashlib
+import re
 from collections import deque
+from fnmatch import translate
+from functools import cached_property
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from trapline.contexts.core import core
 from trapline.contexts.partial import halves
-from trapline.kernel.calls.graph import GUESSED, Edge
-from trapline.linux.roots import NAMED_WHY, ROOTS, Root
+from trapline.kernel.calls.graph import Edge
+from trapline.linux.roots import CONSOLE, NAMED_WHY, ROOTS, Root
 from trapline.results.reach import Gate, Reach, ReachedSite, Step, Untold
 
 if TYPE_CHECKING:
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
 
     from iced_x86 import Instruction
 
-    from trapline.contexts.labels import Label, Labels
+    from trapline.contexts.closed import Closed, Reason
     from trapline.kernel.binary import Binary
     from trapline.kernel.calls.graph import Graph
     from trapline.results.scan import Site
@@ -36,13 +39,14 @@ class Contexts:
     """All contexts of one kernel; `sites` are the places that may trap."""
 
     def __init__(
-        self, binary: "Binary", graph: "Graph", sites: "Iterable[Site]", labels: "Labels"
+        self, binary: "Binary", graph: "Graph", sites: "Iterable[Site]", closed: "Closed"
     ) -> None:
         self._binary = binary
         self._graph = graph
-        self._labels = labels
+        self._closed = closed
         self._sites: dict[int, list[Site]] = {}
         self._bodies: dict[int, dict[int, Instruction]] = {}
+        self._names: dict[int, str] = {}
         self._cores: dict[frozenset[int], frozenset[int]] = {}
         for site in sites:
             if site.trap == "tdcall" or (site.form == "call" and self._has_sites(site)):
@@ -71,11 +75,13 @@ class Contexts:
 
     def _reach(self, root: Root) -> Reach:
         start = self._start(root)
-        closed = self._closed(root.id)
+        closed = self._shut(root.id)
         starts = start.functions if start.part is None else (_START,)
         search = _Search(self._graph, starts, start.part, closed)
         near = search.run(self._core(closed))
         gates = sorted(search.met)
+        found_gates = tuple(self._gate(root.id, gate, search) for gate in gates)
+        sites = tuple(self._reached(search, near))
         return Reach(
             id=root.id,
             title=root.title,
@@ -83,11 +89,22 @@ class Contexts:
             forbidden=root.forbidden,
             why=root.why,
             functions=tuple(sorted({self._name(f) for f in near if f != _START})),
-            sites=tuple(self._reached(search, near)),
-            gates=tuple(self._gate(root.id, gate, search) for gate in gates),
+            sites=sites,
+            gates=found_gates,
             untold=tuple(self._untold(root.id, near, start.part)),
+            console=self._to_console(search, root),
             missing=start.missing,
         )
+
+    def _to_console(self, search: "_Search", root: Root) -> tuple[Step, ...]:
+        """Return a shortest way to a console driver, through all gates that are open."""
+        (consoles,) = (each for each in ROOTS if each.id == CONSOLE)
+        if root == consoles:
+            return ()
+        targets = self._start(consoles).functions
+        reached = search.run(frozenset())
+        ways = [self._chain(search, target) for target in targets if target in reached]
+        return min(ways, key=len, default=())
 
     def _start(self, root: Root) -> _Start:
         missing: list[str] = []
@@ -133,6 +150,7 @@ class Contexts:
             ),
             gates=(),
             untold=(),
+            console=(),
             missing=(),
         )
 
@@ -164,7 +182,6 @@ class Contexts:
 
     def _gate(self, context: str, gate: int, search: "_Search") -> Gate:
         name = self._name(gate)
-        label = self._labels.of(context, name)
         behind = self._graph.closure([gate])
         frame = self._binary.own_frame(gate)
         return Gate(
@@ -172,7 +189,7 @@ class Contexts:
             function=name,
             file=None if frame is None else frame.file,
             line=None if frame is None else frame.line,
-            **_reason(label),
+            **_reason(self._why(context, gate)),
             functions=len(behind),
             sites=sum(len(self._sites.get(function, ())) for function in behind),
             chain=self._chain(search, gate),
@@ -185,21 +202,22 @@ class Contexts:
             real = part[0] if function == _START and part is not None else function
             seen: set[int] = set()
             for edge in self._graph.edges(real):
-                if edge.kind not in GUESSED or edge.site in seen:
+                if not edge.is_guess or edge.site in seen:
                     continue
                 if function == _START and part is not None and edge.site not in part[1]:
                     continue
                 seen.add(edge.site)
                 name = self._name(real)
+                identity = _identity(context, "untold", f"{name} {len(seen)}")
                 frame = self._binary.own_frame(edge.site)
                 yield Untold(
-                    id=_identity(context, "untold", f"{name} {len(seen)}"),
+                    id=identity,
                     function=name,
                     file=None if frame is None else frame.file,
                     line=None if frame is None else frame.line,
                     kind=edge.kind,
                     targets=edge.ways,
-                    **_reason(self._labels.of(context, name, indirect=True)),
+                    **_reason(self._closed.by_id(identity)),
                 )
 
     # Chains.
@@ -225,19 +243,59 @@ class Contexts:
     def _roots(self, start: _Start) -> tuple[int, ...]:
         return start.functions if start.part is None else (start.part[0],)
 
-    def _closed(self, context: str) -> frozenset[int]:
-        names = self._labels.functions(context)
-        return frozenset(self._binary.functions.addresses_of(names))
+    def _shut(self, context: str) -> frozenset[int]:
+        """Return the closed gates of a context."""
+        return frozenset(
+            function for function in self._closable if self._why(context, function) is not None
+        )
+
+    @cached_property
+    def _closable(self) -> frozenset[int]:
+        """Functions that some reason may be about."""
+        found: set[int] = set()
+        for pattern in self._closed.patterns():
+            wanted = re.compile(translate(pattern))
+            found.update(self._binary.functions.matching(wanted))
+        return frozenset(found | set(self._binary.functions.addresses_of(self._closed.names())))
+
+    def _why(self, context: str, function: int) -> "Reason | None":
+        name = self._name(function)
+        return self._closed.why(context, name, _identity(context, "gate", name))
 
     def _core(self, closed: frozenset[int]) -> frozenset[int]:
+        """Return those of the core that still lead to most of it where some gates are closed."""
         known = self._cores.get(closed)
         if known is None:
             told = self._graph.told
-            known = self._cores[closed] = core(
+            rest = core(
                 (function for function in told if function not in closed),
                 lambda function: [c for c in told.get(function, _NONE) if c not in closed],
             )
+            known = self._cores[closed] = self._whole_core & self._leading_to(rest, closed)
         return known
+
+    @cached_property
+    def _whole_core(self) -> frozenset[int]:
+        told = self._graph.told
+        return core(told, lambda function: told.get(function, _NONE))
+
+    @cached_property
+    def _callers(self) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for function, callees in self._graph.told.items():
+            for callee in callees:
+                found.setdefault(callee, []).append(function)
+        return found
+
+    def _leading_to(self, functions: frozenset[int], closed: frozenset[int]) -> set[int]:
+        seen = set(functions)
+        pending = list(functions)
+        while pending:
+            for caller in self._callers.get(pending.pop(), _NONE):
+                if caller not in seen and caller not in closed:
+                    seen.add(caller)
+                    pending.append(caller)
+        return seen
 
     def _body(self, function: int) -> "dict[int, Instruction]":
         known = self._bodies.get(function)
@@ -246,8 +304,11 @@ class Contexts:
         return known
 
     def _name(self, function: int) -> str:
-        symbol = self._binary.symbol_at(function)
-        return f"{function:#x}" if symbol is None else symbol.name
+        known = self._names.get(function)
+        if known is None:
+            symbol = self._binary.symbol_at(function)
+            known = self._names[function] = f"{function:#x}" if symbol is None else symbol.name
+        return known
 
 
 class _Search:
@@ -271,6 +332,7 @@ class _Search:
     def run(self, middle: frozenset[int]) -> frozenset[int]:
         """Return the functions that are reached without entering the core or a closed gate."""
         near = set(self._starts)
+        self.met = set()
         self._came = dict.fromkeys(self._starts)
         pending = deque(self._starts)
         while pending:
@@ -304,16 +366,16 @@ class _Search:
 
     def _edges(self, function: int) -> "Iterator[Edge]":
         for edge in self._graph.edges(self.real(function)):
-            if edge.kind in GUESSED:
+            if edge.is_guess:
                 continue
             if function != _START or (self.part is not None and edge.site in self.part[1]):
                 yield edge
 
 
-def _reason(label: "Label | None") -> dict[str, str | None]:
-    if label is None:
+def _reason(why: "Reason | None") -> dict[str, str | None]:
+    if why is None:
         return {"reason": None, "source": None, "by": None}
-    return {"reason": label.reason, "source": label.source, "by": label.by}
+    return why._asdict()
 
 
 def _identity(*parts: str) -> str:

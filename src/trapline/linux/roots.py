@@ -29,6 +29,9 @@ class Root(NamedTuple):
 _VEINFO_GET: Final = ("tdx_get_ve_info", "__tdcall_ret", "__tdcall", "__tdx_module_call")
 _IDT_READY: Final = ("idt_setup_early_handler",)
 
+#: The context of console drivers, to which others may lead.
+CONSOLE: Final = "console"
+
 ROOTS: Final = (
     Root(
         "ve-before",
@@ -52,6 +55,7 @@ ROOTS: Final = (
         ("exc_nmi",),
         "#VE is allowed once the kernel is ready for nested NMIs: the IRET of the #VE handler"
         " unblocks them (comment above exc_virtualization_exception, arch/x86/kernel/traps.c)",
+        members=(("nmiaction", "handler"),),  # register_nmi_handler(), asm/nmi.h
     ),
     Root(
         "machine-check",
@@ -67,7 +71,7 @@ ROOTS: Final = (
     ),
     Root("int3", "INT3 handler", ("exc_int3",), "anywhere in the kernel that a probe was put"),
     Root(
-        "console",
+        CONSOLE,
         "console drivers, from any context",
         (),
         "printk may be called anywhere; write_atomic() runs in NMIs (include/linux/console.h)",

@@ -7,6 +7,7 @@ kernel that is half entered. It is walked over all paths, so what it says holds 
 from typing import ClassVar, Final, Literal
 
 from trapline.results.document import Document, ResultDocument
+from trapline.results.reach import Reach
 from trapline.results.trapclass import TrapClass
 
 SCHEMA: Final = "trapline/contexts"
@@ -155,9 +156,10 @@ class ContextsResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_
     """Where a trap may land in one kernel.
 
     `missing` says what could not be looked at, `assumptions` what the proofs take for granted.
+    `reach` is by context, in the order of trapline's list.
     """
 
-    lists: ClassVar = ("gaps",)
+    lists: ClassVar = ("gaps", "reach")
 
     schema_: Literal["trapline/contexts"] = SCHEMA
     version: Literal[1] = VERSION
@@ -167,3 +169,4 @@ class ContextsResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_
     missing: tuple[str, ...]
     assumptions: tuple[str, ...]
     gaps: tuple[Gap, ...]
+    reach: tuple[Reach, ...]

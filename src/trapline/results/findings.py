@@ -17,7 +17,9 @@ ask `findings`; nothing else decides. A finding is:
   became worse is an error, the rest a note;
 - verify: a cause for which the #VE handler and the processor do not agree. Held against a
   baseline, only what is new or has grown is an error, the rest a note;
-- contexts: a site in a gap that may trap. An edge that hides no part of the gap is a note;
+- contexts: a site in a gap that may trap; what may be reached from where no trap may land: a site,
+  a gate that no reason closes and that has sites behind it, an indirect branch that may lead
+  anywhere. An edge that hides no part of the gap is a note;
 - tradeoff: a part of the workload that failed under a design;
 - diff: what is new, or has another verdict, and is not settled by a label; what is gone, moved or
   the compiler's doing is none;
@@ -44,6 +46,7 @@ from trapline.results.filter import FilterResult
 from trapline.results.filter_live import LiveResult
 from trapline.results.gate import GateResult
 from trapline.results.labels import Labelled, LabelList
+from trapline.results.reach import Reach
 from trapline.results.rules import RulesCompared, RulesExplained, RulesLinted, RulesShown
 from trapline.results.scan import ScanResult
 from trapline.results.tradeoff import TradeoffResult
@@ -308,7 +311,27 @@ def _contexts(document: ContextsResult) -> tuple[Finding, ...]:
         for gap in document.gaps
         for edge in gap.edges
     )
-    return (*sites, *edges)
+    reached = (found for each in document.reach if each.forbidden for found in _reached(each))
+    return (*sites, *edges, *reached)
+
+
+def _reached(reach: Reach) -> "Iterator[Finding]":
+    """Yield what may be reached from where no trap may land, with no closed gate between."""
+    for site in reach.sites:
+        text = f"{site.function}() is reached from the {reach.title}: {site.instruction} may trap."
+        yield Finding("error", "reached-site", f"{reach.id}/{site.id}", text, site)
+    for gate in reach.open_gates:
+        text = (
+            f"{gate.function}() is reached from the {reach.title}, and {gate.sites} sites may be"
+            " from there; nobody has said why none is."
+        )
+        yield Finding("error", "open-gate", gate.id, text, gate)
+    for each in reach.open_untold:
+        text = (
+            f"{each.function}() is reached from the {reach.title}: where its indirect branch leads"
+            f" cannot be told, {each.targets} functions fit."
+        )
+        yield Finding("error", "untold-branch", each.id, text, each)
 
 
 # Explore.

@@ -81,7 +81,9 @@ class Reach(Document, frozen=True, kw_only=True):
     """All that one context may reach.
 
     `roots` are its functions. `forbidden`: no trap may land there, for the reason `why`.
-    `functions` are those reached before the gates. `missing` says what could not be looked at.
+    `functions` are those reached before the gates. `console` is a shortest way to what a console
+    driver writes with, through open gates, empty where none is told. `missing` says what could not
+    be looked at.
     """
 
     id: str
@@ -93,6 +95,7 @@ class Reach(Document, frozen=True, kw_only=True):
     sites: tuple[ReachedSite, ...]
     gates: tuple[Gate, ...]
     untold: tuple[Untold, ...]
+    console: tuple[Step, ...]
     missing: tuple[str, ...]
 
     @property

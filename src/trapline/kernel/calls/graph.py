@@ -30,8 +30,9 @@ EdgeKind = Literal[
     "offset",
     "unknown",
 ]
-#: Kinds whose targets are all that fit, not those that were seen to get there.
-GUESSED: Final = frozenset({"prototype", "offset", "unknown"})
+# Kinds whose targets are all that fit, not those that were seen to get there.
+_GUESSED: Final = frozenset({"prototype", "offset", "unknown"})
+_FEW: Final = 16
 
 
 _NO_CALLEES: "Final[tuple[list[int], list[tuple[int, ...]]]]" = ([], [])
@@ -50,6 +51,11 @@ class Edge(NamedTuple):
     kind: EdgeKind
     ways: int
 
+    @property
+    def is_guess(self) -> bool:
+        """Whether it is one of so many that it says little."""
+        return self.kind in _GUESSED and self.ways > _FEW
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
@@ -57,6 +63,11 @@ class Site:
 
     kind: EdgeKind
     targets: tuple[int, ...]
+
+    @property
+    def is_guess(self) -> bool:
+        """Whether its targets are so many that they say little."""
+        return self.kind in _GUESSED and len(self.targets) > _FEW
 
 
 class Graph:
@@ -127,7 +138,7 @@ class Graph:
         for site, (_, target) in self._direct.items():
             found.setdefault(self._owners[site], set()).add(target)
         for site, choice in self.indirect.items():
-            if choice.kind not in GUESSED:
+            if not choice.is_guess:
                 found.setdefault(self._owners[site], set()).update(choice.targets)
         return {function: tuple(sorted(callees)) for function, callees in found.items()}
 

@@ -8,6 +8,7 @@ import numpy as np
 from trapline.kernel.calls.graph import EdgeKind, Site
 from trapline.kernel.calls.optables import Member
 from trapline.kernel.calls.origins import ARGUMENTS
+from trapline.kernel.calls.survey import FEW
 from trapline.kernel.calls.uses import Cell, Variable
 
 if TYPE_CHECKING:
@@ -84,9 +85,15 @@ class Resolver:
         """Return the worst kind and all targets of some values."""
         kind: EdgeKind = "call"
         targets: frozenset[int] = _NOTHING
-        for value in sorted(values):
+        values = sorted(values)
+        is_vague = sum(value.source == "member" for value in values) > FEW
+        for value in values:
             if value.source == "constant" and not value.what:
                 continue
+            if is_vague and value.source == "member":
+                kind = max(kind, "offset", key=_ORDER.index)
+                if not self._can_take(value.kind, arguments):
+                    continue
             its_kind, its_targets = self._of_value(value, arguments)
             targets = targets | its_targets if targets else its_targets
             kind = max(kind, its_kind, key=_ORDER.index)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from trapline.kernel.calls.pointers import Pointers
     from trapline.kernel.types.layout import Layouts, Leaf
 
+#: Values of one pointer that are believed; of more, those whose prototype fits the arguments.
+FEW: Final = 4
 _WORD: Final = 8
 _KEPT: Final = 2000  # functions that are kept decoded
 _CALLS: Final = frozenset({Mnemonic.CALL, Mnemonic.JMP})
@@ -122,7 +124,8 @@ class Survey:
         else:
             values = origins.of_operand(instruction)
         self.sites[site] = values
-        if any(value.source in {"field", "unknown", "pointer"} for value in values):
+        is_vague = any(value.source in {"field", "unknown", "pointer"} for value in values)
+        if is_vague or len(values) > FEW:
             self.arguments[site] = tuple(
                 origins.of_register(site, register) for register in ARGUMENTS[:3]
             )

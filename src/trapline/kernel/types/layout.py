@@ -21,7 +21,7 @@ _NUMBERS: Final = (Kind.INT, Kind.ENUM, Kind.ENUM64, Kind.FLOAT)
 _POINTER: Final = 8
 _DEPTH: Final = 12
 _MAX_LEAVES: Final = 20_000
-_OUTER: Final = 48  # structs that one may be a part of; of more, nothing can be told
+_OUTER: Final = 48  # structs that one may be a part of; of more, only function pointers tell
 _MAX_REPEATS: Final = 512  # elements of an array that are looked at one by one
 
 
@@ -152,17 +152,19 @@ class Layouts:
         return None
 
     def around(self, struct: int, offset: int) -> tuple[Leaf, ...]:
-        """Return what lies at an offset of a struct; outside of it, in those it is a part of."""
+        """Return what lies at an offset of a struct; outside of it, in those it is a part of.
+
+        A list's head is a part of thousands: of those, only function pointers are returned.
+        """
         if 0 <= offset < max(self.size(struct), 1):
             return self.leaves(Place(struct, offset))
         outer = self.embedded.get(struct, [])
-        if len(outer) > _OUTER:
-            return ()
         return tuple(
             leaf
             for kind, start in outer
             if 0 <= start + offset < self.size(kind)
             for leaf in self.leaves(Place(kind, start + offset))
+            if len(outer) <= _OUTER or self.prototype_of(leaf.kind) is not None
         )
 
     def pointers(self, struct: int) -> dict[int, int | None]:

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Final
 
 from trapline.report.blocks import Code, Gap, Heading, Item, Paragraph, Table
+from trapline.report.pages import reach
 from trapline.report.words import counted
 from trapline.results.contexts import FORBIDDEN_ACCESSES, UNREAD_EDGES
 
@@ -31,6 +32,18 @@ def page(result: "ContextsResult", verbosity: int = 0) -> "Iterator[Block]":
     for missing in result.missing:
         yield Paragraph(f"Not seen: {missing}", hanging=2)
     yield Gap()
+    yield from reach.answers(result.reach)
+    yield Gap()
+    yield from _gaps(result, verbosity)
+    yield Gap()
+    yield from reach.section(result.reach, verbosity)
+    yield Gap()
+    yield Heading("What the proofs take for granted")
+    for text in result.assumptions:
+        yield Item(text, indent=2)
+
+
+def _gaps(result: "ContextsResult", verbosity: int) -> "Iterator[Block]":
     yield Heading("The gaps of the entry code", 1)
     yield Gap()
     for gap in result.gaps:
@@ -39,10 +52,6 @@ def page(result: "ContextsResult", verbosity: int = 0) -> "Iterator[Block]":
     yield from _table(result)
     for gap in result.gaps:
         yield from _gap(gap, verbosity)
-    yield Gap()
-    yield Heading("What the proofs take for granted")
-    for text in result.assumptions:
-        yield Item(text, indent=2)
 
 
 def _sentence(gap: "EntryGap") -> str:
