@@ -50,6 +50,8 @@ from trapline.results.explore import (
 from trapline.results.filter_live import LiveCheck, LiveDevice, LiveResult
 from trapline.results.gate import GatePolicy, GateResult
 from trapline.results.labels import LabelEntry
+from trapline.results.reach import Gate as ReachedGate
+from trapline.results.reach import Reach, ReachedSite, Step, Untold
 from trapline.results.rules import (
     ColumnChange,
     RuleAnswer,
@@ -523,7 +525,81 @@ def contexts(answer="ve", edge="indirect jump"):
         missing=("No table of gates was found.",) if edge else (),
         assumptions=("It is no Xen guest. " * 5,),
         gaps=(gap, msgspec.structs.replace(gap, id="nmi", title="NMI", sites=(), edges=())),
+        reach=tuple(reached(found=bool(answer))),
     )
+
+
+def reached(*, found):
+    def step(function, line, edge=None, targets=0):
+        file = f"kernel/{function}.c"
+        return Step(function=function, file=file, line=line, edge=edge, targets=targets)
+
+    chain = (
+        step("exc_virtualization_exception", 12, "call", 1),
+        step("look", 34, "table", 3),
+        step("port_in", 56),
+    )
+    site = ReachedSite(
+        id="0123456789abcdef",
+        trap="mmio",
+        function="port_in",
+        file="kernel/port_in.c",
+        line=57,
+        instruction="mov (%rdi),%eax\x1b",
+        accessor="readl",
+        emulable=True,
+        chain=chain,
+    )
+    gate = ReachedGate(
+        id="aaaa",
+        function="_printk",
+        file="kernel/printk/printk.c",
+        line=2400,
+        reason=None,
+        source=None,
+        by=None,
+        functions=18_643,
+        sites=1723,
+        chain=(chain[0], step("_printk", 2400)),
+    )
+    closed = msgspec.structs.replace(
+        gate,
+        id="bbbb",
+        function="panic",
+        reason="does not return",
+        source="kernel/panic.c, panic()",
+        by="trapline",
+    )
+    untold = Untold(
+        id="cccc",
+        function="notify_die",
+        file="kernel/notifier.c",
+        line=None,
+        kind="offset",
+        targets=979,
+        reason=None,
+        source=None,
+        by=None,
+    )
+    before = Reach(
+        id="ve-before",
+        title="#VE handler before TDG.VP.VEINFO.GET",
+        roots=("exc_virtualization_exception",),
+        forbidden=True,
+        why="VE_INFO is in use",
+        functions=("look", "port_in"),
+        sites=(site,) if found else (),
+        gates=(gate, closed) if found else (closed,),
+        untold=(untold,) if found else (),
+        console=(),
+        missing=("this kernel has no such thing",) if found else (),
+    )
+    yield before
+    changes = {"id": "ve-after", "title": "#VE handler after", "forbidden": False}
+    yield msgspec.structs.replace(before, **changes)
+    way = (chain[0], step("_printk", 7, "call", 1), step("con_write", 9)) if found else ()
+    changes = {"id": "nmi", "title": "NMI handlers", "forbidden": False, "console": way}
+    yield msgspec.structs.replace(before, **changes)
 
 
 def tradeoff(**changes):

@@ -146,7 +146,7 @@ CONTEXTS: Final = Record(
     ContextsResult,
     "contexts",
     contexts.page,
-    Lines(ContextsResult, {"gaps": "gap"}),
+    Lines(ContextsResult, {"gaps": "gap", "reach": "reach"}),
 )
 TRADEOFF: Final = Record("tradeoff", TradeoffResult, "tradeoff", tradeoff.page)
 FILTER_CHECK: Final = Record("filter check", FilterResult, "filter", filter_check.page)
