@@ -9,7 +9,7 @@ import pytest
 from trapline.api.allow import allow_list
 from trapline.api.kernel import open_kernel
 from trapline.contexts.closed import Closed, Known, shipped
-from trapline.contexts.core import core
+from trapline.contexts.largestcycle import core
 from trapline.contexts.reach import Contexts
 from trapline.kernel.binary import Binary
 from trapline.kernel.calls.build import build_graph

@@ -7,7 +7,7 @@ from fnmatch import translate
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from trapline.contexts.core import core
+from trapline.contexts.largestcycle import core
 from trapline.contexts.partial import halves
 from trapline.kernel.calls.graph import Edge
 from trapline.linux.roots import CONSOLE, NAMED_WHY, ROOTS, Root
