@@ -1,6 +1,7 @@
 """Scans that are kept: made once, and made again when what was kept is no good."""
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -33,7 +34,7 @@ def scans(monkeypatch):
 
     def counted(*arguments, **options):
         made.append(arguments)
-        return real(*arguments, **options, workers=1)
+        return real(*arguments, **{**options, "workers": 1})
 
     monkeypatch.setattr(stored, "scan", counted)
     return made
@@ -49,6 +50,14 @@ def test_the_second_time_it_comes_from_the_cache(kernel, cache, scans):
     assert len(list(cache.iterdir())) == 1
     assert once(kernel) == first
     assert len(scans) == 1
+
+
+@pytest.mark.usefixtures("cache")
+def test_what_was_missing_then_and_is_there_now_is_scanned_again(kernel, scans):
+    once(kernel)
+    once(replace(kernel, missing=("No modules of this kernel.",)))
+    once(replace(kernel, config={"CONFIG_INTEL_TDX_GUEST": "n"}))
+    assert len(scans) == 3
 
 
 def test_another_build_is_scanned_again(kernel, cache, scans):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from trapline.api.allow import AnyAllowList
-    from trapline.api.kernel import AnyKernel
+    from trapline.api.kernel import AnyKernel, AnyPath
     from trapline.api.progress import Announce, OnProgress
     from trapline.kernel.find.kernelfiles import KernelFiles, ModuleFile
 
@@ -26,7 +26,9 @@ AnyScan = ScanResult | str | os.PathLike[str] | bool
 def scanned(
     kernel: "AnyKernel",
     *,
+    modules: "AnyPath | None" = None,
     allow: "AnyAllowList" = None,
+    workers: int | None = None,
     progress: "OnProgress | None" = None,
     announce: "Announce | None" = None,
 ) -> ScanResult:
@@ -34,10 +36,13 @@ def scanned(
 
     Raises what `scan` raises.
     """
-    opened = as_kernel(kernel, None, announce)
+    allowed = allow_list(allow)
+    opened = as_kernel(kernel, modules, announce)
     files = opened.files
     build_id = None if files.vmlinux is None else opened.build_id
-    return scan_once(files, files.modules, allow_list(allow), build_id, steps("scanned", progress))
+    return scan_once(
+        files, files.modules, allowed, build_id, steps("scanned", progress), workers=workers
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from trapline.api.allow import allow_list
-from trapline.api.kernel import as_kernel
+from trapline.api.known_scan import scanned
 from trapline.api.label import known_labels, with_labels
-from trapline.api.progress import steps
-from trapline.scan import wholekernel
 
 if TYPE_CHECKING:
     from trapline.api.allow import AnyAllowList
@@ -30,13 +27,19 @@ def scan(
 
     `modules` is as for `open_kernel`. `allow` is the list that drivers are held against. `workers`
     is the number of processes, by default one for each CPU; the result does not depend on it.
-    `labels` are what people said of findings.
+    `labels` are what people said of findings. A kernel with a build id is scanned once: while its
+    files, the allow list and trapline stay the same, the scan is taken from the cache.
 
     Raises BadImageError where vmlinux cannot be scanned, KernelNotFoundError where there is
     nothing to scan; a module that cannot be scanned is named in `ScanResult.coverage`.
     """
     said = known_labels(labels)
-    allowed = allow_list(allow)
-    files = as_kernel(kernel, modules, announce).files
-    result = wholekernel.scan(files, allowed, steps("scanned", progress), workers=workers)
+    result = scanned(
+        kernel,
+        modules=modules,
+        allow=allow,
+        workers=workers,
+        progress=progress,
+        announce=announce,
+    )
     return with_labels(result, said)

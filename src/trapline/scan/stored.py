@@ -54,6 +54,8 @@ def scan_once(
     allow: "AllowList",
     build_id: str | None,
     progress: "Progress | None" = None,
+    *,
+    workers: int | None = None,
 ) -> ScanResult:
     """Return the scan of vmlinux and some of its modules, from the cache if it is there.
 
@@ -64,7 +66,7 @@ def scan_once(
     if path is not None:
         with suppress(BadInputFileError):
             return read_scan(path)
-    result = scan(part, allow, progress)
+    result = scan(part, allow, progress, workers=workers)
     if path is not None:
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +100,9 @@ def _place(kernel: "KernelFiles", build_id: str, allow: "AllowList") -> Path | N
     sources = [kernel.vmlinux, kernel.vmlinuz]
     # A debug file that is installed later shows more.
     sources += [path for module in kernel.modules for path in (module.path, module.debug)]
-    names = "\0".join([_program(), str(VERSION), build_id, *map(_state, sources)])
+    sources += [kernel.builtin_list, kernel.builtin_modinfo]
+    said = (*kernel.missing, *(f"{name}={value}" for name, value in kernel.config.items()))
+    names = "\0".join([_program(), str(VERSION), build_id, *map(_state, sources), *said])
     digest = hashlib.blake2b(
         names.encode("utf-8", "surrogateescape") + encode.json(allow), digest_size=16
     ).hexdigest()
