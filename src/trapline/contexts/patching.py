@@ -163,10 +163,11 @@ class PatchedCode:
         return self.place(address) in self.entry_text
 
     def place(self, address: int) -> int:
-        """Return where code runs that stands at an address: a replacement at its origin."""
+        """Return where code runs that stands at an address: a replacement over its origin."""
         if address not in self._places:
             found = self.binary.alternatives.replacing_at(address)
-            self._places[address] = address if found is None else found.origin
+            distance = 0 if found is None else found.origin - found.replacement
+            self._places[address] = address + distance
         return self._places[address]
 
     def is_same_function(self, one: int, other: int) -> bool:
