@@ -157,6 +157,17 @@ def test_stubs_that_differ_only_in_what_they_call_are_walked_once():
     assert (second.vector, second.found) == (251, "IDT table")
 
 
+def test_what_is_true_of_a_stub_is_said_of_its_copies():
+    gap = gap_of(result(error_user_gs=CPUID), "interrupts")
+    stubs = {}
+    for each in gap.instructions:
+        if each.place.function.startswith("asm_sysvec"):
+            found = each.place.offset, each.instruction.partition(" ")[0], each.conditions
+            stubs.setdefault(each.place.function, []).append(found)
+    assert len(stubs["asm_sysvec_timer"]) > 1
+    assert stubs["asm_sysvec_timer"] == stubs["asm_sysvec_ipi"]
+
+
 def test_a_stub_that_differs_is_walked():
     odd = """
         .section .entry.odd, "ax"

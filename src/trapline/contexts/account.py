@@ -70,6 +70,11 @@ class Looked:
         self.exits.clear()
         self.accesses.clear()
 
+    def copy(self, place: int, twin: int) -> None:
+        """Say of one instruction what is true of another."""
+        self.exits[twin] |= self.exits[place]
+        self.accesses[twin] |= self.accesses[place]
+
     def look(self, instruction: "Instruction", state: "Processor") -> None:
         """See one instruction in one state."""
         address = instruction.ip

@@ -13,7 +13,7 @@ from trapline.contexts.account import Account, Looked
 from trapline.contexts.patching import PatchedCode
 from trapline.contexts.paths import Edge, Paths, Walked
 from trapline.contexts.processor import CS_KERNEL
-from trapline.contexts.stubs import alike
+from trapline.contexts.stubs import alike, twins
 from trapline.linux import names
 
 if TYPE_CHECKING:
@@ -76,7 +76,17 @@ class Gaps:
         found = self._paths.walk(starts)
         for label in sorted(found.labels):
             self._from_label(label, walked, found)
+        for stub, other in like.items():
+            if stub != other:
+                self._copy(twins(self._code, other, stub), found)
         return Account(self._code, self._looked, found).gap(group, like)
+
+    def _copy(self, places: dict[int, int], found: Walked) -> None:
+        """Say of the copy of a stub what is true of the stub."""
+        for place, twin in places.items():
+            if place in found.gap:
+                found.gap[twin] |= found.gap[place]
+                self._looked.copy(place, twin)
 
     def _from_label(self, label: int, entries: "list[Entry]", found: Walked) -> None:
         """Walk what happens to faults that come from a place the kernel knows by its address."""

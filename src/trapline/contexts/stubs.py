@@ -28,33 +28,54 @@ def alike(code: "PatchedCode", stubs: "Iterable[int]") -> dict[int, int]:
     return {stub: first.setdefault(tuple(_shape(code, stub)), stub) for stub in stubs}
 
 
+def twins(code: "PatchedCode", stub: int, other: int) -> dict[int, int]:
+    """Map the instructions of a stub, those of its alternatives included, to another's like it."""
+    return dict(zip(_addresses(code, stub), _addresses(code, other), strict=True))
+
+
 def _shape(code: "PatchedCode", stub: int) -> "Iterator[object]":
     """Give what makes a stub what it is, up to where it leaves for good."""
-    address = stub
-    for _ in range(_LONGEST):
+    places = list(_addresses(code, stub))
+    for address in places:
         instruction = code.decode(address)
         if instruction is None:
-            break
-        for form in code.forms(address, {}):
-            yield form.address == address, tuple(sorted(form.features.items()))
-            if form.address != address:
-                yield _text(code, form.address)
-        flow = instruction.flow_control
-        if flow in _BRANCHES:
+            yield stub  # broken, and so like no other
+            return
+        yield tuple(
+            (form.address == address, form.is_empty, form.direct, tuple(form.features.items()))
+            for form in code.forms(address, {})
+        )
+        if instruction.flow_control in _BRANCHES:
             yield instruction.code, _target(code, instruction.near_branch_target, stub)
         elif instruction.mnemonic == Mnemonic.PUSH:
             yield instruction.code
         else:
             yield normalise(instruction)
-        if flow in {FlowControl.UNCONDITIONAL_BRANCH, FlowControl.RETURN}:
+    if len(places) > _LONGEST:
+        yield stub  # too long to be compared
+
+
+def _addresses(code: "PatchedCode", stub: int) -> "Iterator[int]":
+    """Give where the instructions of a stub are, up to where it leaves for good."""
+    address = stub
+    for _ in range(_LONGEST + 1):
+        yield address
+        instruction = code.decode(address)
+        if instruction is None:
+            return
+        for form in code.forms(address, {}):
+            replacing = code.binary.alternatives.replacing_at(form.address)
+            if replacing is not None and not form.is_empty:
+                yield from _straight(code, form.address, form.address + replacing.size)
+        if instruction.flow_control in {FlowControl.UNCONDITIONAL_BRANCH, FlowControl.RETURN}:
             return
         address = instruction.next_ip
-    yield stub  # too long to be compared
 
 
-def _text(code: "PatchedCode", address: int) -> str:
-    instruction = code.decode(address)
-    return "" if instruction is None else normalise(instruction)
+def _straight(code: "PatchedCode", address: int, end: int) -> "Iterator[int]":
+    while address < end and (instruction := code.decode(address)) is not None:
+        yield address
+        address = instruction.next_ip
 
 
 def _target(code: "PatchedCode", target: int, stub: int) -> object:
