@@ -234,6 +234,23 @@ doubled: power_off
         """
     )
     assert outcome.kind == OutcomeKind.DOUBLE_FAULT
+    assert "VE_INFO was still in use" in outcome.detail
+    assert "(rule second-ve-module)" in outcome.detail
+
+
+def test_a_double_fault_for_want_of_a_stack_says_so():
+    outcome = run(
+        """
+        gate 14, over
+        gate 8, over
+        load_idt
+        mov rsp, 0x700000000000
+        mov rax, [rsp]
+over:   ud2
+        """
+    )
+    assert outcome.kind == OutcomeKind.TRIPLE_FAULT
+    assert "found no stack, as RSP was 0x700000000000 (rule ve-class)" in outcome.detail
 
 
 def test_a_page_fault_handler_that_faults_eats_its_stack_and_ends():

@@ -64,6 +64,9 @@ def test_a_second_ve_of_the_module_is_a_double_fault(td):
     assert td.take(Exit.WBINVD) == [DF]
     assert td.module.ve_info.reason == ExitReason.HLT  # the first one is kept
     assert [double for _, _, double in td.traps.ve] == [False, True]
+    assert td.module.because == (
+        "VE_INFO was still in use when the next #VE was due (rule second-ve-module)"
+    )
 
 
 def test_the_second_ve_follows_the_table(make_td, rules):
@@ -96,6 +99,9 @@ def test_mmio_before_get_is_a_td_exit_and_no_double_fault(td):
     (violation,) = td.vmm.violations
     assert violation.gpa == MMIO  # low 12 bits cleared, shared bit kept
     assert violation.qualification == 1  # bits 12:7 cleared
+    assert violation.because == (
+        "VE_INFO was still in use, so that it could become no #VE (rule second-ve-mmio)"
+    )
 
 
 @pytest.mark.parametrize("spoil", ["vectoring", "real mode"])
@@ -106,7 +112,9 @@ def test_mmio_that_is_not_convertible_is_a_td_exit(td, spoil):
         td.vcpu.crs[0] = 0
     td.vcpu.ept = EptViolation(MMIO, 0x1000, False, False, False)
     assert td.take(Exit.EPT_VIOLATION) == []
-    assert len(td.vmm.violations) == 1
+    (violation,) = td.vmm.violations
+    words = {"vectoring": "being delivered", "real mode": "CR0.PE"}
+    assert words[spoil] in violation.because
 
 
 def test_an_nmi_waits_for_get(td):

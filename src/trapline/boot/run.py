@@ -327,7 +327,7 @@ class BootRun:
         elif machine.panic is not None:
             what = f"Kernel panic: {machine.panic}."
         else:
-            what = "The guest took a double fault."
+            what = machine.double_fault_cause
         return f"trapline: {what} ({self._when})"
 
     def _line(self, trap: "TrapRecord") -> str:

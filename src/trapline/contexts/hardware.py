@@ -156,13 +156,10 @@ def _by_name(code: "PatchedCode") -> Iterator[tuple[str, Entry]]:
         if address is not None and code.binary.section_at(address):
             yield "task", Entry(address, "task", None, 0, f"symbol {name}")
             break
-    array = code.binary.address_of(names.EARLY_GATES)
-    if array is not None:
-        symbol = code.binary.symbol_at(array)
-        stride = 0 if symbol is None else symbol.size // _FIRST_DEVICE
-        if stride:
-            entry = Entry(array + VE * stride, "early", VE, 0, f"symbol {names.EARLY_GATES}")
-            yield "ve-early", entry
+    array, behind = (code.binary.address_of(name) for name in names.EARLY_GATES)
+    if array is not None and behind is not None and behind > array:
+        stub = array + VE * ((behind - array) // _FIRST_DEVICE)
+        yield "ve-early", Entry(stub, "early", VE, 0, f"symbol {names.EARLY_GATES[0]}")
 
 
 def _by_msr(code: "PatchedCode") -> Iterator[tuple[str, Entry]]:

@@ -54,8 +54,9 @@ REPORTS: Final = (
 PERCPU_BASES: Final = ("__per_cpu_offset", "pcpu_unit_offsets")
 # Where a new task begins: since and before v6.6 (3aec4ecb3d1f).
 NEW_TASK: Final = ("ret_from_fork_asm", "ret_from_fork")
-# Gates before the IDT is complete, an array of stubs for vectors 0 to 31 (head_64.S).
-EARLY_GATES: Final = "early_idt_handler_array"
+# Gates before the IDT is complete: an array of stubs for vectors 0 to 31, and what comes behind it
+# (head_64.S).
+EARLY_GATES: Final = ("early_idt_handler_array", "early_idt_handler_common")
 # Arrays of stubs, one for each vector of a device (idt_setup_apic_and_irq_gates()).
 STUB_ARRAYS: Final = ("irq_entries_start", "spurious_entries_start")
 # What is not written once the kernel runs.

@@ -42,6 +42,7 @@ DEFAULT_VIRTUAL_SECONDS: Final = 300
 # Linux needs some 50 ms from a double fault to the panic that it leads to, and 1 s at most where
 # that waits for other CPUs or a console (nmi_shootdown_cpus(), console_flush_on_panic()).
 LAST_WORD_SECONDS: Final = 1.0
+_FRAME: Final = 48  # bytes that the processor pushes for an exception with an error code
 # A handler of double faults that takes one itself starts again, on the stack of before, for ever.
 MAX_FALLS: Final = 16
 # Ends that may only follow from what the guest died of.
@@ -133,6 +134,7 @@ class Machine:
         self.panic: str | None = None
         self._restarting = self._halting = False
         self.double_faults = 0
+        self.double_fault_cause = "The guest took a double fault."
         self._falls = 0  # double faults on the way down, too
         self.nmis = 0  # sent to the guest through its local APIC
         self.rules = load(config.module_version) if rules is None else rules
@@ -358,7 +360,7 @@ class Machine:
         text = read_string(self.vcpu.read, message) or b"no message"
         self.panic = text.decode("utf-8", "replace").rstrip(".\n")
         if self.double_faults:
-            self.host.end(OutcomeKind.DOUBLE_FAULT, "The guest took a double fault.")
+            self.host.end(OutcomeKind.DOUBLE_FAULT, self.double_fault_cause)
         else:
             self._panicked()
 
@@ -376,15 +378,25 @@ class Machine:
             self._set_breakpoints()
             reached()
 
-    def double_fault(self) -> None:
+    def double_fault(self, *, made_by_module: bool = True) -> None:
         """Note that the guest is about to take #DF; on the way down it no longer matters."""
         self._falls += 1
         if self.panic is None and not self._restarting:
+            if not self.double_faults:
+                because = self.module.because if made_by_module else self._no_delivery()
+                self.double_fault_cause = f"The guest took a double fault: {because}."
             self.double_faults += 1
             self._dying()
             self._wait_for_word()
         if self._falls >= MAX_FALLS:
             self._is_lost()
+
+    def _no_delivery(self) -> str:
+        """Say why the processor could not deliver an exception."""
+        stack = self.vcpu.regs[Reg.RSP]
+        if stack < _FRAME or self.vcpu.read(stack - _FRAME, _FRAME) is None:
+            return f"an exception found no stack, as RSP was {stack:#x} (rule ve-class)"
+        return "a fault came while an exception was being delivered (rule ve-class)"
 
     def _wait_for_word(self) -> None:
         """Let a guest that took #DF go on for as long as it has something to say.
@@ -407,11 +419,13 @@ class Machine:
         if outcome.kind not in CONSEQUENCES:
             return outcome
         if self.double_faults and outcome.kind != OutcomeKind.TRIPLE_FAULT:
-            kind, detail = OutcomeKind.DOUBLE_FAULT, "The guest took a double fault."
+            kind, detail = OutcomeKind.DOUBLE_FAULT, self.double_fault_cause
         elif self.panic is not None and outcome.kind != OutcomeKind.POWERED_OFF:
             kind, detail = OutcomeKind.PANIC, f"Kernel panic: {self.panic}."
         elif self._restarting and outcome.kind == OutcomeKind.TRIPLE_FAULT:
             kind, detail = OutcomeKind.RESET, "The guest reset itself, by a triple fault."
+        elif self.double_faults and outcome.kind == OutcomeKind.TRIPLE_FAULT:
+            kind, detail = outcome.kind, f"{outcome.detail} {self.double_fault_cause}"
         elif self._halting and outcome.kind == OutcomeKind.HANG:
             kind, detail = OutcomeKind.HALTED, "The guest halted itself, which nothing ends."
         else:

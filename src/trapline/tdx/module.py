@@ -171,6 +171,11 @@ class TdxModule:
         return self._ve.info
 
     @property
+    def because(self) -> str:
+        """Why the module raised its last #DF or #GP, with the rule's id."""
+        return self._ve.because
+
+    @property
     def nmi_pending(self) -> bool:
         """Whether an NMI waits for VEINFO.GET, or for NMIs to be unblocked."""
         return self._ve.nmis > 0

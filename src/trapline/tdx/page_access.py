@@ -34,6 +34,18 @@ PFEC_PRESENT, PFEC_WRITE, PFEC_USER, PFEC_RESERVED, PFEC_FETCH = 1, 2, 4, 8, 16
 STEPPING_THRESHOLD: Final = 6  # EPT violations at one RIP (td_exit_stepping.h)
 STEPPING_GPAS: Final = 32  # EPF_GPA_LIST_SIZE
 _Violation = Callable[[VeInfo], None]
+# Half, state and condition of a row of `memory`, as the cause of what it says.
+_BECAUSE: Final = {
+    ("private", "pending", "pending_ve_disabled"): "the page had not been accepted",
+    ("private", "pending", "pending_ve_enabled"): "the page had not been accepted",
+    ("private", "free", "always"): "the TD has no page there",
+    ("private", "free", "page_was_converted_to_shared"): "the page had been made shared",
+    ("private", "blocked", "always"): "the host has blocked the page",
+    ("shared", "absent", "always"): "the host has nothing there",
+    ("shared", "absent", "page_is_private"): "the page is private, and was not made shared",
+    ("shared", "mmio", "always"): "device memory holds no code, and no operand",
+    ("beyond", "any", "gpaw_0_with_gla"): "no physical address is as high",
+}
 
 
 class PageAccess:
@@ -111,12 +123,15 @@ class PageAccess:
         extended: ExtendedQualification = ExtendedQualification.NONE,
     ) -> _Violation:
         row = self._rules.ask(MemoryRule, access, half, state, condition)
+        because = f"{_BECAUSE.get((half, state, condition), state)} (rule {row.id})"
         by_operand = access == "tdcall_operand"
         counted = half == "private" and not by_operand
         can: dict[Outcome, _Violation] = {
             Outcome.VE: self._ve.inject_for_operand if by_operand else self._ve.inject,
             Outcome.TD_EXIT: partial(
-                self._exit_private if counted else self._exit, extended=extended
+                self._exit_private if counted else self._exit,
+                extended=extended,
+                because=because,
             ),
             Outcome.GP: lambda _info: self._ve.general_protection(),
             Outcome.PF: self._page_fault,
@@ -159,7 +174,7 @@ class PageAccess:
             if is_fetch:
                 self._fetch(info)
             elif not self._ve.convert(info):
-                self._exit(info)
+                self._exit(info, because=self._ve.because)
         elif self._sept.private_state(gpa) == SeptState.MAPPED:
             self._over_private(info)
         else:
@@ -177,13 +192,19 @@ class PageAccess:
             self._free(info)
 
     def _exit_private(
-        self, info: VeInfo, extended: ExtendedQualification = ExtendedQualification.NONE
+        self,
+        info: VeInfo,
+        extended: ExtendedQualification = ExtendedQualification.NONE,
+        because: str = "",
     ) -> None:
-        self._exit(info, extended)
+        self._exit(info, extended, because)
         self._look_for_stepping(info)
 
     def _exit(
-        self, info: VeInfo, extended: ExtendedQualification = ExtendedQualification.NONE
+        self,
+        info: VeInfo,
+        extended: ExtendedQualification = ExtendedQualification.NONE,
+        because: str = "",
     ) -> None:
         self._vmm.ept_violation(
             TdExit(
@@ -192,6 +213,7 @@ class PageAccess:
                 qualification=info.qualification & ~CLEARED_FOR_VMM,
                 extended_type=extended,
                 gpa=info.gpa & PAGE_MASK,
+                because=because,
             )
         )
 

@@ -64,21 +64,36 @@ class VeState:
         self._nmi_window = False  # NMI-window exiting is on
         self.listeners = listeners
         self.divert: Callable[[VeInfo], bool] | None = None
+        #: Why the last #DF or #GP of the module came, or why an access became no #VE.
+        self.because = ""
         self._vcpu = vcpu
 
         def event(question: str, condition: str) -> NestingRule:
             return rules.ask(NestingRule, question, condition)
 
-        def mmio(condition: str) -> bool | tuple[int, int]:
-            return choose(rules.ask(MemoryRule, "any", "shared", "mmio", condition), _CONVERTED)
+        def mmio(condition: str) -> MemoryRule:
+            return rules.ask(MemoryRule, "any", "shared", "mmio", condition)
 
-        self._second = choose(event("second-ve", "injected_by_module"), _SECOND_VE)
-        self._second_operand = choose(event("second-ve", "tdcall_operand"), _SECOND_VE)
+        second = event("second-ve", "injected_by_module")
+        operand = event("second-ve", "tdcall_operand")
+        converted = event("second-ve", "delivered_by_cpu_mmio")
+        vectoring = mmio("during_event_delivery")
+        self._second = choose(second, _SECOND_VE)
+        self._second_operand = choose(operand, _SECOND_VE)
+        busy = "VE_INFO was still in use when the next #VE was due"
+        self._second_because = f"{busy} (rule {second.id})"
+        self._operand_because = f"{busy} (rule {operand.id})"
+        self._busy_because = (
+            f"VE_INFO was still in use, so that it could become no #VE (rule {converted.id})"
+        )
+        self._vectoring_because = (
+            f"an event was being delivered, so that it could become no #VE (rule {vectoring.id})"
+        )
         rf = {Outcome.RF_SET: RFLAGS_RF, Outcome.RF_KEPT: 0}
         self._rf = choose(event("ve-delivery", "injected_by_module"), rf)
-        self._mmio_free = mmio("ve_info_free")
-        self._mmio_busy = choose(event("second-ve", "delivered_by_cpu_mmio"), _CONVERTED)
-        self._mmio_vectoring = mmio("during_event_delivery")
+        self._mmio_free = choose(mmio("ve_info_free"), _CONVERTED)
+        self._mmio_busy = choose(converted, _CONVERTED)
+        self._mmio_vectoring = choose(vectoring, _CONVERTED)
         held = {Outcome.HELD: True, Outcome.DELIVERED: False}
         self._valid_holds_nmi = choose(event("nmi", "ve_info_valid"), held)
         self._free_holds_nmi = choose(event("nmi", "after_veinfo_get"), held)
@@ -92,17 +107,19 @@ class VeState:
         """#VE by the module, or what the rules say when VE_INFO is still valid."""
         if self.divert is not None and self.divert(info):
             return
-        self._raise(info, self._second)
+        self._raise(info, self._second, self._second_because)
 
     def inject_for_operand(self, info: "VeInfo") -> None:
         """#VE by the module for a memory operand of a TDCALL."""
         if self.divert is not None and self.divert(info):
             return
-        self._raise(info, self._second_operand)
+        self._raise(info, self._second_operand, self._operand_because)
 
-    def _raise(self, info: "VeInfo", second: tuple[int, int]) -> None:
+    def _raise(self, info: "VeInfo", second: tuple[int, int], because: str) -> None:
         vcpu = self._vcpu
         is_second = self.info is not None
+        if is_second:
+            self.because = because
         for listener in self.listeners:
             listener.on_ve(vcpu.regs[Reg.RIP], info, double_fault=is_second)
         vcpu.rflags |= self._rf
@@ -122,13 +139,16 @@ class VeState:
         if self.divert is not None and self.divert(info):
             return True
         if not vcpu.cr(0) & 1:
+            self.because = "the processor makes no #VE with CR0.PE clear"
             return False
         if self.info is not None:
             answer = self._mmio_busy
+            self.because = self._busy_because
         else:
+            self.because = self._vectoring_because
             answer = self._mmio_free if vcpu.vectoring is None else self._mmio_vectoring
         if answer is True:
-            self._raise(info, self._second)
+            self._raise(info, self._second, self._second_because)
         elif isinstance(answer, tuple):
             vcpu.rflags |= self._rf
             vcpu.deliver(*answer)

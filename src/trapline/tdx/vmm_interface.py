@@ -80,7 +80,8 @@ class TdExit(NamedTuple):
     """An asynchronous TD exit, as TDH.VP.ENTER returns it to the VMM.
 
     `status` is the completion code (RAX bits 63:32 shifted into place); `gpa` has its low
-    12 bits cleared by the module and keeps the shared bit.
+    12 bits cleared by the module and keeps the shared bit. `because` is no part of the exit: it
+    says in words, with the rule's id, why there is one.
     """
 
     status: int
@@ -90,6 +91,7 @@ class TdExit(NamedTuple):
     extended_info: int = 0  # ACCEPT: bits 2:0 the level asked for (0: 4 KiB, 1: 2 MiB)
     gpa: int = 0
     interruption_info: int = 0
+    because: str = ""
 
 
 class Vmm(Protocol):

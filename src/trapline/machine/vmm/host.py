@@ -54,7 +54,7 @@ class Witness(Protocol):
     def breakpoint(self) -> None:
         """Serve a breakpoint."""
 
-    def double_fault(self) -> None:
+    def double_fault(self, *, made_by_module: bool = True) -> None:
         """Note that the guest is about to take #DF."""
 
 
@@ -191,7 +191,10 @@ class Host:
             if td_exit.extended_type == ExtendedQualification.PENDING_EPT_VIOLATION
             else "not mapped"
         )
-        self.end(OutcomeKind.EPT_VIOLATION, f"EPT violation on {half} GPA {gpa:#x}: {what}.")
+        because = f"; {td_exit.because}" if td_exit.because else ""
+        self.end(
+            OutcomeKind.EPT_VIOLATION, f"EPT violation on {half} GPA {gpa:#x}: {what}{because}."
+        )
 
     def _aug(self, gpa: int) -> bool:
         """TDH.MEM.PAGE.AUG of 4 KiB, whatever was asked for (KVM, tdx_gmem_max_mapping_level)."""
@@ -219,7 +222,7 @@ class Host:
     def intercepted_exception(self) -> bool:
         """Note a #DF, and let the guest have its exception."""
         if self._vcpu.fault.vector == VECTOR_DOUBLE_FAULT:
-            self._witness.double_fault()
+            self._witness.double_fault(made_by_module=False)
         return False
 
     # Events of the services.
