@@ -4,6 +4,7 @@
 the splat of a guest that dies.
 """
 
+from collections import Counter
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, Self
 
@@ -14,6 +15,7 @@ from trapline.boot.kernellog import KernelLog
 from trapline.boot.milestones import Milestones
 from trapline.boot.trace import describe
 from trapline.linux.names import MILESTONES
+from trapline.linux.percpu import preempt_count
 from trapline.machine.gdb.debugview import TdTarget
 from trapline.machine.machine import Machine, MachineConfig
 from trapline.machine.observe.backtrace import task_traces
@@ -22,6 +24,7 @@ from trapline.machine.observe.symbols import GuestSymbols
 from trapline.machine.outcome import OutcomeKind
 from trapline.machine.vmm.ghci import call_name
 from trapline.results.boot import (
+    CONTEXTS,
     BootKernel,
     BootMachine,
     BootOutcome,
@@ -41,8 +44,9 @@ if TYPE_CHECKING:
     from trapline.machine.devices.console import Echo
     from trapline.machine.gdb.server import GdbServer
     from trapline.machine.observe.lastwords import Blame
-    from trapline.machine.observe.recorder import Sink, TrapPlace, TrapRecord
+    from trapline.machine.observe.recorder import Sink, TrapPlace, TrapRecord, TrapRecorder
     from trapline.machine.outcome import RunOutcome
+    from trapline.results.boot import TrapContext
     from trapline.results.scan import ScanResult
     from trapline.results.splat import Splat, Task
 
@@ -217,6 +221,7 @@ class BootRun:
             screams_dropped=self.guard.screams_dropped,
             in_nmi=recorder.in_nmi,
             nested=recorder.nested,
+            contexts=_by_context(recorder),
             repeatable=machine.devices is None and self._plan.options.keyboard is None,
         )
 
@@ -274,6 +279,7 @@ class BootRun:
                 self.symbols.locate(place.rip)
         elif place.is_user and not self._user_seen:
             self._user_seen = True
+            self.machine.recorder.contexts.is_early = False
             self.milestones.note("first trap in ring 3", "trap")
 
     def _watch_functions(self) -> None:
@@ -281,6 +287,7 @@ class BootRun:
         slide, vmlinux = self.symbols.slide, self._vmlinux
         if slide is None or vmlinux is None or self._gdb is not None:
             return  # a debugger's breakpoints would be lost
+        self.machine.recorder.contexts.preempt_count = preempt_count(vmlinux, slide)
         self.machine.watch(
             {
                 address + slide: self._reached(symbol, name)
@@ -291,7 +298,11 @@ class BootRun:
         )
 
     def _reached(self, symbol: str, name: str) -> "Callable[[], None]":
-        return lambda: self.milestones.note(name, f"breakpoint at {symbol}")
+        def note() -> None:
+            self.machine.recorder.contexts.is_early = False
+            self.milestones.note(name, f"breakpoint at {symbol}")
+
+        return note
 
     def _complained(self, text: str, blame: "Blame") -> "Splat":
         return self._take_splat(f"trapline: {text} ({self._when})", blame)
@@ -340,6 +351,17 @@ class BootRun:
             f"{name}={value}" for name, value in fields.items() if value not in (0, "0x0")
         )
         return f"[{seconds:12.6f}] {kind:<8} {label} {rest}"
+
+
+def _by_context(recorder: "TrapRecorder") -> dict[str, dict[str, int]]:
+    """Add up the contexts of #VEs by class."""
+    found: dict[str, Counter[TrapContext]] = {}
+    for reason, counts in sorted(recorder.contexts.counts().items()):
+        found.setdefault(trap_class(reason), Counter()).update(counts)
+    return {
+        name: {context: counts[context] for context in CONTEXTS if counts[context]}
+        for name, counts in found.items()
+    }
 
 
 def _by_count(counts: dict[str, int]) -> dict[str, int]:

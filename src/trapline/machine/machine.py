@@ -348,6 +348,7 @@ class Machine:
             found = messages.PANIC.search(message)
             if found is not None:
                 self.panic = found[1].decode("utf-8", "replace").rstrip(".\n")
+                self.recorder.contexts.is_panic = True
                 self._dying()
         elif self.hears_printk and messages.PANIC_END.search(message):
             # Its console is yet to show it, if it has one.
@@ -386,6 +387,7 @@ class Machine:
                 because = self.module.because if made_by_module else self._no_delivery()
                 self.double_fault_cause = f"The guest took a double fault: {because}."
             self.double_faults += 1
+            self.recorder.contexts.is_panic = True
             self._dying()
             self._wait_for_word()
         if self._falls >= MAX_FALLS:

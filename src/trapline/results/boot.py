@@ -24,6 +24,24 @@ ComplaintKind = Literal[
 COMPLAINT_KINDS: Final[frozenset[ComplaintKind]] = frozenset(get_args(ComplaintKind))
 ImageKind = Literal["vmlinux", "bzImage"]
 Standing = Literal["found", "unaccounted", "outside"]
+TrapContext = Literal[
+    "user mode",
+    "early",
+    "interrupts off",
+    "soft interrupt",
+    "hard interrupt",
+    "NMI",
+    "#VE handler",
+    "panic",
+    "VE_INFO in use",
+    "user GS",
+    "user stack",
+]
+CONTEXTS: Final[tuple[TrapContext, ...]] = get_args(TrapContext)
+#: Contexts in which no trap may come: it is a #DF, or its handler runs on what is not its own.
+FORBIDDEN_CONTEXTS: Final[frozenset[TrapContext]] = frozenset(
+    ("VE_INFO in use", "user GS", "user stack")
+)
 
 
 class BootKernel(Document, frozen=True, kw_only=True):
@@ -223,7 +241,8 @@ class BootResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_": "
     last state of a guest that died, `complaints` what its kernel lived on after. `tasks` are those
     of a guest that came to no end, PID 1 first, and `last_line` what it said last. `in_nmi` counts
     #VEs while NMIs were blocked, `nested` those between a #VE and the TDVMCALL by which its handler
-    serves it. `repeatable`: the same command gives the same hashes; not so with devices, which live
+    serves it. `contexts` counts #VEs by class and context; one may be in several contexts, most are
+    in none. `repeatable`: the same command gives the same hashes; not so with devices, which live
     by the wall clock. `other_module` is what the same boot did on another one, if that was asked.
     """
 
@@ -259,6 +278,7 @@ class BootResult(ResultDocument, frozen=True, kw_only=True, rename={"schema_": "
     screams_dropped: int = 0
     in_nmi: int = 0
     nested: int = 0
+    contexts: dict[str, dict[str, int]] = msgspec.field(default_factory=dict)
     repeatable: bool = True
     labels: tuple[Labelled, ...] = ()
     other_module: OtherModule | None = None

@@ -13,6 +13,7 @@ from hashlib import blake2b
 from typing import Final, NamedTuple
 
 from trapline.cpu.engine import Reg, Vcpu
+from trapline.machine.observe.trapcontext import TrapContexts
 from trapline.tdx.vmm_interface import ExitReason, VeInfo
 
 # Addresses below this may belong to ring 3 as well as to code that runs identity-mapped.
@@ -63,7 +64,7 @@ _CPUID: Final = int(ExitReason.CPUID)
 
 
 class TrapRecorder:
-    """Counts, hashes and remembers traps.
+    """Counts, hashes and remembers traps; `contexts` says in which contexts they came.
 
     `sink` is called with each trap, `on_place` with each place at its first trap,
     and `on_double_fault` when the module turns a #VE into #DF.
@@ -93,6 +94,7 @@ class TrapRecorder:
         self.in_nmi = 0  # #VEs while NMIs were blocked
         self.nested = 0  # #VEs between a #VE and the TDVMCALL by which its handler serves it
         self._is_open = False
+        self.contexts = TrapContexts(vcpu)
 
     @property
     def ve(self) -> dict[int, int]:
@@ -135,6 +137,7 @@ class TrapRecorder:
         """Note a #VE, or the #DF in its place."""
         reason = int(info[0])
         self._ve[reason] = self._ve.get(reason, 0) + 1
+        self.contexts.note(reason, nested=self._is_open, second=double_fault)
         self.nested += self._is_open
         self.in_nmi += self._vcpu.nmi_blocked
         # Linux asks the host for the hypervisor's CPUID leaves only (handle_cpuid, tdx.c).

@@ -6,6 +6,7 @@ from trapline.report.blocks import Code, Details, Gap, Heading, Paragraph, Table
 from trapline.report.pages import splat
 from trapline.report.pages.said import said
 from trapline.report.words import counted
+from trapline.results.boot import CONTEXTS, FORBIDDEN_CONTEXTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -25,6 +26,7 @@ def page(result: "BootResult", verbosity: int = 0) -> "Iterator[Block]":
         _head(result),
         _milestones(result),
         _classes(result),
+        _contexts(result),
         _other_module(result, verbosity),
         _calls(result),
         _devices(result),
@@ -134,6 +136,23 @@ def _classes(result: "BootResult") -> "Iterator[Block]":
         for name, count in result.traps.items()
     ]
     yield Table(("class", "traps", "places", "from ring 3"), tuple(rows))
+
+
+def _contexts(result: "BootResult") -> "Iterator[Block]":
+    """Show in which contexts the #VEs came, and mark those in which none may."""
+    seen = [name for name in CONTEXTS if any(name in found for found in result.contexts.values())]
+    if not seen:
+        return
+    yield Heading("#VEs by context (one may be in several; most are in none)")
+    names = tuple(name for name in result.traps if result.contexts.get(name))
+    rows = tuple(
+        (
+            f"{context}: FORBIDDEN" if context in FORBIDDEN_CONTEXTS else context,
+            *(f"{result.contexts[name].get(context, 0):,}" for name in names),
+        )
+        for context in seen
+    )
+    yield Table(("", *names), rows, right=True)
 
 
 def _other_module(result: "BootResult", verbosity: int) -> "Iterator[Block]":
