@@ -184,6 +184,15 @@ def boot_site(**changes):
     return TrapSite(**{**fields, **changes})
 
 
+def boot_in_contexts():
+    return boot(
+        contexts={
+            "pio": {"interrupts off": 1200, "NMI": 2, "user GS": 1},
+            "msr": {"soft interrupt": 9},
+        }
+    )
+
+
 def boot_on_two_modules():
     first = boot()
     other = OtherModule(
@@ -1023,6 +1032,7 @@ GOLDEN = {
     ),
     "verify-no-worse": (lambda: verify(worse_than_baseline=()), (0,)),
     "verify-clean": (lambda: verify(findings=(), refused=(), injected=0), (0,)),
+    "boot-contexts": (boot_in_contexts, (0,)),
     "contexts": (contexts, (0, 1, 2)),
     "contexts-unread": (lambda: contexts(answer=""), (0,)),
     "contexts-edges": (lambda: contexts(answer="", edge="static call"), (0, 1)),

@@ -14,7 +14,7 @@ from trapline.boot.enforcement import BootGuard
 from trapline.boot.kernellog import KernelLog
 from trapline.boot.milestones import Milestones
 from trapline.boot.trace import describe
-from trapline.linux.names import MILESTONES
+from trapline.linux.names import GATES_SET_UP, MILESTONES
 from trapline.linux.percpu import preempt_count
 from trapline.machine.gdb.debugview import TdTarget
 from trapline.machine.machine import Machine, MachineConfig
@@ -279,7 +279,7 @@ class BootRun:
                 self.symbols.locate(place.rip)
         elif place.is_user and not self._user_seen:
             self._user_seen = True
-            self.machine.recorder.contexts.is_early = False
+            self._has_gates()
             self.milestones.note("first trap in ring 3", "trap")
 
     def _watch_functions(self) -> None:
@@ -293,16 +293,20 @@ class BootRun:
                 address + slide: self._reached(symbol, name)
                 for symbol, name in MILESTONES.items()
                 if (address := vmlinux.address_of(symbol)) is not None
+            }
+            | {
+                address + slide: self._has_gates
+                for address in (vmlinux.address_of(GATES_SET_UP),)
+                if address is not None
             },
             self.log.breakpoints(vmlinux, slide),
         )
 
     def _reached(self, symbol: str, name: str) -> "Callable[[], None]":
-        def note() -> None:
-            self.machine.recorder.contexts.is_early = False
-            self.milestones.note(name, f"breakpoint at {symbol}")
+        return lambda: self.milestones.note(name, f"breakpoint at {symbol}")
 
-        return note
+    def _has_gates(self) -> None:
+        self.machine.recorder.contexts.is_early = False
 
     def _complained(self, text: str, blame: "Blame") -> "Splat":
         return self._take_splat(f"trapline: {text} ({self._when})", blame)

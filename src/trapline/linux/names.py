@@ -27,6 +27,8 @@ MILESTONES: Final = {
     "start_kernel": "start_kernel",
     "do_one_initcall": "first initcall",
 }
+# Called to set up the gates of the IDT; before, only the early ones are there (init/main.c).
+GATES_SET_UP: Final = "trap_init"
 # First and last symbol of the code that must not be instrumented (vmlinux.lds.S): an event there
 # meets a kernel that is half entered.
 ENTRY_TEXT: Final = (

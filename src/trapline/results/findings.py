@@ -11,8 +11,9 @@ ask `findings`; nothing else decides. A finding is:
   something loads them;
 - filter check: the same drivers;
 - filter live: a check whose standing is "finding"; a "note" is a note;
-- boot: a place whose accesses a policy or the allow list forbids. How a guest died, and that its
-  kernel complained, is no finding but has exit codes of its own;
+- boot: a place whose accesses a policy or the allow list forbids; #VEs in a context in which none
+  may come, such as on the user's stack. How a guest died, and that its kernel complained, is no
+  finding but has exit codes of its own;
 - explore: a run that went wrong and was not expected to. Held against a baseline, only what
   became worse is an error, the rest a note;
 - verify: a cause for which the #VE handler and the processor do not agree. Held against a
@@ -37,7 +38,7 @@ from functools import singledispatch
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from trapline.base.errors import ExitCode
-from trapline.results.boot import BootResult
+from trapline.results.boot import FORBIDDEN_CONTEXTS, BootResult
 from trapline.results.contexts import UNREAD_EDGES, ContextsResult
 from trapline.results.diff import DiffResult
 from trapline.results.document import Document
@@ -245,7 +246,18 @@ def _live(document: LiveResult) -> tuple[Finding, ...]:
 @_found.register
 def _boot(document: BootResult) -> tuple[Finding, ...]:
     seen: Counter[str] = Counter()
-    found = []
+    found = [
+        Finding(
+            "error",
+            "forbidden-context",
+            f"context:{trap}:{context}",
+            f"{count:,} #VEs for {trap} in a context in which none may come: {context}.",
+            document,
+        )
+        for trap, counts in document.contexts.items()
+        for context, count in counts.items()
+        if context in FORBIDDEN_CONTEXTS
+    ]
     for scream in document.screams:
         # Without a site of the scan, the function: an offset would not outlive a rebuild.
         where = scream.scan_id or scream.label.partition("+")[0]

@@ -39,7 +39,7 @@ _USER_STACK: Final = _BIT["user stack"]
 class TrapContexts:
     """Counts #VEs by exit reason and context.
 
-    `is_early` until Linux is at start_kernel(), `is_panic` from its panic or double fault on.
+    `is_early` until Linux sets up its gates, `is_panic` from its panic or double fault on.
     `preempt_count` is the offset of that variable from the kernel's GS base, once it is known.
     """
 
