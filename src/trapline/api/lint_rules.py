@@ -103,5 +103,6 @@ class _Nobody:
     def breakpoint(self) -> None:
         """Do nothing."""
 
-    def double_fault(self) -> None:
+    def double_fault(self, *, made_by_module: bool = True) -> None:
         """Do nothing."""
+        del made_by_module
