@@ -101,7 +101,9 @@ def test_paths_objects_and_sections(vmlinux):
         assert binary.read(0, 8) is None
         (alternative,) = [binary.alternatives.replacing_at(s.address) for s in binary.text[-1:]]
         assert alternative.origin == at("startup_64") + 4
-        assert (alternative.feature, alternative.flags, alternative.size) == (101, 0, 2)
+        assert (alternative.feature, alternative.size, alternative.length) == (101, 2, 2)
+        assert not alternative.inverted
+        assert not alternative.direct
 
 
 def test_all_parts_of_a_split_function_have_their_own_name(tmp_path):

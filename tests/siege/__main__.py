@@ -15,7 +15,7 @@ from siege.guests import guests
 
 HEAD = f"{'kind':24}{'inputs':>9}{'read':>9}{'refused':>9}{'crashes':>9}{'hangs':>7}"
 HEAD += f"{'MiB':>6}{'slowest s':>11}"
-SHOWN = 100  # faults
+SHOWN = 20  # faults of a kind
 
 
 def main() -> int:
@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=500, help="of all commands together")
     parser.add_argument("--kernel", help="to kill boot, explore and verify of, too")
     parser.add_argument("--kind", action="append", help="only these, no guests and no kills")
-    parser.add_argument("--replay", metavar="KIND:NUMBER", help="try one input in this process")
+    parser.add_argument("--replay", metavar="KIND:NUMBER", help="or KIND:FILE; here")
     parser.add_argument("--keep", type=Path, help="a folder for inputs that a fault came of")
     options = parser.parse_args()
     folder = kinds.make_folder()
@@ -48,10 +48,11 @@ def main() -> int:
 
 
 def replay(chosen: list[Kind], which: str) -> int:
-    """Try one input in this process, for a debugger."""
-    name, _, number = which.rpartition(":")
+    """Try one input in this process, for a debugger: a number, or a file that was kept."""
+    name, _, number = which.partition(":")
     kind = next(kind for kind in chosen if kind.name == name)
-    what = attempt(kind, int(number))
+    data = kind.make(int(number)) if number.isdecimal() else Path(number).read_bytes()
+    what = attempt(kind, data)
     print({None: "read", "": "refused"}.get(what, what))
     return 1 if what else 0
 
@@ -59,18 +60,18 @@ def replay(chosen: list[Kind], which: str) -> int:
 def throw(chosen: list[Kind], count: int, keep: Path | None) -> int:
     """Run `count` inputs of each kind, print a line for each, then the faults; count those."""
     print(HEAD)
-    whole, faults = Tally(), []
+    whole, faults = Tally(), 0
     for kind, tally in run_all(chosen, count, os.cpu_count() or 1):
         print(row(kind.name, tally), flush=True)
         whole.add(tally)
-        faults += [(kind, number, what) for number, what in tally.faults]
+        for number, what in tally.faults[:SHOWN]:
+            print(f"  {kind.name}:{number}: {what}", flush=True)
+            if keep:
+                keep.mkdir(parents=True, exist_ok=True)
+                (keep / f"{kind.name.replace(' ', '-')}-{number}").write_bytes(kind.make(number))
+        faults += len(tally.faults)
     print(row("all", whole))
-    for kind, number, what in faults[:SHOWN]:
-        print(f"{kind.name}:{number}: {what}")
-        if keep:
-            keep.mkdir(parents=True, exist_ok=True)
-            (keep / f"{kind.name.replace(' ', '-')}-{number}").write_bytes(kind.make(number))
-    return len(faults)
+    return faults
 
 
 def row(name: str, tally: Tally) -> str:

@@ -73,10 +73,10 @@ class Tally:
 _STATE = struct.Struct("<qqqd")
 
 
-def attempt(kind: Kind, number: int) -> str | None:
+def attempt(kind: Kind, data: bytes) -> str | None:
     """Try one input here; returns None if it was read, "" if refused, else what went wrong."""
     try:
-        kind.read(kind.make(number))
+        kind.read(data)
     except TraplineError as error:
         text = str(error)
         if error.exit_code == ExitCode.INTERNAL:
@@ -156,7 +156,7 @@ def _try_all(kind: Kind, first: int, end: int, state: mmap.mmap, says: int) -> N
         state[:] = _STATE.pack(number, read, refused, slowest)
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         began = time.perf_counter()
-        what = attempt(kind, number)
+        what = attempt(kind, kind.make(number))
         slowest = max(slowest, time.perf_counter() - began)
         if what is None:
             read += 1

@@ -54,8 +54,15 @@ RAM = memoryview(bytearray(24 * MIB))
 def all_kinds(folder: Path) -> list[Kind]:
     """Make every kind; `folder` takes what compilers make, and a file at a time."""
     extra = {"init/message.c": 'const char tdx_message[] = "tdx: Guest detected";'}
-    vmlinux = _loadable(tiny_kernel.build_vmlinux(folder / "vmlinux", extra).read_bytes())
-    module = tiny_kernel.build_module(folder / "module", "demo", ["drivers/demo/demo.c"])
+    vmlinux = _loadable(
+        tiny_kernel.build_vmlinux(
+            folder / "vmlinux", extra, *_same(folder / "vmlinux")
+        ).read_bytes()
+    )
+    sources = ["drivers/demo/demo.c"]
+    module = tiny_kernel.build_module(
+        folder / "module", "demo", sources, None, *_same(folder / "module")
+    )
     return [
         *_images(vmlinux, module.read_bytes()),
         *_texts(folder),
@@ -373,6 +380,11 @@ def _packed(kernel: bytes) -> dict[str, bytes]:
         "bzip2": bz2.compress(kernel) + size,
         "lzma": lzma.compress(kernel, lzma.FORMAT_ALONE) + size,
     }
+
+
+def _same(folder: Path) -> tuple[str, ...]:
+    """Flags that leave the folder's name, another each time, out of debug information."""
+    return ("-g", "-gno-record-gcc-switches", f"-fdebug-prefix-map={folder}=/build")
 
 
 def _loadable(vmlinux: bytes) -> bytes:

@@ -161,7 +161,7 @@ class UnitTable:
             Unit(
                 str(values.get(_AT_NAME, "")),
                 str(values.get(_AT_COMP_DIR, "")),
-                int(values.get(_AT_LANGUAGE, 0)),
+                self._number(values.get(_AT_LANGUAGE, 0)),
                 line_table if isinstance(line_table, int) else None,
                 root.start,
             )
@@ -286,27 +286,33 @@ class UnitTable:
         return self._indexed_string(root, value.index) if isinstance(value, _Indirect) else value
 
     def _indexed_string(self, root: "Root", index: int) -> str:
-        base = int(root.values.get(_AT_STR_OFFSETS_BASE, 8))
+        base = self._number(root.values.get(_AT_STR_OFFSETS_BASE, 8))
         offsets = self._cursor(".debug_str_offsets", base + index * root.offset_size)
         return self._cursor(".debug_str", offsets.unsigned(root.offset_size)).string()
 
     def address(self, root: "Root", value: Any) -> int:  # noqa: ANN401 - as value
         """Return the address that a value is, or that it is the number of."""
         if not isinstance(value, _Indirect):
-            return int(value)
-        base = int(root.values.get(_AT_ADDR_BASE, 8))
+            return self._number(value)
+        base = self._number(root.values.get(_AT_ADDR_BASE, 8))
         return self._cursor(".debug_addr", base + value.index * 8).unsigned(8)
 
     def spans_of(self, root: "Root", value: Any) -> list[tuple[int, int]]:  # noqa: ANN401 - as value
         """Read the range list that a value of DW_AT_ranges in a unit names."""
         low = self.address(root, root.values.get(_AT_LOW_PC, 0))
         if root.version < 5:
-            return self._old_spans(low, int(value))
+            return self._old_spans(low, self._number(value))
         if isinstance(value, _Indirect):
-            base = int(root.values.get(_AT_RNGLISTS_BASE, 12))
+            base = self._number(root.values.get(_AT_RNGLISTS_BASE, 12))
             slot = self._cursor(".debug_rnglists", base + value.index * root.offset_size)
             value = base + slot.unsigned(root.offset_size)
-        return self._new_spans(root, low, int(value))
+        return self._new_spans(root, low, self._number(value))
+
+    def _number(self, value: Any) -> int:  # noqa: ANN401 - whatever form it came in
+        """Return a value that must be a number, in whatever form the file has it."""
+        if not isinstance(value, int):
+            raise Cursor(b"", f"{self._elf.name}: .debug_info").bad()
+        return value
 
     def _new_spans(self, root: "Root", low: int, offset: int) -> list[tuple[int, int]]:
         """Read a range list of DWARF 5 (2.17.3, 7.25)."""
