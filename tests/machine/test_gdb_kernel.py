@@ -145,3 +145,24 @@ def test_a_module_is_debugged_where_it_was_loaded(debian_kernel):
     assert " do_one_initcall+0x" in trace
     assert " do_syscall_64+0x" in trace
     assert "\n user+0x" in trace
+
+
+def test_a_function_is_found_by_name_in_one_step(debian_kernel):
+    """KASLR is on, and nobody says so: the breakpoint is hit, and *ve is at hand."""
+    plan = make_plan(debian_kernel, BootOptions(timeout=SECONDS))
+    commands = [
+        "info symbol $pc",
+        "break tdx_handle_virt_exception if ve->exit_reason == 32",
+        "continue",
+        "print *ve",
+    ]
+    with open_symbols(plan) as vmlinux, BootRun(plan, vmlinux, reproduce="") as run:
+        target = run.debug_target()
+        with GdbServer("127.0.0.1:0", run.machine.vcpu, target, lambda _: None) as server:
+            output = gdb_session(
+                server, debian_kernel.vmlinux, commands, lambda: run.run(server, "kernel")
+            )
+        assert run.symbols.slide
+    assert "start_kernel in section" in output
+    assert "Breakpoint 1, tdx_handle_virt_exception" in output
+    assert "{exit_reason = 32," in output

@@ -103,6 +103,19 @@ class Target:
     def placement(self):
         return ["slide 0x1000000"]
 
+    def text_segment(self):
+        return self.segment
+
+    segment = None
+
+
+def test_gdb_is_told_where_kaslr_put_the_kernel_once_that_is_known():
+    target = Target()
+    interpreter = Interpreter(CountingVcpu(), Monitor(target))
+    assert interpreter.handle(b"qOffsets") == b""
+    target.segment = 0xFFFFFFFFB2600000
+    assert interpreter.handle(b"qOffsets") == b"TextSeg=ffffffffb2600000"
+
 
 class Session:
     """A server that runs the counting engine in a thread until it reaches LAST."""

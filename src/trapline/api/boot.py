@@ -21,7 +21,7 @@ from trapline.boot.plan import (
 )
 from trapline.boot.policy import Guard, parse
 from trapline.boot.program import PORTS, ProgramOutput, read_program
-from trapline.boot.run import BootRun, trace_header
+from trapline.boot.run import BootRun, GdbAt, trace_header
 from trapline.boot.session import VIRTUAL_SECONDS, Session
 from trapline.boot.trace import TraceWriter
 from trapline.machine.devices.console import DEFAULT_LIMIT
@@ -65,6 +65,7 @@ def boot(
     scan: "AnyScan" = True,
     trace: "AnyPath | None" = None,
     gdb: str | None = None,
+    gdb_at: GdbAt = "kernel",
     fail_on: "str | Iterable[str] | None" = None,
     timeout: float | None = None,
     console_limit: int = DEFAULT_LIMIT,
@@ -89,9 +90,10 @@ def boot(
     `scan`: a scan of this kernel, the JSON file of one, True to make it once into the cache,
     False for none. With `compare_module` the boot is made once more, on that version of the TDX
     module, and its #VEs are told beside. `trace` is written as JSON Lines. `gdb` is an address to
-    wait for a debugger at. `fail_on` names the complaints of the guest's kernel that are not put
-    up with, all of them if None: "oops", "bug", "warning", "soft-lockup", "hard-lockup",
-    "rcu-stall", "hung-task".
+    wait for a debugger at: before the "start", or in the "kernel", where KASLR has chosen
+    (`gdb_at`). `fail_on` names the complaints of the guest's kernel that are not put up with, all
+    of them if None: "oops", "bug", "warning", "soft-lockup", "hard-lockup", "rcu-stall",
+    "hung-task".
     `timeout` is of wall-clock time; a guest that prints more than `console_limit` is ended, too.
     `reproduce` is the command that does the same, for the splat of a guest that dies. `console`
     gets the guest's output as it is written. `run` is a script or a static program that the guest
@@ -166,10 +168,11 @@ def boot(
         )
         server = None
         if gdb is not None:
+            target, say = booted.debug_target(), announce or _ignore
             server = stack.enter_context(
-                GdbServer(gdb, booted.machine.vcpu, booted.debug_target(), announce or _ignore)
+                GdbServer(gdb, booted.machine.vcpu, target, say, vmlinux=plan.files.vmlinux)
             )
-        outcome = booted.run(server)
+        outcome = booted.run(server, gdb_at)
         if said is not None:
             said.flush()
         found = found or known.make(plan.files, loadable, build_id, progress)

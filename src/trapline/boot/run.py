@@ -6,7 +6,7 @@ the splat of a guest that dies.
 
 from collections import Counter
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Literal, Self
 
 from trapline.base.version import GENERATOR
 from trapline.boot.accounting import SiteIndex, account, soundness
@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 KERNEL_HALF: Final = 1 << 63
 SPLAT_TRAPS: Final = 8
+# Where gdb gets the guest: before its first instruction, or where symbols have their places.
+GdbAt = Literal["start", "kernel"]
 # Of a guest that ends so the question is what it waits for.
 UNENDED: Final = frozenset({OutcomeKind.HANG, OutcomeKind.TIMEOUT})
 
@@ -84,6 +86,7 @@ class BootRun:
         self._tasks: list[Task] = []
         self._last_line = b""
         self._gdb: GdbServer | None = None
+        self._stop_at_kernel = False
         options = plan.options
         self.machine = Machine(
             MachineConfig(
@@ -133,13 +136,20 @@ class BootRun:
         self.symbols.close()
         self.machine.close()
 
-    def run(self, gdb: "GdbServer | None" = None) -> "RunOutcome":
-        """Run the guest to its end, under a debugger if one is given."""
+    def run(self, gdb: "GdbServer | None" = None, at: GdbAt = "start") -> "RunOutcome":
+        """Run the guest to its end, under a debugger if one is given, from `at` on."""
         if gdb is None:
             return self.machine.run()
-        self._gdb = gdb
+        if at != "kernel":
+            self._gdb = gdb
 
         def drive(handler: "ExitHandler") -> None:
+            if at == "kernel":
+                gdb.say("gdb can attach once the kernel runs")
+                self._to_kernel(handler)
+                self._gdb = gdb
+                if self.machine.ended():
+                    return
             gdb.run(handler, self.machine.ended)
             if gdb.was_killed:
                 self.machine.host.end(OutcomeKind.INTERRUPTED, "The debugger killed the guest.")
@@ -148,6 +158,16 @@ class BootRun:
             outcome = self.machine.run(drive, lambda: gdb.halted)
         gdb.finish(clean=outcome.is_clean, text=outcome.detail)
         return outcome
+
+    def _to_kernel(self, handler: "ExitHandler") -> None:
+        """Run to start_kernel(), or the first trap of the kernel: KASLR has chosen by then."""
+        self._stop_at_kernel = True
+        self.machine.vcpu.run(handler)
+        self._stop_at_kernel = False
+        # The debugger has the breakpoints from now on.
+        self.machine.watch({})
+        self.machine.hears_printk = False
+        self.machine.host.end_never()
 
     def debug_target(self) -> TdTarget:
         """Return what gdb may ask for."""
@@ -303,7 +323,12 @@ class BootRun:
         )
 
     def _reached(self, symbol: str, name: str) -> "Callable[[], None]":
-        return lambda: self.milestones.note(name, f"breakpoint at {symbol}")
+        def reached() -> None:
+            self.milestones.note(name, f"breakpoint at {symbol}")
+            if self._stop_at_kernel:
+                self.machine.vcpu.stop()
+
+        return reached
 
     def _has_gates(self) -> None:
         self.machine.recorder.contexts.is_early = False

@@ -9,6 +9,7 @@ from click.shell_completion import CompletionItem
 
 import trapline
 from trapline.boot import policy
+from trapline.boot.run import GdbAt
 from trapline.cli.command import Command
 from trapline.cli.options import (
     PATH,
@@ -66,6 +67,7 @@ def _policies(
             "no_scan",
             "trace",
             "gdb",
+            "gdb_at",
             "fail_on",
             "timeout",
             "console_limit",
@@ -172,7 +174,15 @@ def _policies(
 )
 @click.option("--no-scan", is_flag=True, help="Do not look traps up in a scan.")
 @click.option("--trace", type=PATH, metavar="FILE", help="Write each trap to FILE as JSON Lines.")
-@click.option("--gdb", metavar="ADDR", help="Wait for gdb at :PORT or HOST:PORT before the start.")
+@click.option("--gdb", metavar="ADDR", help="Wait for gdb at :PORT or HOST:PORT.")
+@click.option(
+    "--gdb-at",
+    type=click.Choice(get_args(GdbAt)),
+    default="kernel",
+    show_default=True,
+    help="Where: before the first instruction, or at start_kernel(), where symbols have their "
+    "places.",
+)
 @click.option(
     "--fail-on",
     type=click.Choice((*get_args(ComplaintKind), "none")),
@@ -222,6 +232,7 @@ def command(
     no_scan: bool,
     trace: "Path | None",
     gdb: str | None,
+    gdb_at: GdbAt,
     fail_on: tuple[str, ...],
     timeout: float,
     console_limit: int,
@@ -269,6 +280,7 @@ def command(
             scan=scan_file or not (no_scan or is_silent),
             trace=trace,
             gdb=gdb,
+            gdb_at=gdb_at,
             fail_on=fail_on or None,
             timeout=timeout,
             console_limit=console_limit,

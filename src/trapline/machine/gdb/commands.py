@@ -248,12 +248,19 @@ class Interpreter:
         if body.startswith(b"Rcmd,"):
             line = bytes.fromhex(_hex_digits(body[5:]).decode("ascii"))
             return self._monitor.run(line.decode("utf-8", "replace")).encode().hex().encode() or OK
+        if body == b"Offsets":
+            return self._offsets()
         return {
             b"Attached": b"1",  # so that leaving gdb detaches, and does not kill the TD
             b"C": b"QC01",
             b"fThreadInfo": b"m01",
             b"sThreadInfo": b"l",
         }.get(body, UNKNOWN)
+
+    def _offsets(self) -> Reply:
+        """Say where KASLR put the kernel: gdb moves the symbols that it was started with there."""
+        start = self._monitor.text_segment
+        return UNKNOWN if start is None else b"TextSeg=%x" % start
 
     def _features(self, position: bytes) -> Reply:
         offset, size = _range(position)

@@ -42,6 +42,12 @@ class TdTarget:
         """Return a line for each of the last traps."""
         return self._recent_traps(count)
 
+    def text_segment(self) -> int | None:
+        """Return where the first segment of vmlinux runs, None while that is not known."""
+        self._symbols.refresh()
+        slide, linked = self._symbols.slide, self._symbols.first_segment
+        return None if slide is None or linked is None else linked + slide
+
     def placement(self) -> list[str]:
         """Say where kernel and modules run, as commands that gdb takes."""
         self._symbols.refresh()

@@ -32,9 +32,17 @@ class DebugTarget(Protocol):
     def placement(self) -> "Sequence[str]":
         """Say where the kernel runs, and how to tell gdb."""
 
+    def text_segment(self) -> int | None:
+        """Return where the first segment of vmlinux runs, None while that is not known."""
+
 
 class Monitor:
     """Runs one command line and returns what gdb is to print."""
+
+    @property
+    def text_segment(self) -> int | None:
+        """Where the first segment of vmlinux runs, None while that is not known."""
+        return self._target.text_segment()
 
     def __init__(self, target: DebugTarget) -> None:
         self._target = target

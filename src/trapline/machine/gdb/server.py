@@ -20,6 +20,7 @@ from trapline.tdx.vmm_interface import TrapListener, VeInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from trapline.cpu.engine import ExitHandler, Vcpu
 
@@ -51,17 +52,25 @@ class GdbServer(TrapListener):
     """Debugs one machine for one client.
 
     `run` replaces `Vcpu.run` in the machine; it listens to the module's traps; `finish` says how
-    it all ended. `say` gets lines for the user's terminal. `halted` is how many seconds of
+    it all ended. `say` gets lines for the user's terminal, among them the command that starts gdb
+    with the symbols of `vmlinux`. `halted` is how many seconds of
     wall time the guest stood still, which no timeout should count.
     """
 
     def __init__(
-        self, address: str, vcpu: "Vcpu", target: DebugTarget, say: "Callable[[str], None]"
+        self,
+        address: str,
+        vcpu: "Vcpu",
+        target: DebugTarget,
+        say: "Callable[[str], None]",
+        *,
+        vmlinux: "Path | None" = None,
     ) -> None:
+        self._vmlinux = vmlinux
         self._vcpu = vcpu
         self._monitor = Monitor(target)
         self._interpreter = Interpreter(vcpu, self._monitor)
-        self._say = say
+        self.say = say
         self._decoder = Decoder()
         self._events: list[bytes | Signal] = []
         self._last_sent = b""
@@ -219,13 +228,19 @@ class GdbServer(TrapListener):
         if self._listener is None:
             return
         host, port = self.address
-        self._say(f"waiting for gdb: target remote {host}:{port}")
+        self.say(f"waiting for gdb: {self._hint(host, port)}")
+        since = time.monotonic()
         self._client, peer = self._listener.accept()
+        self.halted += time.monotonic() - since
         self._listener.close()
         self._listener = None
         self._client.settimeout(_SEND_TIMEOUT)
         self._client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._say(f"gdb attached from {peer[0]}")
+        self.say(f"gdb attached from {peer[0]}")
+
+    def _hint(self, host: str, port: int) -> str:
+        command = f"target remote {host}:{port}"
+        return command if self._vmlinux is None else f"gdb {self._vmlinux} -ex '{command}'"
 
     def _send_stop(self) -> None:
         reply = self._interpreter.stop_reply = self._stop or _SIGTRAP
@@ -273,7 +288,7 @@ class GdbServer(TrapListener):
     def _drop_client(self) -> None:
         if self._client is None:
             return
-        self._say("gdb detached" if self._is_over else "gdb detached; the guest runs on")
+        self.say("gdb detached" if self._is_over else "gdb detached; the guest runs on")
         self._client.close()
         self._client = None
         self._interpreter.clear_breakpoints()

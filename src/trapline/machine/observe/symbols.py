@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from trapline.kernel.find.kernelfiles import ModuleFile
 
 _KERNEL_HALF: Final = 1 << 63
+PT_LOAD: Final = 1
 _BANNER_SIZE: Final = 64
 # Looking at guest memory takes milliseconds, and a guest can trap at any number of addresses.
 _MAX_REFRESHES: Final = 1000
@@ -89,6 +90,12 @@ class GuestSymbols:
     def slide(self) -> int | None:
         """Run-time minus link-time address of the kernel in bytes, None while not known."""
         return self.runtime.slide
+
+    @property
+    def first_segment(self) -> int | None:
+        """Link-time address of the first segment of vmlinux that is loaded."""
+        segments = () if self._vmlinux is None else self._vmlinux.elf.segments
+        return next((s.virtual_address for s in segments if s.type == PT_LOAD), None)
 
     def module_text(self) -> "Iterator[tuple[ModuleFile, int]]":
         """Yield each loaded module that has a file, with the run-time address of its .text."""
