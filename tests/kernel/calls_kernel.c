@@ -69,5 +69,9 @@ F void change_way(void) { __static_call_update(&__SCK__way, __SCT__way, second);
 F int switched(int n) { switch (n) { case 0: return disk_open(0); case 1: return net_open(0);
     case 2: return other(0); case 3: return give(0); case 4: return first(9); case 5: return second(8);
     default: return 0; } }
-struct driver a_driver; struct late *a_late;
+struct worker { long pad; int (*current_func)(struct device *); };
+struct work { int (*func)(struct device *); struct work *next; };
+F int run_work(struct worker *w, struct work *k, struct device *d) {
+    w->current_func = k->func; jumps++; return w->current_func(d) + 1; }
+struct driver a_driver; struct worker *a_worker; struct work *a_work; struct late *a_late;
 void _start(void) { two(0, 1); }

@@ -82,6 +82,13 @@ def test_a_member_that_code_sets(small):
     assert small.edges("call_late") == {("set_later", "table", 1)}
 
 
+def test_a_member_that_is_only_copied_to_may_be_all_of_its_prototype(small):
+    edges = small.edges("run_work")
+    assert {kind for _, kind, _ in edges} == {"prototype"}
+    assert {name for name, _, _ in edges} >= {"disk_open", "net_open", "other"}
+    assert "disk_stop" not in {name for name, _, _ in edges}
+
+
 def test_a_function_handed_to_another(small):
     assert small.edges("run") == {("worker", "argument", 1)}
 

@@ -43,6 +43,8 @@ class Tables:
         self._classes = classes
         self.members: dict[Member, set[int]] = {}
         self.loose: dict[int | None, set[int]] = {}
+        #: Structs that some variable is of, or has in it.
+        self.structs: set[int] = set()
         #: Where a variable starts -> the structs that it may be of.
         self.types: dict[int, tuple[int, ...]] = {}
         self._index = self._by_place()
@@ -85,6 +87,7 @@ class Tables:
                 for leaf in self._layouts.leaves(Place(struct, offset)):
                     if self._layouts.prototype_of(leaf.kind) is not None:
                         self.members.setdefault(Member(leaf.owner, leaf.at), set()).add(target)
+                        self.structs.add(leaf.owner)
                         told = True
             if not told and size > _WORD:
                 self.loose.setdefault(self._classes.get(target), set()).add(target)

@@ -274,7 +274,9 @@ class Origins:
         found: set[Value] = set()
         for value in self._address(instruction, depth):
             if value == UNKNOWN:
-                found.add(Value("field", at=_signed(instruction.memory_displacement)))
+                distance = _signed(instruction.memory_displacement)
+                found.add(Value("field", at=distance))
+                found |= self._of_some_cpu(distance)
             else:
                 found |= self._content(value, indexed=bool(instruction.memory_index))
         return frozenset(found or {UNKNOWN})
@@ -354,6 +356,15 @@ class Origins:
             return UNKNOWN
         leaves = layouts.leaves(Place(kind, 0))
         return self._of_type(leaves[0].kind) if leaves else UNKNOWN
+
+    def _of_some_cpu(self, distance: int) -> set[Value]:
+        """Return what is loaded where the base is that of some CPU's area."""
+        layouts = self.facts.layouts
+        place = None if layouts is None else layouts.per_cpu_at(distance - self.facts.per_cpu)
+        if place is None:
+            return set()
+        found = self._content(Value("pointer", place.kind, place.offset), indexed=False)
+        return {value for value in found if value.source in {"member", "pointer"}}
 
     def _argument(self, function: int, key: Key) -> set[Value]:
         kind, number = key

@@ -49,6 +49,10 @@ class Pointers:
         none = np.zeros(0, np.uint64)
         self.places = np.concatenate([places for places, _ in found] or [none])
         self.targets = np.concatenate([targets for _, targets in found] or [none])
+        #: Functions that 32-bit distances in the data lead to, as PREL32 tables have them.
+        self.relative = frozenset(
+            target for region in self._regions for target in _relative(region, functions)
+        )
         kinds = [classes.get(target, _UNKNOWN) for target in self.targets.tolist()]
         self._classes = np.array(kinds, np.int64)
         order = np.argsort(self._classes, kind="stable")
@@ -115,6 +119,15 @@ class Pointers:
         likely = likely[np.isin(words[likely], functions)]
         places = likely.astype(np.uint64) * np.uint64(_WORD) + np.uint64(region.address)
         return places, words[likely]
+
+
+def _relative(region: Region, functions: "NDArray[np.uint64]") -> list[int]:
+    distances = region.words.view("<i4").astype(np.int64)
+    places = np.uint64(region.address) + np.arange(len(distances), dtype=np.uint64) * np.uint64(4)
+    targets = places + distances.view(np.uint64)
+    targets = targets[(targets >= functions[0]) & (targets <= functions[-1])]
+    found: list[int] = np.unique(targets[np.isin(targets, functions)]).tolist()
+    return found
 
 
 def regions_of(binary: "Binary") -> list[Region]:

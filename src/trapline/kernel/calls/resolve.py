@@ -104,7 +104,10 @@ class Resolver:
             is_function = self._code.is_function(value.what)
             return ("call", frozenset({value.what})) if is_function else ("unknown", _NOTHING)
         if value.source == "member":
-            return "table", self.member(Member(value.what, value.at), value.kind)
+            member = Member(value.what, value.at)
+            if self._is_copied(member):
+                return "prototype", self._of_class(value.kind)
+            return "table", self.member(member, value.kind)
         if value.source == "variable":
             return self._variable(value.what)
         if value.source == "table":
@@ -116,6 +119,15 @@ class Resolver:
         if value.source == "field":
             return "offset", self._field(value.at, arguments)
         return "unknown", self._taken
+
+    def _is_copied(self, member: Member) -> bool:
+        """Whether what is in a member can only be copied there from elsewhere.
+
+        No variable has its struct, and no code puts a function into it.
+        """
+        if self._contents.get(member) or self._tables is None:
+            return False
+        return member.struct not in self._tables.structs
 
     def member(self, member: Member, kind: int) -> frozenset[int]:
         """Return what a function pointer in a struct may point to; `kind` is its class."""
@@ -278,9 +290,14 @@ class Resolver:
         return frozenset(found)
 
     @cached_property
+    def _callable(self) -> frozenset[int]:
+        """The same with those in tables that only the linker knows, such as that of initcalls."""
+        return self._taken | set(self._pointers.targets.tolist()) | self._pointers.relative
+
+    @cached_property
     def _by_class(self) -> dict[int, frozenset[int]]:
         found: dict[int, set[int]] = {}
-        for function in self._taken:
+        for function in self._callable:
             kind = self._classes.get(function)
             if kind is not None:
                 found.setdefault(kind, set()).add(function)

@@ -5,6 +5,7 @@ where their prototypes agree in what the calling convention sees: pointers by wh
 numbers by size. Typedefs, qualifiers and the names of parameters are nothing to it.
 """
 
+from bisect import bisect_right
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -78,6 +79,19 @@ class Layouts:
                     for variable, offset, _ in btf.items(index, "<III"):
                         found[offset] = btf.record(variable).target
         return found
+
+    def per_cpu_at(self, offset: int) -> Place | None:
+        """Return the per-CPU variable that holds an offset in the per-CPU area, and where in it."""
+        number = bisect_right(self._per_cpu_starts, offset) - 1
+        if number < 0:
+            return None
+        start = self._per_cpu_starts[number]
+        kind = self.strip(self.per_cpu[start])
+        return Place(kind, offset - start) if offset - start < self.size(kind) else None
+
+    @cached_property
+    def _per_cpu_starts(self) -> list[int]:
+        return sorted(self.per_cpu)
 
     def strip(self, index: int) -> int:
         """Return the type behind qualifiers and typedefs; of namesakes of one size, the first."""
