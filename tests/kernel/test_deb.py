@@ -436,3 +436,44 @@ def test_real_apt(debian_kernel):
     assert said == []
     with pytest.raises(FetchError, match="apt knows no package linux-image-no-such-flavour"):
         fetch_package("linux-image-no-such-flavour")
+
+
+def test_another_suite_has_sources_and_a_cache_of_its_own(fake, tmp_path):
+    runner = fake()
+    fetch_kernel(NAME, cache=tmp_path)
+    fetch_kernel(f"{NAME}@trixie-backports", cache=tmp_path)
+    assert runner.count("update") == 2
+    folder = tmp_path / "apt-trixie-backports"
+    assert " trixie-backports main" in (folder / "sources.list").read_text()
+    assert f'SourceList "{folder}/sources.list"' in (folder / "apt.conf").read_text()
+    assert "SourceList" not in (tmp_path / "apt/apt.conf").read_text()
+    assert len(list((tmp_path / "resolved").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("sources", "suite", "expected"),
+    [
+        ("", "sid", "http://deb.debian.org/debian"),
+        ("deb http://a.example/debian bookworm main", "sid", "http://a.example/debian"),
+        ("# deb http://b.example/debian x main", "sid", "http://deb.debian.org/debian"),
+        ("URIs: https://a.example/x/debian/\n", "sid", "https://a.example/x/debian"),
+        (
+            "deb http://a.example/debian bookworm main",
+            "bookworm-security",
+            "http://a.example/debian-security",
+        ),
+        ("deb http://a.example/ubuntu noble main", "sid", "http://deb.debian.org/debian"),
+    ],
+)
+def test_another_suite_comes_from_the_mirror_that_the_system_has(
+    sources, suite, expected, tmp_path
+):
+    (tmp_path / "sources.list").write_text(sources)
+    assert apt.mirror(tmp_path, suite) == expected
+
+
+@pytest.mark.parametrize("suite", ["", "Sid", "a b", "../x", "s\nid", "x" * 100])
+def test_what_is_no_suite_is_refused(suite, tmp_path):
+    with pytest.raises(FetchError, match="is no suite"):
+        fetch_kernel(f"{NAME}@{suite}", cache=tmp_path)
+    assert list(tmp_path.iterdir()) == []

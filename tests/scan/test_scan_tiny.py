@@ -473,3 +473,20 @@ def test_any_damaged_object_ends_in_a_result_or_one_sentence(tmp_path_factory, d
 @pytest.fixture(scope="module")
 def damaged_from(vmlinux, modules):
     return [("vmlinux", vmlinux.read_bytes()), ("module", modules[0].read_bytes())]
+
+
+def test_split_dwarf_is_said_and_is_not_whole(tmp_path):
+    vmlinux = tiny_kernel.build_vmlinux(tmp_path, None, "-gsplit-dwarf")
+    coverage = scan(files(vmlinux), load(), workers=1).coverage
+    assert not coverage.complete
+    assert any("split off into .dwo files" in text for text in coverage.missing)
+
+
+def test_what_dwz_moved_away_is_said(vmlinux, tmp_path):
+    link, moved = tmp_path / "link", tmp_path / "vmlinux"
+    link.write_bytes(b"/usr/lib/debug/.dwz/common\0" + bytes(20))
+    add = f".gnu_debugaltlink={link}"
+    tiny_kernel.run(tmp_path, "objcopy", "--add-section", add, str(vmlinux), str(moved))
+    assert scan(files(vmlinux), load(), workers=1).coverage.complete
+    coverage = scan(files(moved), load(), workers=1).coverage
+    assert any("dwz moved it to" in text for text in coverage.missing)

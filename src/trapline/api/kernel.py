@@ -67,8 +67,9 @@ def open_kernel(
 
     A folder is a build tree, an unpacked package or /lib/modules/RELEASE; a release is looked up
     where distributions put kernels and debug files; a package is fetched with apt into a cache
-    ("deb:A|B" takes the first that apt knows). `modules` is a folder to take the modules from
-    instead. Nothing is read yet but what tells one kernel from another.
+    ("deb:A|B" takes the first that apt knows, "deb:A@SUITE" one of that suite of Debian).
+    `modules` is a folder to take the modules from instead. Nothing is read yet but what tells one
+    kernel from another.
 
     Raises KernelNotFoundError, FetchError, BadImageError. A part that is missing is no error: see
     `Kernel.missing`.

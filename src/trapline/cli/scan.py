@@ -58,7 +58,7 @@ def command(
     KERNEL is a vmlinux, a vmlinuz, a module, a folder (build tree, unpacked package or
     /lib/modules/RELEASE), a release such as 6.12.117+deb12-cloud-amd64, looked up where
     distributions put kernels and debug files, or deb:PACKAGE, fetched with apt into a cache
-    ("deb:A|B" takes the first that apt knows).
+    ("deb:A|B" takes the first that apt knows, "deb:A@SUITE" one of that suite of Debian).
 
     Exits with 1 when the #VE handler cannot emulate a site, or a built-in driver that binds to
     what the host presents and is not on the allow list touches the host; with 31 when there is

@@ -349,6 +349,11 @@ class Binary:
         values: NDArray[Any] = self.symbols.records["value"]
         return values
 
+    @property
+    def debug(self) -> ElfFile:
+        """The file with this object's DWARF."""
+        return self.elf if self._module is None else self._module.debug
+
     @cached_property
     def _debug(self) -> ElfFile:
         """The file whose DWARF has this object's addresses in it."""
@@ -427,6 +432,22 @@ def has_dwarf(elf: ElfFile) -> bool:
     """Whether a file has DWARF of its own."""
     section = elf.section(".debug_info")
     return section is not None and section.type == SHT_PROGBITS and section.size > 0
+
+
+def debug_elsewhere(elf: ElfFile) -> str | None:
+    """Say what of a file's debug information is in other files, None where it is all there.
+
+    Split DWARF leaves skeletons of its units (DWARF 5, 7.5.1.2, and .debug_gnu_addr's kin before);
+    dwz moves what several files share to one that .gnu_debugaltlink names.
+    """
+    if len(elf.contents(".gnu_debugaltlink")):
+        return "a part of the debug information is in the file that dwz moved it to"
+    if elf.section(".debug_gnu_pubnames") is None and elf.section(".debug_addr") is None:
+        return None
+    strings = bytes(elf.contents(".debug_str")) + bytes(elf.contents(".debug_line_str"))
+    if has_dwarf(elf) and b".dwo\0" in strings:
+        return "the debug information is split off into .dwo files"
+    return None
 
 
 def code_sections(elf: ElfFile) -> list[Section]:

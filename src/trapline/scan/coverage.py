@@ -61,6 +61,7 @@ def coverage(
     ]
     if stripped:
         missing.append(f"{_names(stripped)} without debug information: {_WITHOUT_DWARF}.")
+    missing.extend(_split(outcomes))
     unrecognised = tuple(
         function
         for outcome in outcomes.values()
@@ -78,6 +79,19 @@ def coverage(
         outside=main.outside if isinstance(main, ObjectResult) else (),
         unrecognised=tuple(sorted(unrecognised, key=lambda f: (f.module, f.function))),
     )
+
+
+def _split(outcomes: "Mapping[str, ObjectResult | Failure]") -> list[str]:
+    """Say of which objects a part of the debug information is in files that are not read."""
+    found: dict[str, list[str]] = {}
+    for name, outcome in sorted(outcomes.items()):
+        if isinstance(outcome, ObjectResult) and outcome.debug_elsewhere is not None:
+            found.setdefault(outcome.debug_elsewhere, []).append(name)
+    return [
+        f"Of {_listed(names)} {why}, which is not read: inlined accessors may be missing; "
+        "build without it, or undo it with dwz's or the linker's own tools."
+        for why, names in found.items()
+    ]
 
 
 def _of_vmlinux(result: "ObjectResult") -> list[str]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 from msgspec.structs import replace
 
-from trapline.kernel.binary import Binary, has_code, has_dwarf, open_module_files
+from trapline.kernel.binary import Binary, debug_elsewhere, has_code, has_dwarf, open_module_files
 from trapline.kernel.drivers.modinfo import ModuleInfo, module_info
 from trapline.results.scan import Outside, Unrecognised
 from trapline.scan.code import Code
@@ -38,7 +38,8 @@ class ObjectResult(msgspec.Struct, frozen=True, kw_only=True):
     """What one object has.
 
     `info` is None for a vmlinux. `has_symbols`, `has_dwarf` and `has_code` say how much could be
-    seen, `outside` what was not taken for code, `unrecognised` what may be an accessor.
+    seen, `debug_elsewhere` what of the debug information is in other files, `outside` what was not
+    taken for code, `unrecognised` what may be an accessor.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ObjectResult(msgspec.Struct, frozen=True, kw_only=True):
     has_symbols: bool
     has_dwarf: bool
     has_code: bool = True
+    debug_elsewhere: str | None = None
     outside: tuple[Outside, ...] = ()
     unrecognised: list[Unrecognised] = []
     sites: list[FoundSite] = []
@@ -98,6 +100,7 @@ def _scan(binary: Binary, context: "ScanContext", info: ModuleInfo | None = None
         info=info,
         has_symbols=len(binary.functions) > 0,
         has_dwarf=binary.has_dwarf,
+        debug_elsewhere=debug_elsewhere(binary.debug),
         has_code=has_code(binary.elf) if binary.is_module else bool(binary.text),
         outside=code.outside,
         unrecognised=list(Unnamed(binary, code, sites).functions()),

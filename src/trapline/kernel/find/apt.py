@@ -1,13 +1,15 @@
 """apt with private folders: no root, and nothing of the system is changed.
 
-Sources and keyrings are the system's (/etc/apt); lists, caches, status and logs are in a folder
-of our own, and the hooks that distributions attach to `apt-get update` are cleared, as those
-write to the system's folders. Packages are always those of amd64.
+Sources and keyrings are the system's (/etc/apt), but for another suite of Debian; lists, caches,
+status and logs are in a folder of our own, and the hooks that distributions attach to
+`apt-get update` are cleared, as those write to the system's folders. Packages are always those of
+amd64.
 
 Source: apt.conf(5), apt-get(8), apt-cache(8); deb822(5) for the stanzas.
 """
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
@@ -15,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from trapline.base.errors import FetchError, OutputError
-from trapline.base.files import write_whole
+from trapline.base.errors import BadInputFileError, FetchError, OutputError
+from trapline.base.files import read, write_whole
 
 Runner = Callable[[Sequence[str], Path], "subprocess.CompletedProcess[str]"]
 
@@ -39,6 +41,17 @@ Dir::Cache::pkgcache "pkgcache.bin";
 Dir::Cache::srcpkgcache "srcpkgcache.bin";
 Dir::Log "{folder}/log";
 """
+# A suite that the system has no source for: from the mirror that it has others from.
+_OTHER_SUITE: Final = """\
+Dir::Etc::SourceList "{folder}/sources.list";
+Dir::Etc::SourceParts "/dev/null";
+Dir::Etc::Preferences "/dev/null";
+Dir::Etc::PreferencesParts "/dev/null";
+"""
+_KEYS: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
+_DEBIAN: Final = "http://deb.debian.org/debian"
+_ARCHIVE: Final = re.compile(r"\bhttps?://[^\s\"\]]+/debian(?=/?(?:\s|$))")
+_MAX_SOURCES: Final = 1 << 20  # bytes of one file
 _FULL_DISK: Final = ("No space left on device", "Disk quota exceeded", "enough free space")
 
 
@@ -64,7 +77,15 @@ class Package:
 class Apt:
     """apt-get and apt-cache over private folders below `folder`."""
 
-    def __init__(self, folder: Path, run: Runner | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        run: Runner | None = None,
+        *,
+        suite: str | None = None,
+        etc: Path = Path("/etc/apt"),
+    ) -> None:
+        """Take the system's sources, or those of one suite of Debian."""
         self._folder = folder
         self._run = run or run_program
         self._shown: dict[str, tuple[Package, ...]] = {}
@@ -76,7 +97,12 @@ class Apt:
             for part in ("state", "lists/partial", "cache", "archives/partial", "log"):
                 (folder / part).mkdir(parents=True, exist_ok=True)
             (folder / "status").touch()
-            write_whole(self._configuration, [os.fsencode(_CONFIGURATION.format(folder=folder))])
+            text = _CONFIGURATION.format(folder=folder)
+            if suite is not None:
+                text += _OTHER_SUITE.format(folder=folder)
+                line = f"deb [arch=amd64 signed-by={_KEYS}] {mirror(etc, suite)} {suite} main\n"
+                write_whole(folder / "sources.list", [line.encode()])
+            write_whole(self._configuration, [os.fsencode(text)])
         except OSError as error:
             raise OutputError(f"{folder}: cannot be written: {error.strerror}.") from None
 
@@ -141,6 +167,23 @@ class Apt:
         return self._run(
             [program, "-c", str(self._configuration), *arguments], folder or self._folder
         )
+
+
+def mirror(etc: Path, suite: str) -> str:
+    """Name the archive of a suite: on the mirror that the system's sources in `etc` have."""
+    names = [etc / "sources.list", *sorted((etc / "sources.list.d").glob("*"))]
+    found = _DEBIAN
+    for path in (name for name in names if name.suffix in {".list", ".sources"}):
+        try:
+            data = read(path, limit=_MAX_SOURCES, what="a list of sources")
+        except BadInputFileError:
+            continue
+        lines = data.decode("utf-8", "replace").splitlines()
+        match = _ARCHIVE.search("\n".join(line for line in lines if not line.startswith("#")))
+        if match is not None:
+            found = match[0]
+            break
+    return f"{found}-security" if suite.endswith("-security") else found
 
 
 def run_program(arguments: Sequence[str], folder: Path) -> "subprocess.CompletedProcess[str]":

@@ -25,6 +25,7 @@ from trapline.kernel.find.apt import Apt, Package
 Announce = Callable[[str], None]
 Show = Callable[[str], tuple[Package, ...]]
 
+_SUITE: Final = re.compile(r"[a-z][a-z0-9.-]{1,63}\Z")
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9+.-]+\Z")
 # An image and what a distribution splits off from it: Ubuntu has linux-modules-RELEASE.
 _PARTS: Final = re.compile(r"linux-(image|modules|binary)-")
@@ -44,7 +45,8 @@ def fetch_kernel(
 ) -> tuple[Path, ...]:
     """Return the unpacked trees of a kernel: image first, then modules, then debug files.
 
-    `spec` names a package, or alternatives as "A|B" of which the first one apt knows is taken.
+    `spec` names a package, or alternatives as "A|B" of which the first one apt knows is taken; with
+    "@SUITE" behind it they are taken from that suite of Debian, whatever the system's are.
     `announce` is told in one line what is about to be downloaded and how large it is. `cache`
     replaces `cache_folder()`. Raises FetchError, or OutputError where the cache cannot be
     written.
@@ -121,9 +123,9 @@ def _fetch(
     cache: Path | None,
 ) -> tuple[Path, ...]:
     say = announce or _silent
-    names = _parse(spec)
+    names, suite = _parse(spec)
     folder = cache or cache_folder()
-    record = _record(folder, names, resolve)
+    record = _record(folder, names, suite, resolve)
     with _lock(folder) as lock:
         if not lock.is_free():
             # What this name led to last time is as good as what apt would say now.
@@ -131,7 +133,7 @@ def _fetch(
                 return known
             say(f"Waiting for another process that fetches packages into {folder}.")
             lock.wait()
-        apt = Apt(folder / "apt")
+        apt = Apt(folder / ("apt" if suite is None else f"apt-{suite}"), suite=suite)
         packages = _find(names, apt, resolve, say, folder)
         store = folder / "packages"
         absent = [package for package in packages if not _is_complete(store, package)]
@@ -148,12 +150,17 @@ def _silent(line: str) -> None:
     del line
 
 
-def _parse(spec: str) -> list[str]:
-    names = [name.strip() for name in spec.split("|")]
+def _parse(spec: str) -> tuple[list[str], str | None]:
+    packages, at, suite = spec.partition("@")
+    if at and not _SUITE.match(suite):
+        raise FetchError(
+            f'"{suite}" is no suite; write deb:PACKAGE@SUITE, as in @trixie-backports.'
+        )
+    names = [name.strip() for name in packages.split("|")]
     bad = next((name for name in names if not _NAME.match(name)), None)
     if bad is not None:
         raise FetchError(f'"{bad}" is not a package name; write deb:PACKAGE or deb:A|B.')
-    return names
+    return names, suite or None
 
 
 def _find(
@@ -293,9 +300,14 @@ def _lock(folder: Path) -> Iterator[_Lock]:
         os.close(descriptor)
 
 
-def _record(folder: Path, names: list[str], resolve: Callable[[str, Show], list[Package]]) -> Path:
+def _record(
+    folder: Path,
+    names: list[str],
+    suite: str | None,
+    resolve: Callable[[str, Show], list[Package]],
+) -> Path:
     """Return where it is written down which packages the names led to."""
-    wanted = f"{resolve.__name__} {'|'.join(names)}"
+    wanted = f"{resolve.__name__} {'|'.join(names)}" + (f" @{suite}" if suite else "")
     return folder / "resolved" / hashlib.sha256(wanted.encode()).hexdigest()
 
 
