@@ -17,6 +17,7 @@ FOLDER = Path(__file__).parent / "golden"
 _OTHERS = (
     ("scan", "jsonl"),
     ("scan", "sarif"),
+    ("contexts", "sarif"),
     ("scan", "csv"),
     ("scan-labelled", "sarif"),
     ("gate", "ktap"),

@@ -6,6 +6,7 @@ from typing import get_args
 import jsonschema
 import pytest
 
+import golden_documents
 from reports import rendered
 from scan_documents import clean, document, site
 from trapline.report.classes import CLASSES
@@ -36,7 +37,9 @@ def only(**changes):
     return document(sites=(site(**changes),), mappings=(), drivers=())
 
 
-@pytest.mark.parametrize("make", [document, clean, lambda: only(file=None, line=None)])
+@pytest.mark.parametrize(
+    "make", [document, clean, lambda: only(file=None, line=None), golden_documents.contexts]
+)
 def test_output_is_valid_sarif(validator, make):
     validator.validate(log(make()))
 

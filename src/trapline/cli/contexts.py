@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         "trapline contexts vmlinux --from do_idle",
         "trapline contexts vmlinux --labels ours.toml",
         "trapline contexts deb:linux-image-6.12-cloud-amd64 -v",
-        "trapline contexts vmlinux --format json -o contexts.json",
+        "trapline contexts vmlinux --format sarif -o contexts.sarif",
     ),
 )
 @kernel_argument

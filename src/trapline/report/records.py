@@ -17,6 +17,7 @@ from trapline.report.formats import (
     ktap,
     rule_table,
     sarif,
+    sarif_contexts,
     text,
 )
 from trapline.report.formats.json_lines import Lines
@@ -147,6 +148,7 @@ CONTEXTS: Final = Record(
     "contexts",
     contexts.page,
     Lines(ContextsResult, {"gaps": "gap", "reach": "reach"}),
+    {"sarif": sarif_contexts.render},
 )
 TRADEOFF: Final = Record("tradeoff", TradeoffResult, "tradeoff", tradeoff.page)
 FILTER_CHECK: Final = Record("filter check", FilterResult, "filter", filter_check.page)

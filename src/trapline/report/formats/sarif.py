@@ -20,7 +20,7 @@ from trapline.results.findings import driver_id, findings
 from trapline.results.labels import SETTLED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from trapline.results.findings import Level
     from trapline.results.labels import Labelled
@@ -31,7 +31,7 @@ _SCHEMA: Final = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 )
 _ROOT: Final = "SRCROOT"
-_FINGERPRINT: Final = "trapline/v2"
+FINGERPRINT: Final = "trapline/v2"
 _MAPPING_RULE: Final = "mapping"
 _DRIVER_RULE: Final = "driver-not-allowed"
 
@@ -73,20 +73,36 @@ def log(result: "ScanResult") -> Json:
     said = {label.id: label for label in result.labels}
     for each in results:
         each["ruleIndex"] = index[each["ruleId"]]
-        label = said.get(each["partialFingerprints"][_FINGERPRINT])
+        label = said.get(each["partialFingerprints"][FINGERPRINT])
         if label is not None:
             _add_label(each, label)
-    name, _, version = result.generator.partition(" ")
+    properties = {"kernel": msgspec.to_builtins(result.kernel), "counts": result.counts}
+    missing = (*result.coverage.missing, *result.coverage.advice)
+    place = f"trapline/scan/{result.kernel.release or 'unknown'}/"
+    return run_of(result.generator, rules, results, missing, {"id": place}, properties)
+
+
+def run_of(
+    generator: str,
+    rules: list[Json],
+    results: list[Json],
+    missing: "Iterable[str]",
+    automation: Json,
+    properties: Json,
+) -> Json:
+    """Make a log with one run; `missing` says in the log's own terms what could not be seen."""
+    name, _, version = generator.partition(" ")
     driver: Json = {"name": name, "rules": rules}
     if version:
         driver["version"] = version
+    notes = [{"level": "warning", "message": {"text": text}} for text in missing]
     run: Json = {
         "tool": {"driver": driver},
-        "automationDetails": {"id": f"trapline/scan/{result.kernel.release or 'unknown'}/"},
+        "automationDetails": automation,
         "columnKind": "utf16CodeUnits",
-        "invocations": [_invocation(result)],
+        "invocations": [{"executionSuccessful": True, "toolExecutionNotifications": notes}],
         "results": results,
-        "properties": {"kernel": msgspec.to_builtins(result.kernel), "counts": result.counts},
+        "properties": properties,
     }
     return {"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}
 
@@ -103,24 +119,20 @@ def _add_label(found: Json, label: "Labelled") -> None:
 def _rules() -> list[Json]:
     texts: dict[str, ClassText] = {**CLASSES, **_OTHER_RULES}
     return [
-        {
-            "id": rule,
-            "shortDescription": {"text": text.summary},
-            "fullDescription": {"text": text.details},
-            "help": {"text": f"{text.summary} {text.details}"},
-            "defaultConfiguration": {"level": "error" if rule == _DRIVER_RULE else "note"},
-        }
+        rule_of(rule, text, "error" if rule == _DRIVER_RULE else "note")
         for rule, text in texts.items()
     ]
 
 
-def _invocation(result: "ScanResult") -> Json:
-    """State in the log's own terms what could not be seen."""
-    notes = [
-        {"level": "warning", "message": {"text": text}}
-        for text in (*result.coverage.missing, *result.coverage.advice)
-    ]
-    return {"executionSuccessful": True, "toolExecutionNotifications": notes}
+def rule_of(rule: str, text: ClassText, level: "Level") -> Json:
+    """Describe a rule of the log."""
+    return {
+        "id": rule,
+        "shortDescription": {"text": text.summary},
+        "fullDescription": {"text": text.details},
+        "help": {"text": f"{text.summary} {text.details}"},
+        "defaultConfiguration": {"level": level},
+    }
 
 
 def _site(site: "Site", level: "Level") -> Json:
@@ -175,7 +187,7 @@ def _driver(driver: "Driver", level: "Level") -> Json:
             f"touches the host at {counted(driver.sites, 'place')}."
         },
         "locations": [{"logicalLocations": [{"name": driver.name, "kind": "module"}]}],
-        "partialFingerprints": {_FINGERPRINT: driver_id(driver)},
+        "partialFingerprints": {FINGERPRINT: driver_id(driver)},
     }
 
 
@@ -188,26 +200,27 @@ def _place(found: "Site | MappingSite") -> Json:
     }
     location: Json = {"logicalLocations": [function]}
     if found.file:
-        location["physicalLocation"] = _physical(found.file, found.line)
+        location["physicalLocation"] = physical(found.file, found.line)
     related = [
         {
             "id": number,
             "message": {"text": f"inlined {frame.function}()"},
-            "physicalLocation": _physical(frame.file, frame.line),
+            "physicalLocation": physical(frame.file, frame.line),
         }
         for number, frame in enumerate(found.inlined)
         if frame.file
     ]
     place: Json = {
         "locations": [location],
-        "partialFingerprints": {_FINGERPRINT: found.id},
+        "partialFingerprints": {FINGERPRINT: found.id},
     }
     if related:
         place["relatedLocations"] = related
     return place
 
 
-def _physical(file: str, line: int | None) -> Json:
+def physical(file: str, line: int | None) -> Json:
+    """Say where a line of source is, below the top of the kernel tree."""
     absolute = file.startswith("/")
     artifact: Json = {"uri": ("file://" if absolute else "") + quote(file)}
     if not absolute:
