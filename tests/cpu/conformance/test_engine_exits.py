@@ -204,6 +204,45 @@ def test_syscall_and_sysret():
         assert frame["rflags"] & 0x247 == 0x247
 
 
+def test_sysret_to_a_non_canonical_address_is_a_fault_of_the_kernel():
+    """SYSRET in volume 2B: #GP(0) before the privilege changes, the stack is the user's already."""
+    source = SYSCALL_SETUP + "to_user user\nuser: syscall\n"
+    source += "entry: mov rcx, 0x800000000000\nhere: sysretq\nvec_13: hlt"
+    with syscall_guest(source) as guest:
+        guest.run()
+        assert guest.at("vec_13")
+        frame = guest.frame(error_code=True)
+        assert (frame["rip"], frame["code"]) == (guest.labels["here"], 0)
+        assert (frame["cs"], frame["rsp"]) == (KERNEL_CS, USER_STACK)
+
+
+def test_sysret_of_32_bits():
+    source = SYSCALL_SETUP + "to_user user\nuser: syscall\n ud2\n"
+    source += f"entry: lea rcx, [rip + back]\n bts rcx, 40\n mov r11, {0x3202 | 1 << 16}\n"
+    source += ".byte 0x0f, 0x07\nback: ud2\nvec_6: hlt"
+    with syscall_guest(source) as guest:
+        guest.run()
+        frame = guest.frame()
+        assert (frame["rip"], frame["cs"]) == (guest.labels["back"], USER_CS - 16 | 3)
+        assert (frame["ss"], frame["rflags"] & 0x3202) == (USER_SS | 3, 0x3202)
+
+
+@pytest.mark.parametrize(("efer", "vector"), [(EFER_SCE, 13), (0, 6)])
+def test_sysret_of_the_user_is_a_fault(efer, vector):
+    source = f"to_user user\nuser: sysretq\nvec_{vector}: hlt"
+    with syscall_guest(source, efer=efer) as guest:
+        guest.run()
+        assert guest.at(f"vec_{vector}")
+        assert guest.frame(error_code=vector == 13)["rip"] == guest.labels["user"]
+
+
+def test_reading_efer_shows_sce():
+    with syscall_guest(f"mov ecx, {EFER}\n rdmsr\n hlt") as guest:
+        guest.vcpu.native_msr(EFER, read=True, write=False)
+        guest.run()
+        assert guest.reg("RAX") == EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE
+
+
 def test_a_long_syscall_returns_behind_its_prefix():
     source = SYSCALL_SETUP + "to_user user\nuser: .byte 0x48; syscall\nback: ud2\n"
     with syscall_guest(source + "entry: hlt\nvec_6: hlt") as guest:

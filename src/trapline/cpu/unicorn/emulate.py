@@ -1,15 +1,17 @@
 """Instructions that the engine executes itself, because the core cannot or may not.
 
-SYSCALL and SYSENTER are stubs in the core; RDTSC and RDRAND would read the host; INT n must
-push the address of the next instruction yet fault at its own. Each method follows the operation
-section of the SDM, vol. 2.
+SYSCALL and SYSENTER are stubs in the core, and its SYSRET does not look at RCX; RDTSC and RDRAND
+would read the host; INT n must push the address of the next instruction yet fault at its own. Each
+method follows the operation section of the SDM, vol. 2.
 """
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import iced_x86 as ix
 
 from trapline.cpu.engine import Exit, SegmentRegister
+from trapline.cpu.msrvalues import is_canonical
 from trapline.cpu.unicorn.clock import Clock
 from trapline.cpu.unicorn.delivery import BP, DB, GP, OF, UD, EventDelivery
 from trapline.cpu.unicorn.entropy import Entropy
@@ -41,10 +43,13 @@ _MASK64: Final = 0xFFFFFFFFFFFFFFFF
 _CODE_64: Final = 0x00AF9B00
 _CODE_32: Final = 0x00CF9B00
 _DATA: Final = 0x00CF9300
+_DPL_3: Final = 3 << 13
+_SYSRET_FLAGS: Final = 0x3C7FD7
 _ARITHMETIC_FLAGS: Final = 0x8D5
 _CF: Final = 1
 _PAUSE_CYCLES: Final = 140  # since Skylake; SDM vol. 2B, PAUSE
 _RDTSC_CYCLES: Final = 25
+_COUNT: Final = Slot.COUNT
 _RDTSC_CODE: Final = 0x310F  # as Slot.CODE shows it
 
 
@@ -138,6 +143,26 @@ class InstructionEmulator:
         registers.rflags = rflags & ~registers.msr(IA32_FMASK) & ~RFLAGS_RF
         self._enter_ring_0(registers.msr(IA32_STAR) >> 32 & 0xFFFC, is_64=True)
 
+    def sysret(self, *, is_64: bool) -> None:
+        """SYSRET, with REX.W if `is_64`.
+
+        The operand is looked at before the privilege changes: an RCX that is not canonical is a
+        #GP at CPL 0, while RSP is the user's already.
+        """
+        registers, regs = self._registers, self._regs
+        if registers.bits != 64 or not registers.msr(IA32_EFER) & EFER_SCE:
+            self._events.deliver(UD)
+            return
+        target = regs[1] if is_64 else regs[1] & 0xFFFFFFFF
+        if registers.cpl or not is_canonical(target):
+            self._events.deliver(GP)
+            return
+        regs[16] = target
+        registers.rflags = regs[11] & _SYSRET_FLAGS
+        base = registers.msr(IA32_STAR) >> 48
+        code = (_CODE_64 if is_64 else _CODE_32) | _DPL_3
+        self._load(base + 16 if is_64 else base, base + 8, 3, code, _DATA | _DPL_3)
+
     def _exit_sysenter(self) -> None:
         registers = self._registers
         selector = registers.msr(IA32_SYSENTER_CS) & 0xFFFC
@@ -152,8 +177,15 @@ class InstructionEmulator:
         self._enter_ring_0(selector, is_64=is_64)
 
     def _enter_ring_0(self, selector: int, *, is_64: bool) -> None:
-        code = _CODE_64 if is_64 else _CODE_32
-        self._registers.load_segment("cs", SegmentRegister(selector, 0, 0xFFFFFFFF, code))
-        stack = SegmentRegister(selector + 8 & 0xFFFF, 0, 0xFFFFFFFF, _DATA)
-        self._registers.set_segment("ss", stack)
-        self._slots[Slot.COUNT] += 1
+        self._load(selector, selector + 8, 0, _CODE_64 if is_64 else _CODE_32, _DATA)
+
+    def _load(self, cs: int, ss: int, rpl: int, code: int, data: int) -> None:
+        """Load flat CS and SS with these attributes, and count the instruction."""
+        self._registers.load_segment("cs", _flat(cs & 0xFFFF | rpl, code))
+        self._registers.set_segment("ss", _flat(ss & 0xFFFF | rpl, data))
+        self._slots[_COUNT] += 1
+
+
+@lru_cache(64)
+def _flat(selector: int, attributes: int) -> SegmentRegister:
+    return SegmentRegister(selector, 0, 0xFFFFFFFF, attributes)

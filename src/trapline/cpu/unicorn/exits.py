@@ -1,6 +1,6 @@
 """From the core's exits to `Exit`: what the handler is told."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import iced_x86 as ix
@@ -9,6 +9,7 @@ from trapline.cpu.engine import EptViolation, Exit, Fault
 from trapline.cpu.unicorn.control import ControlPages
 from trapline.cpu.unicorn.core import Core
 from trapline.cpu.unicorn.delivery import GP, TS, UD, EventDelivery
+from trapline.cpu.unicorn.emulate import InstructionEmulator
 from trapline.cpu.unicorn.instruction import TDCALL, InstructionView
 from trapline.cpu.unicorn.libunicorn import (
     EXCP_VMEXIT,
@@ -29,6 +30,7 @@ _CODE: Final = Slot.CODE
 _HFLAGS: Final = Env.HFLAGS // 4
 _CPL, _CS64 = HFlags.CPL, HFlags.CS64
 _CPL_CS64: Final = HFlags.CPL | HFlags.CS64
+_SYSRETQ: Final = 0x070F48  # as Slot.CODE shows it
 _IDT: Final = 2  # in an error code: it is about a gate
 _TSS_IO_MAP: Final = 0x66
 
@@ -55,8 +57,8 @@ PLAIN: Final = _by_index(
 class Exits:
     """Exits with details, and those that privilege decides upon.
 
-    `fault` and `ept` are what is behind Exit.EXCEPTION and Exit.EPT_VIOLATION. `draw_random`
-    executes RDRAND and RDSEED.
+    `fault` and `ept` are what is behind Exit.EXCEPTION and Exit.EPT_VIOLATION. `emulation`
+    executes RDRAND, RDSEED and SYSRET.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Exits:
         linear: LinearMemory,
         events: EventDelivery,
         instruction: InstructionView,
-        draw_random: Callable[[ix.Instruction], None],
+        emulation: InstructionEmulator,
     ) -> None:
         self._env32 = core.fields.env32
         self._control = control
@@ -77,7 +79,7 @@ class Exits:
         self._linear = linear
         self._events = events
         self._instruction = instruction
-        self._draw_random = draw_random
+        self._emulation = emulation
         self.fault = Fault(0, 0)
         self.ept = EptViolation(0, 0, is_write=False, is_fetch=False, is_walk=False)
         self.decoders: Decoders = {
@@ -109,6 +111,9 @@ class Exits:
         if self._slots[_CODE] & 0xFFFFFFFF == TDCALL:
             flags = self._env32[_HFLAGS]
             return Exit.TDCALL if flags & _CPL_CS64 == _CS64 else self._exit_tdcall()
+        if self._slots[_CODE] & 0xFFFFFF == _SYSRETQ:
+            self._emulation.sysret(is_64=True)
+            return None
         instruction = self._instruction.decode()
         if instruction is None:
             return Exit.UNDEFINED
@@ -117,7 +122,10 @@ class Exits:
         if instruction.mnemonic == ix.Mnemonic.VMCALL:
             return Exit.VMCALL
         if instruction.mnemonic in {ix.Mnemonic.RDRAND, ix.Mnemonic.RDSEED}:
-            self._draw_random(instruction)
+            self._emulation.draw_random(instruction)
+            return None
+        if instruction.mnemonic in {ix.Mnemonic.SYSRET, ix.Mnemonic.SYSRETQ}:
+            self._emulation.sysret(is_64=instruction.mnemonic == ix.Mnemonic.SYSRETQ)
             return None
         return Exit.UNDEFINED
 

@@ -54,6 +54,17 @@ _DPL_SHIFT = 13
 _CS_FLAGS = (Env.SEGS + SEGMENT_SIZE * Segs.CS + SEGMENT_FLAGS) // 4
 _SS_FLAGS = (Env.SEGS + SEGMENT_SIZE * Segs.SS + SEGMENT_FLAGS) // 4
 
+# Index of each segment register in words of 32 bits.
+_SEGMENT_AT: Final = {
+    name.lower(): (Env.SEGS + SEGMENT_SIZE * index) // 4 for name, index in Segs.__members__.items()
+}
+_SELECTOR, _BASE = SEGMENT_SELECTOR // 4, SEGMENT_BASE // 8
+_LIMIT, _ATTRIBUTES = SEGMENT_LIMIT // 4, SEGMENT_FLAGS // 4
+_EFER: Final = Env.EFER // 8
+_HFLAGS: Final = Env.HFLAGS // 4
+_CLEARED: Final = ~(HFlags.CPL | HFlags.CS32 | HFlags.CS64 | HFlags.SS32 | HFlags.ADDSEG)
+_LMA, _LONG = HFlags.LMA, HFlags.CS32 | HFlags.CS64 | HFlags.SS32
+
 _MSR_FIELDS: Final[dict[int, int]] = {
     IA32_SYSENTER_ESP: Env.SYSENTER_ESP,
     IA32_SYSENTER_EIP: Env.SYSENTER_EIP,
@@ -93,8 +104,12 @@ _RDSEED = 1 << 18  # leaf 7 EBX
 
 
 def is_core_msr(index: int) -> bool:
-    """Say whether the core itself keeps this MSR and acts on it."""
-    return index in _MSR_FIELDS or index in {IA32_EFER, IA32_SYSENTER_CS}
+    """Say whether RDMSR and WRMSR of the core itself act on this MSR.
+
+    Not on EFER: its SCE is kept from the core, so that SYSRET is undefined to it and the engine
+    executes it.
+    """
+    return index in _MSR_FIELDS or index == IA32_SYSENTER_CS
 
 
 class RegisterFile:
@@ -193,10 +208,10 @@ class RegisterFile:
 
     def segment(self, name: str) -> SegmentRegister:
         """Return a segment or table register."""
-        at = (Env.SEGS + SEGMENT_SIZE * Segs[name.upper()]) // 4
+        at = _SEGMENT_AT[name]
         words = self._env32
-        base = self._env64[at // 2 + SEGMENT_BASE // 8]
-        return SegmentRegister(words[at], base, words[at + 4], words[at + 5])
+        base = self._env64[at // 2 + _BASE]
+        return SegmentRegister(words[at], base, words[at + _LIMIT], words[at + _ATTRIBUTES])
 
     def set_segment(self, name: str, value: SegmentRegister) -> None:
         """Write a segment or table register with its hidden part, and what follows from it."""
@@ -205,24 +220,19 @@ class RegisterFile:
 
     def load_segment(self, name: str, value: SegmentRegister) -> None:
         """Write a segment register; `set_segment` of another has to follow."""
-        index = Segs[name.upper()]
-        at = (Env.SEGS + SEGMENT_SIZE * index) // 4
+        at = _SEGMENT_AT[name]
         words = self._env32
-        words[at + SEGMENT_SELECTOR // 4] = value.selector
-        self._env64[at // 2 + SEGMENT_BASE // 8] = value.base
-        words[at + SEGMENT_LIMIT // 4] = value.limit
-        words[at + SEGMENT_FLAGS // 4] = value.attributes
+        words[at + _SELECTOR], self._env64[at // 2 + _BASE], limit, attributes = value
+        words[at + _LIMIT], words[at + _ATTRIBUTES] = limit, attributes
 
     def _derive_hflags(self) -> None:
         """Recompute what the core derives from CS and SS (cpu_x86_load_seg_cache)."""
         words = self._env32
-        flags = words[Env.HFLAGS // 4] & ~(
-            HFlags.CPL | HFlags.CS32 | HFlags.CS64 | HFlags.SS32 | HFlags.ADDSEG
-        )
+        flags = words[_HFLAGS] & _CLEARED
         cs, ss = words[_CS_FLAGS], words[_SS_FLAGS]
         flags |= ss >> _DPL_SHIFT & 3
-        if flags & HFlags.LMA and cs & _DESCRIPTOR_LONG:
-            flags |= HFlags.CS32 | HFlags.CS64 | HFlags.SS32
+        if flags & _LMA and cs & _DESCRIPTOR_LONG:
+            flags |= _LONG
         else:
             flags |= HFlags.CS32 if cs & _DESCRIPTOR_BIG else 0
             flags |= HFlags.SS32 if ss & _DESCRIPTOR_BIG else 0
@@ -235,7 +245,7 @@ class RegisterFile:
     def msr(self, index: int) -> int:
         """Return an MSR as the CPU holds it; one that was never written reads 0."""
         if index == IA32_EFER:
-            return self._env64[Env.EFER // 8]
+            return self._env64[_EFER] | self._other_msrs.get(IA32_EFER, 0)
         if index == IA32_SYSENTER_CS:
             return self._env32[Env.SYSENTER_CS // 4]
         if index in _MSR_FIELDS:
@@ -245,7 +255,8 @@ class RegisterFile:
     def set_msr(self, index: int, value: int) -> None:
         """Write an MSR into the CPU, without any check."""
         if index == IA32_EFER:
-            self._env64[Env.EFER // 8] = value
+            self._env64[Env.EFER // 8] = value & ~EFER_SCE
+            self._other_msrs[IA32_EFER] = value & EFER_SCE
             flags = self._env32[Env.HFLAGS // 4] & ~HFlags.LMA
             self._env32[Env.HFLAGS // 4] = flags | (HFlags.LMA if value & EFER_LMA else 0)
         elif index == IA32_SYSENTER_CS:

@@ -68,7 +68,7 @@ class UnicornVcpu:
             linear,
             events,
             instruction,
-            emulation.draw_random,
+            emulation,
         )
         self._decoders: dict[int, Decoder] = {
             EXCP_VMEXIT + number: decoder
