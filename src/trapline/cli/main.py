@@ -36,6 +36,7 @@ COMMANDS = {
     "diff": "Say what changed between two kernels or results.",
     "gate": "Fail what a policy forbids or a baseline does not have.",
     "label": "Say of findings that they are all right or a concern.",
+    "page": "Put results of a kernel on one HTML page.",
     "rules": "Look up what the TDX module does and who says so.",
     "schema": "Print the JSON Schema of a document or input file.",
     "completion": "Print what makes a shell complete trapline's commands.",

@@ -9,6 +9,7 @@ from trapline.base import decode, files
 from trapline.base.errors import BadInputFileError
 from trapline.base.printable import printable
 from trapline.results.boot import BootResult
+from trapline.results.contexts import ContextsResult
 from trapline.results.diff import DiffResult
 from trapline.results.explore import ExploreResult
 from trapline.results.filter import FilterResult
@@ -29,6 +30,7 @@ _KINDS: "Final[tuple[type[ResultDocument], ...]]" = (
     BootResult,
     ExploreResult,
     VerifyResult,
+    ContextsResult,
     TradeoffResult,
     FilterResult,
     LiveResult,

@@ -7,9 +7,9 @@ security policy allows this page's own style and script by their hashes, and not
 
 import base64
 import html
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from trapline.base import encode, files
 from trapline.base.printable import printable
@@ -17,12 +17,12 @@ from trapline.report.blocks import Heading, Paragraph
 from trapline.report.formats.page_blocks import elements, escape, tag
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from trapline.report.blocks import Block
     from trapline.results.document import ResultDocument
     from trapline.results.findings import Finding
-    from trapline.results.rows import Cell
+    from trapline.results.rows import Cell, Row
 
 _SHIPPED: Final = "trapline.report.formats.site"
 _SAYING: Final = (Heading, Paragraph)
@@ -30,14 +30,38 @@ _SAYING: Final = (Heading, Paragraph)
 _IN_SCRIPT: Final = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028"}
 
 
+class Column(NamedTuple):
+    """What another result says of the rows of a list, by their `id`; `otherwise` of the rest."""
+
+    name: str
+    values: "Mapping[str, str]"
+    otherwise: str
+
+
 @dataclass(frozen=True)
 class Part:
-    """One result on a page: a short title, what its report says, its lists, its findings."""
+    """One result on a page: a short title, what its report says, its lists, its findings.
+
+    `columns` are more columns of a list, by its name.
+    """
 
     title: str
     blocks: "tuple[Block, ...]"
     document: "ResultDocument"
     findings: "tuple[Finding, ...]"
+    columns: "Mapping[str, Sequence[Column]]" = field(default_factory=dict)
+
+    def with_columns(self, name: str, columns: "Sequence[Column]") -> "Part":
+        """Return the part with more columns of a list."""
+        return replace(self, columns={**self.columns, name: columns})
+
+    def rows(self, name: str) -> "list[Row]":
+        """Return the rows of a list, with all columns."""
+        rows = self.document.rows(name)
+        for column in self.columns.get(name, ()):
+            for row in rows:
+                row[column.name] = column.values.get(str(row.get("id")), column.otherwise)
+        return rows
 
     @property
     def headline(self) -> str:
@@ -101,7 +125,7 @@ def _data(part: Part) -> dict[str, Any]:
     subjects = {id(each.subject): each for each in part.findings}
     lists = []
     for name in part.document.lists:
-        rows = part.document.rows(name)
+        rows = part.rows(name)
         if not rows:
             continue
         marked = _marks(part.document, name, subjects)

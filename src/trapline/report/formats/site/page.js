@@ -275,7 +275,7 @@
     }
     shown() {
       // What tells rows apart at a glance, widest last.
-      const wanted = ["class", "trap", "verdict", "kind", "name", "function", "label", "count", "instruction", "cause", "driver", "subsystem", "file", "scenario", "event", "detail"];
+      const wanted = ["class", "trap", "verdict", "kind", "name", "function", "label", "count", "instruction", "boot", "cause", "driver", "subsystem", "file", "scenario", "event", "detail"];
       const found = wanted.map((name) => this.list.column(name)).filter((at) => at >= 0).slice(0, 6);
       return found.length ? found : this.list.columns.map((_, at) => at).slice(0, 5);
     }
