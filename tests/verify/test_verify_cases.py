@@ -210,6 +210,15 @@ def test_chance_is_no_cause():
     }  # fmt: skip
 
 
+def test_what_passes_with_other_forms_is_not_the_cause_here():
+    """In the first form, a segment with a base and two prefixes are had by the same cases."""
+    first = [tried("65648803", "refused", form=1), tried("8803", form=1)]
+    second = [tried("65648a03", "refused", form=2), tried("648a03", form=2), tried("8a03", form=2)]
+    (cause,) = find_causes(first + second)
+    assert cause.features == ("more than one segment prefix",)
+    assert cause.forms == (1, 2)
+
+
 def test_two_failures_do_not_make_a_cause_of_two_features():
     """Each of the features has passing cases; that both together have none may be chance."""
     failing = [tried("f28805f0080000", "wrong-memory", seed=seed) for seed in range(6)]

@@ -79,8 +79,9 @@ class _Failure(NamedTuple):
     features: frozenset[str]
 
 
-# Class, kind and detail -> features -> what fails by them.
-_Symptoms = dict[tuple[EmulatedClass, Kind, str], dict[tuple[str, ...], list[_Failure]]]
+_Symptom = tuple[EmulatedClass, Kind, str]  # the last is the detail
+# Features -> what fails by them.
+_Symptoms = dict[_Symptom, dict[tuple[str, ...], list[_Failure]]]
 
 
 def find_causes(tried: Sequence[Tried]) -> tuple[Cause, ...]:
@@ -91,16 +92,19 @@ def find_causes(tried: Sequence[Tried]) -> tuple[Cause, ...]:
             words = features.of_case(each.case, each.judgement.value, each.judgement.address)
             by_form[each.case.trap, each.form].append(_Known(each, words))
     failures = {key: _failures(cases) for key, cases in by_form.items()}
-    common: dict[tuple[EmulatedClass, Kind, str], Counter[str]] = defaultdict(Counter)
-    for (trap, _), of_form in failures.items():
-        for (kind, detail), group in of_form.items():
-            common[trap, kind, detail].update(word for each in group for word in each.features)
-    symptoms: _Symptoms = defaultdict(lambda: defaultdict(list))
+    common: dict[_Symptom, Counter[str]] = defaultdict(Counter)
+    told_apart: list[tuple[_Symptom, list[_Failure], list[frozenset[str]]]] = []
     for (trap, form), of_form in failures.items():
         for (kind, detail), group in of_form.items():
             passing = _passing(by_form[trap, form], kind, detail, group)
-            for shared, part in _explain(group, passing, common[trap, kind, detail]):
-                symptoms[trap, kind, detail][shared].extend(part)
+            told_apart.append(((trap, kind, detail), group, passing))
+            balance = common[trap, kind, detail]
+            balance.update(word for each in group for word in each.features)
+            balance.subtract(word for each in passing for word in each)
+    symptoms: _Symptoms = defaultdict(lambda: defaultdict(list))
+    for key, group, passing in told_apart:
+        for shared, part in _explain(group, passing, common[key]):
+            symptoms[key][shared].extend(part)
     _adopt(symptoms)
     groups = {
         (*symptom, shared): failures
@@ -304,8 +308,9 @@ def _best(
     """Return the features that most failures and hardly a passing case have.
 
     Of several that explain as much, the one that passing cases have least, then the more general
-    one, then the one that fails most with other forms (`common`). `bounds` are the share of
-    passing cases that is put down to coincidence, and the least number of failures.
+    one, then the one that fails most and passes least with all forms (`common`, the difference).
+    `bounds` are the share of passing cases that is put down to coincidence, and the least number
+    of failures.
     """
     coincidence, least = bounds
     counts: dict[tuple[str, ...], int] = defaultdict(int)
