@@ -15,7 +15,7 @@ from trapline.kernel.find.distributions import debug_advice, image_advice
         ("6.9.4-200.fc40.x86_64", "debuginfo-install kernel-6.9.4", "kernel-core-6.9.4"),
         ("5.14.0-427.el9.x86_64", "debuginfo-install kernel-5.14.0", "kernel-core-5.14.0"),
         ("6.4.0-150600.21-default", "kernel-default-debuginfo", "install kernel-default"),
-        ("6.9.3-arch1-1", "debuginfod-find", "linux package"),
+        ("6.9.3-arch1-1", "debuginfod.archlinux.org", "pacman -S linux"),
         ("6.12.0-rc3+", "CONFIG_DEBUG_INFO_DWARF5=y", "modules_install"),
         (None, "debug package of this kernel", "folder of the whole kernel"),
     ],

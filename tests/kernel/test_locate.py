@@ -109,7 +109,7 @@ def test_without_the_debug_package(tmp_path):
     assert [m.debug for m in files.modules] == [None, None]
     assert not files.modules[0].debug_matches()
     package = "linux-image-6.12.1+deb13-amd64"
-    advice = f"install {package}-dbg or use deb:{package}."
+    advice = f"run apt install {package}-dbg, or name it deb:{package}."
     assert files.missing == (
         f"No vmlinux of 6.12.1+deb13-amd64, so no debug information: {advice}",
         f"2 of 2 modules have no debug information: {advice}",
@@ -187,7 +187,7 @@ def test_arch_takes_the_configuration_from_the_kernel(tmp_path):
     put(base / "kernel/a.ko.zst", zstandard.compress(module(release)))
     files = locate(release, root=tmp_path)
     assert files.config == OPTIONS
-    assert "debuginfod-find" in files.missing[0]
+    assert "debuginfod.archlinux.org" in files.missing[0]
     assert locate(str(put(tmp_path / "vmlinux", kernel))).config == OPTIONS
 
 

@@ -17,15 +17,24 @@ def debug_advice(release: str | None) -> str:
     if release is None:
         return "install the debug package of this kernel or name its vmlinux"
     if _DEBIAN.search(release):
-        return f"install linux-image-{release}-dbg or use deb:linux-image-{release}"
+        return f"run apt install linux-image-{release}-dbg, or name it deb:linux-image-{release}"
     if _UBUNTU.search(release):
-        return f"install linux-image-unsigned-{release}-dbgsym from ddebs.ubuntu.com"
+        return (
+            f"run apt install linux-image-unsigned-{release}-dbgsym with ddebs.ubuntu.com among "
+            "the sources, or set DEBUGINFOD_URLS=https://debuginfod.ubuntu.com"
+        )
     if _FEDORA.search(release):
-        return f"run dnf debuginfo-install kernel-{release}"
+        return (
+            f"run dnf debuginfo-install kernel-{release}, or set "
+            "DEBUGINFOD_URLS=https://debuginfod.fedoraproject.org"
+        )
     if _SUSE.search(release):
-        return "install kernel-default-debuginfo"
+        return (
+            "run zypper install kernel-default-debuginfo, or set "
+            "DEBUGINFOD_URLS=https://debuginfod.opensuse.org"
+        )
     if _ARCH.search(release):
-        return "fetch the vmlinux by its build id with debuginfod-find"
+        return "set DEBUGINFOD_URLS=https://debuginfod.archlinux.org"
     return "build the kernel with CONFIG_DEBUG_INFO_DWARF5=y and name its vmlinux"
 
 
@@ -34,13 +43,13 @@ def image_advice(release: str | None) -> str:
     if release is None:
         return "name the folder of the whole kernel"
     if _DEBIAN.search(release):
-        return f"install linux-image-{release} or use deb:linux-image-{release}"
+        return f"run apt install linux-image-{release}, or name it deb:linux-image-{release}"
     if _UBUNTU.search(release):
-        return f"install linux-image-{release} and linux-modules-{release}"
+        return f"run apt install linux-image-{release} linux-modules-{release}"
     if _FEDORA.search(release):
-        return f"install kernel-core-{release} and kernel-modules-{release}"
+        return f"run dnf install kernel-core-{release} kernel-modules-{release}"
     if _SUSE.search(release):
-        return "install kernel-default"
+        return "run zypper install kernel-default"
     if _ARCH.search(release):
-        return "install the linux package of that release"
+        return "run pacman -S linux, for the release that it has"
     return "run make install modules_install in the build tree, or name the tree"
