@@ -1,6 +1,6 @@
 """`contexts`: everything that is asked of one kernel, as one result document."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from trapline.base.errors import UsageError
 from trapline.base.version import GENERATOR
@@ -17,8 +17,13 @@ if TYPE_CHECKING:
 
     from trapline.contexts.closed import Closed
     from trapline.results.contexts import ContextsKernel
+    from trapline.results.reach import Reach
     from trapline.results.scan import Site
     from trapline.rules.ruleset import RuleSet
+
+_NO_FUNCTIONS: Final = (
+    "Where functions begin is not known, as there are no symbols; no call graph was made."
+)
 
 
 def audit(
@@ -48,13 +53,19 @@ def audit(
             found.append(gap)
             if progress is not None:
                 progress(len(found), total)
-        graph = build_graph(binary, CALL_NAMES)
+        missing = gaps.hardware.missing
+        reach: tuple[Reach, ...] = ()
+        if len(binary.functions.entries):
+            graph = build_graph(binary, CALL_NAMES)
+            reach = tuple(Contexts(binary, graph, sites, closed).all(named))
+        else:
+            missing = (*missing, _NO_FUNCTIONS)
         return ContextsResult(
             generator=GENERATOR,
             kernel=kernel,
             module_version=rules.version,
-            missing=gaps.hardware.missing,
+            missing=missing,
             assumptions=ASSUMPTIONS,
             gaps=tuple(found),
-            reach=tuple(Contexts(binary, graph, sites, closed).all(named)),
+            reach=reach,
         )
