@@ -172,6 +172,28 @@ def test_retpolines_are_indirect_calls(tmp_path):
     assert all("thunk" not in name for name in small.closure("two"))
 
 
+def test_a_hash_before_the_call_tells_its_targets(tmp_path):
+    # What clang makes of a kernel with CONFIG_CFI_CLANG: a hash before each function.
+    hashed = """
+    asm(".text\\n.long 0x11223344\\n.globl fits\\n.type fits,@function\\n"
+        "fits: ret\\n.size fits, 1\\n"
+        ".long 0x11223344\\n.globl also\\n.type also,@function\\nalso: ret\\n.size also, 1\\n"
+        ".long 0x55667788\\n.globl not_it\\n.type not_it,@function\\n"
+        "not_it: ret\\n.size not_it, 1");
+    void fits(void); void also(void); void not_it(void);
+    void (*hashed_table[])(void) = { fits, also, not_it };
+    F void call_hashed(void **p) { asm volatile("mov (%0),%%r11\\nmov $-0x11223344,%%r10d\\n"
+        "add -4(%%r11),%%r10d\\nje 1f\\nud2\\n1: call *%%r11"
+        : : "r"(p) : "memory", "r10", "r11"); }
+    """
+    small = Small(
+        build(
+            tmp_path, SOURCE.replace("struct driver a_driver;", hashed + "struct driver a_driver;")
+        )
+    )
+    assert small.edges("call_hashed") == {("fits", "kcfi", 2), ("also", "kcfi", 2)}
+
+
 def test_two_builds_of_a_graph_are_the_same(small):
     again = build_graph(small.binary, CALL_NAMES)
     assert {s: again.targets(s) for s in again.indirect} == {

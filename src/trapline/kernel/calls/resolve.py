@@ -68,7 +68,7 @@ class Resolver:
     def site(self, address: int, values: "Values") -> Site:
         """Return what an indirect branch may lead to."""
         kind, targets = self.of_values(values, self._survey.arguments.get(address, ()))
-        typed = self._kcfi.targets(address, self._taken)
+        typed = self._kcfi.targets(address, self._callable)
         if typed is not None:
             precise = kind in {"table", "variable", "argument", "call"} and targets & typed
             kind, targets = (kind, targets & typed) if precise else ("kcfi", typed)
