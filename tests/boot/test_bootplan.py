@@ -54,11 +54,11 @@ def test_a_vmlinux_that_is_named_is_booted_itself(tmp_path):
         ({"CONFIG_X": "y"}, "ioapic", 1),
         ({"CONFIG_KVM_GUEST": "y"}, "ioapic", 0),
         ({"CONFIG_HYPERV": "y"}, "ioapic", 0),
-        ({"CONFIG_X": "y"}, "mmio-uart", 0),
+        ({"CONFIG_X": "y"}, "mmio-uart", 1),
         ({}, "ioapic", 0),  # nobody knows
     ],
 )
-def test_a_kernel_that_knows_no_host_is_told_of_before_it_meets_an_io_apic(
+def test_a_kernel_that_knows_no_host_is_told_of_before_it_starts(
     config, device, said, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(kernelimage, "open_image", lambda _: IMAGE)

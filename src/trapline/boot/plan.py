@@ -108,10 +108,10 @@ def make_plan(
             "deb:linux-image-…"
         )
     image = kernelimage.open_image(path)
-    if options.board.ioapic and announce is not None and _lacks_hosts(files):
+    if announce is not None and _lacks_hosts(files):
         announce(
-            "this kernel was built without CONFIG_KVM_GUEST, so it takes its host for bare metal: "
-            "expect it to panic where it finds an IO-APIC, as in any TD"
+            "this kernel was built without CONFIG_KVM_GUEST, so it takes its host for bare metal "
+            "and gives up the x2APIC, which a TD cannot: expect it to end at its local APIC"
         )
     if options.initrd is not None:
         if options.insmod or options.program is not None:
