@@ -121,6 +121,7 @@ def test_an_option_of_a_command_is_an_argument(command, function):
     """What the page says of names holds for each."""
     named = {"device": "devices", "scenario": "scenarios", "policy": "policies", "no_scan": "scan"}
     named["from"] = "roots"  # "from" is a word of Python's
+    named["acpi_table"] = "acpi_tables"
     printing = {"format", "output", "verbose", "quiet", "list"}
     context = click.Context(cli, info_name="trapline")
     found = cli

@@ -1,12 +1,16 @@
 """ACPI tables, checked by walking them the way a guest does."""
 
+import shutil
 import struct
+import subprocess
 
 import pytest
 
+from trapline.base.errors import BadMachineError
 from trapline.machine.devices import power
 from trapline.machine.loader import aml, gpamap
-from trapline.machine.loader.acpi import Board, tables
+from trapline.machine.loader.acpi import Board, table, tables
+from trapline.machine.loader.acpifile import read_table
 
 
 class Guest:
@@ -120,3 +124,54 @@ def test_package_lengths_count_themselves(payload, encoded):
 )
 def test_integers_take_their_shortest_form(value, encoded):
     assert aml.integer(value).hex() == encoded
+
+
+def given(signature, *members, revision=2):
+    return table(signature, revision, aml.scope("\\_SB", *members))
+
+
+def test_the_users_tables_are_beside_ours_or_in_their_place():
+    extra = given(b"SSDT", aml.name("AAAA", aml.integer(1)))
+    more = given(b"SSDT", aml.name("BBBB", aml.integer(2)))
+    dsdt = given(b"DSDT", aml.name("CCCC", aml.integer(3)))
+    other = table(b"SVKL", 1, b"key")
+    guest = Guest(Board(tables=(extra, dsdt, more, other)))
+    assert guest.tables["DSDT"] == dsdt
+    assert guest.tables["SVKL"] == other
+    assert set(guest.tables) == {"FACP", "APIC", "DSDT", "SSDT", "SVKL"}
+    assert extra in guest.data
+    assert more in guest.data
+    assert set(Guest(Board()).tables) == {"FACP", "APIC", "DSDT"}
+
+
+def test_tables_that_do_not_fit_are_refused():
+    with pytest.raises(BadMachineError, match="64 KiB"):
+        tables(Board(tables=(table(b"SSDT", 2, bytes(0xFF00)),)))
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "no ACPI table"),
+        (b"DefinitionBlock (", "no ACPI table"),
+        (table(b"SSDT", 2, b"x")[:-1], "its header says"),
+        (table(b"SSDT", 2, b"x") * 2, "its header says"),
+        (table(b"FACP", 6, bytes(240)), "made here"),
+        (bytes(1 << 17), "too large"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(tmp_path, data, says):
+    path = tmp_path / "table.aml"
+    path.write_bytes(data)
+    with pytest.raises(BadMachineError, match=says):
+        read_table(path)
+
+
+def test_what_iasl_compiles_is_taken(tmp_path):
+    if shutil.which("iasl") is None:
+        pytest.skip("acpica-tools is not installed")
+    source = tmp_path / "one.asl"
+    source.write_text('DefinitionBlock ("", "SSDT", 2, "ME", "ONE", 1) { Name (AAAA, 1) }\n')
+    subprocess.run(["iasl", str(source)], cwd=tmp_path, check=True, capture_output=True)
+    data = read_table(tmp_path / "one.aml")
+    assert Guest(Board(tables=(data,))).tables["SSDT"] == data

@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -26,6 +27,7 @@ from trapline.boot.session import VIRTUAL_SECONDS, Session
 from trapline.boot.trace import TraceWriter
 from trapline.machine.devices.console import DEFAULT_LIMIT
 from trapline.machine.gdb.server import GdbServer
+from trapline.machine.loader.acpifile import read_table
 from trapline.machine.loader.gpamap import DEFAULT_MEMORY
 from trapline.machine.machine import DEFAULT_VIRTUAL_SECONDS
 from trapline.results.boot import COMPLAINT_KINDS
@@ -56,6 +58,7 @@ def boot(
     memory: int = DEFAULT_MEMORY,
     unaccepted: int = 0,
     devices: "str | Iterable[str]" = (),
+    acpi_tables: "AnyPath | Iterable[AnyPath]" = (),
     allow: "AnyAllowList" = None,
     allow_mode: AllowMode = "hide",
     policies: "Mapping[str, str] | None" = None,
@@ -85,9 +88,10 @@ def boot(
     Sizes are in bytes, times in seconds. `initrd` replaces the self-test, for which `insmod`
     names modules to load. `append` goes behind the kernel's command line, `cmdline` replaces it.
     `unaccepted` memory, at the end of `memory`, is left for the guest to accept. `devices` are
-    named as for `--device`. `policies` map "mmio", "pio", "msr" and "cpuid" to "trap",
-    "paravirt" or "forbid"; unlike elsewhere, no `allow` means no allow list. Traps are looked up in
-    `scan`: a scan of this kernel, the JSON file of one, True to make it once into the cache,
+    named as for `--device`. `acpi_tables` are files, each of one table. `policies` map "mmio",
+    "pio", "msr" and "cpuid" to "trap", "paravirt" or "forbid"; unlike elsewhere, no `allow` means
+    no allow list. Traps are looked up in `scan`: a scan of this kernel, the JSON file of one, True
+    to make it once into the cache,
     False for none. With `compare_module` the boot is made once more, on that version of the TDX
     module, and its #VEs are told beside. `trace` is written as JSON Lines. `gdb` is an address to
     wait for a debugger at: before the "start", or in the "kernel", where KASLR has chosen
@@ -114,6 +118,8 @@ def boot(
     program = None if run is None else read_program(Path(run))
     if program is not None:
         board = replace(board, further_ports=PORTS)
+    paths = (acpi_tables,) if isinstance(acpi_tables, str | PathLike) else tuple(acpi_tables)
+    board = replace(board, tables=tuple(read_table(Path(path)) for path in paths))
     guard = _guard(allow, allow_mode, policies, on_forbidden)
     if guard.needs_scan and scan is False:
         raise UsageError("--policy and --allow-mode report need a scan; leave --no-scan out.")

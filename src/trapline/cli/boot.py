@@ -60,7 +60,14 @@ def _policies(
     cls=Command,
     groups={
         "What runs": ("run", "modules", "initrd", "insmod", "append", "cmdline"),
-        "The machine": ("memory", "unaccepted", "devices", "module_version", "compare_module"),
+        "The machine": (
+            "memory",
+            "unaccepted",
+            "devices",
+            "acpi_tables",
+            "module_version",
+            "compare_module",
+        ),
         "What the guest may do": ("allow", "allow_mode", "policies", "on_forbidden"),
         "Watching it": (
             "scan_file",
@@ -130,6 +137,15 @@ def _policies(
     help="Put this on the board as well: ioapic, hpet (brings an IO-APIC with it), mmio-uart (a "
     "second serial port, its registers in memory), or one of "
     f"QEMU's devices: {', '.join(CATALOGUE)}, qemu:STRING; repeatable.",
+)
+@click.option(
+    "--acpi-table",
+    "acpi_tables",
+    type=PATH,
+    multiple=True,
+    metavar="FILE",
+    help="Give the guest this ACPI table (AML as iasl writes it): an SSDT beside ours, another in "
+    "place of ours; repeatable.",
 )
 @module_version_option
 @click.option(
@@ -222,6 +238,7 @@ def command(
     memory: int,
     unaccepted: int,
     devices: tuple[str, ...],
+    acpi_tables: "tuple[Path, ...]",
     module_version: str,
     compare_module: str | None,
     allow: "Path | None",
@@ -271,6 +288,7 @@ def command(
             memory=memory,
             unaccepted=unaccepted,
             devices=devices,
+            acpi_tables=acpi_tables,
             module_version=module_version,
             compare_module=compare_module,
             allow=allow,

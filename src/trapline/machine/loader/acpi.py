@@ -57,6 +57,7 @@ class Board:
     pci: bool = False
     mmio_uart: bool = False  # a second serial port, with its registers in memory
     further_ports: int = 0  # serial ports at the places of COM2 and up
+    tables: tuple[bytes, ...] = ()  # the user's, in place of those of the same name; SSDTs beside
 
     @property
     def extras(self) -> tuple[str, ...]:
@@ -251,12 +252,18 @@ def tables(board: Board) -> Tables:
         blob.extend(bytes(-len(blob) % ALIGNMENT))
         return address
 
-    pointers = [put(fadt(put(dsdt(board)))), put(madt(board))]
+    given = {table[:4]: table for table in board.tables if table[:4] != b"SSDT"}
+    pointers = [put(fadt(put(given.pop(b"DSDT", b"") or dsdt(board))))]
+    pointers.append(put(given.pop(b"APIC", b"") or madt(board)))
     if board.hpet:
-        pointers.append(put(hpet()))
+        pointers.append(put(given.pop(b"HPET", b"") or hpet()))
+    pointers += map(put, given.values())
+    pointers += (put(table) for table in board.tables if table[:4] == b"SSDT")
     xsdt = put(table(b"XSDT", 1, struct.pack(f"<{len(pointers)}Q", *pointers)))
     root = rsdp(xsdt)
     blob[: len(root)] = root
     if base + len(blob) > gpamap.ACPI_TABLES_END:
-        raise BadMachineError("the ACPI tables do not fit below the EFI tables; use less devices.")
+        raise BadMachineError(
+            "the ACPI tables do not fit into their 64 KiB; give less, or use less devices."
+        )
     return Tables(bytes(blob), base)
