@@ -85,7 +85,7 @@ def test_sarif_has_a_result_for_each_site(vmlinux, tmp_path):
     run(["scan", str(vmlinux), "--format", "json", "-o", str(document)])
     results = json.loads(sarif.read_bytes())["runs"][0]["results"]
     whole = json.loads(document.read_bytes())
-    fingerprints = {result["partialFingerprints"]["trapline/v1"] for result in results}
+    fingerprints = {result["partialFingerprints"]["trapline/v2"] for result in results}
     assert {site["id"] for site in whole["sites"]} <= fingerprints
 
 

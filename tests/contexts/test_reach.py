@@ -1,6 +1,7 @@
 """What contexts reach, of small kernels: one fault each, found with its chain, and a sound twin."""
 
 import datetime as dt
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from trapline.linux.roots import ROOTS
 from trapline.results.labels import LabelEntry
 from trapline.scan.stored import scan_once
 
+pytestmark = pytest.mark.skipif(shutil.which("pahole") is None, reason="pahole is not installed")
 HERE = Path(__file__).parent
 SOURCE = (HERE / "reach_kernel.c").read_text("utf-8")
 LINK = HERE.parent / "kernel" / "calls_kernel.lds"

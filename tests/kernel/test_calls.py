@@ -1,5 +1,6 @@
 """The call graph of small kernels that gcc and pahole make: each kind of edge, and its twin."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from trapline.kernel.binary import Binary
 from trapline.kernel.calls.build import build_graph
 from trapline.linux.calls import CALL_NAMES
 
+pytestmark = pytest.mark.skipif(shutil.which("pahole") is None, reason="pahole is not installed")
 HERE = Path(__file__).parent
 SOURCE = (HERE / "calls_kernel.c").read_text("utf-8")
 LINK = (HERE / "calls_kernel.lds").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""Whatever is written as JSON, from documents to traces: one encoder."""
+"""Whatever is written as JSON, from documents to traces, and texts in TOML: one encoder."""
 
 from typing import Final
 
@@ -17,6 +17,11 @@ def json(value: object) -> bytes:
         return _ENCODER.encode(value)
     except UnicodeEncodeError:
         return _ENCODER.encode(_legible(msgspec.to_builtins(value)))
+
+
+def toml_text(text: str) -> str:
+    """Return a text as TOML has it: a JSON string, but for the one more control it escapes."""
+    return json(text).decode().replace("\x7f", "\\u007f")
 
 
 def _legible(value: object) -> object:

@@ -4,14 +4,13 @@ In a file of labels an entry with a `gate`, or with the id of one, closes it if 
 what it says; the user's word counts before trapline's.
 """
 
-import tomllib
 from fnmatch import fnmatchcase
 from functools import cache
-from importlib.resources import files as resources
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
+from trapline.base import decode, files
 from trapline.results.labels import SETTLED
 
 if TYPE_CHECKING:
@@ -46,8 +45,8 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 @cache
 def shipped() -> tuple[Known, ...]:
     """Read trapline's own reasons: linux/gates.toml."""
-    text = resources("trapline.linux").joinpath("gates.toml").read_text("utf-8")
-    return msgspec.convert(tomllib.loads(text), _File).closed
+    data = files.shipped("trapline.linux", "gates.toml")
+    return decode.convert(decode.toml(data, "gates.toml"), _File, "gates.toml").closed
 
 
 class Closed:

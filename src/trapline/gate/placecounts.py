@@ -5,11 +5,10 @@ them, nor another order of blocks, nor one more copy makes one of them new.
 """
 
 import hashlib
-import json
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
-from trapline.base import decode, files
+from trapline.base import decode, encode, files
 from trapline.base.errors import BadInputFileError
 from trapline.labels.subjects import subject_of
 from trapline.results.findings import findings
@@ -132,5 +131,4 @@ def load(path: "Path") -> GateBaseline:
 
 
 def _quoted(text: str) -> str:
-    # A string of JSON is one of TOML, but for DEL, which must be written out.
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return encode.toml_text(text)

@@ -1,9 +1,8 @@
 """Files of labels: read and checked, added to, and written anew."""
 
-import json
 from typing import TYPE_CHECKING, Final
 
-from trapline.base import decode, files
+from trapline.base import decode, encode, files
 from trapline.base.errors import BadInputFileError
 from trapline.results.labels import SCHEMA, VERSION, KnownPlace, LabelEntry, LabelFile
 
@@ -103,7 +102,6 @@ def _lines(entry: LabelEntry) -> "Iterator[str]":
 
 
 def _value(value: "str | dt.date") -> str:
-    # A string of JSON is a basic string of TOML, but for DEL, which must be written out.
     if not isinstance(value, str):
         return value.isoformat()
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return encode.toml_text(value)
