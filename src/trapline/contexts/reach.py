@@ -47,6 +47,7 @@ class Contexts:
         self._sites: dict[int, list[Site]] = {}
         self._bodies: dict[int, dict[int, Instruction]] = {}
         self._names: dict[int, str] = {}
+        self._closures: dict[int, set[int]] = {}
         self._cores: dict[frozenset[int], frozenset[int]] = {}
         for site in sites:
             if site.trap == "tdcall" or (site.form == "call" and self._has_sites(site)):
@@ -182,7 +183,7 @@ class Contexts:
 
     def _gate(self, context: str, gate: int, search: "_Search") -> Gate:
         name = self._name(gate)
-        behind = self._graph.closure([gate])
+        behind = self._behind(gate)
         frame = self._binary.own_frame(gate)
         return Gate(
             id=_identity(context, "gate", name),
@@ -194,6 +195,14 @@ class Contexts:
             sites=sum(len(self._sites.get(function, ())) for function in behind),
             chain=self._chain(search, gate),
         )
+
+    def _behind(self, gate: int) -> set[int]:
+        """Return what a gate leads to; the same for all in the core, as each leads to each."""
+        core = self._core(frozenset())
+        key = min(core) if gate in core else gate
+        if key not in self._closures:
+            self._closures[key] = self._graph.closure([key])
+        return self._closures[key]
 
     def _untold(
         self, context: str, near: "Iterable[int]", part: "tuple[int, frozenset[int]] | None"
