@@ -1,6 +1,7 @@
 """What contexts reach, of small kernels: one fault each, found with its chain, and a sound twin."""
 
 import datetime as dt
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -21,6 +22,7 @@ from trapline.scan.stored import scan_once
 
 pytestmark = pytest.mark.skipif(shutil.which("pahole") is None, reason="pahole is not installed")
 HERE = Path(__file__).parent
+PAHOLE = os.environ | {"LLVM_OBJCOPY": "objcopy"}  # binutils
 SOURCE = (HERE / "reach_kernel.c").read_text("utf-8")
 LINK = HERE.parent / "kernel" / "calls_kernel.lds"
 PLACES = ("OPS", "STATIC", "BEFORE", "AFTER", "NMI", "GATE", "CONSOLE", "PRINTK")
@@ -63,7 +65,7 @@ class Kernels:
         (folder / "k.c").write_text("\n".join((head, *cycle, mark + rest)))
         path = folder / "vmlinux"
         subprocess.run(["gcc", *CFLAGS, "k.c", "-o", "vmlinux"], cwd=folder, check=True)
-        subprocess.run(["pahole", "-J", path], cwd=folder, check=True)
+        subprocess.run(["pahole", "-J", path], cwd=folder, check=True, env=PAHOLE)
         kernel = open_kernel(path)
         scan = scan_once(kernel.files, (), allow_list(), None)
         binary = Binary.open_vmlinux(path)

@@ -1,5 +1,6 @@
 """The call graph of small kernels that gcc and pahole make: each kind of edge, and its twin."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ from trapline.linux.calls import CALL_NAMES
 
 pytestmark = pytest.mark.skipif(shutil.which("pahole") is None, reason="pahole is not installed")
 HERE = Path(__file__).parent
+PAHOLE = os.environ | {"LLVM_OBJCOPY": "objcopy"}  # binutils
 SOURCE = (HERE / "calls_kernel.c").read_text("utf-8")
 LINK = (HERE / "calls_kernel.lds").read_text("utf-8")
 CFLAGS = (
@@ -39,7 +41,7 @@ def build(folder, source, *, types=True, flags=()):
         check=True,
     )
     if types:
-        subprocess.run(["pahole", "-J", out], cwd=folder, check=True)
+        subprocess.run(["pahole", "-J", out], cwd=folder, check=True, env=PAHOLE)
     return out
 
 
