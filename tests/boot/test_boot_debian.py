@@ -144,7 +144,11 @@ def direct(boots, debian_kernel, capfd):
 
 
 def test_a_vmlinux_boots_without_its_decompressor(direct):
-    assert direct.code == ExitCode.CLEAN
+    # With memory to accept, Linux warns of a mapping that somebody left (docs/limitations.md).
+    assert direct.code == ExitCode.GUEST_COMPLAINED
+    (complaint,) = direct.result.complaints
+    assert "check_early_ioremap_leak" in complaint.text
+    assert direct.result.outcome.kind == "powered-off"
     assert direct.result.kernel.image == "vmlinux"
     assert int(direct.result.kernel.slide, 16) == 0
     assert not [site for site in direct.result.sites if site.image == "decompressor"]
@@ -153,7 +157,8 @@ def test_a_vmlinux_boots_without_its_decompressor(direct):
 
 def test_unaccepted_memory_is_accepted(direct):
     accepted = direct.result.tdcalls["TDG.MEM.PAGE.ACCEPT"]
-    assert 0 < accepted <= 128 + 512
+    # Pages are added with 4 KiB: each 2 MiB is asked for once, in vain, and then page by page.
+    assert accepted == (256 << 20) // (2 << 20) + (256 << 20) // 4096
     assert "efi: Unaccepted=" in direct.console
 
 
