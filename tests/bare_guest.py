@@ -6,11 +6,8 @@ pages that cannot be executed.
 """
 
 import struct
-import subprocess
-from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
+from flatcode import assemble
 from trapline.cpu.default import open_engine
 from trapline.cpu.engine import Exit, Reg, SegmentRegister
 
@@ -88,35 +85,13 @@ _start:
 """
 
 
-@cache
-def assemble(source):
-    """Assemble for CODE; returns the bytes and the address of each label."""
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "guest.s").write_text(PRELUDE + source + "\n")
-        for command in (
-            ["as", "-o", "guest.o", "guest.s"],
-            ["ld", "-Ttext", hex(CODE), "-o", "guest.elf", "guest.o"],
-            ["objcopy", "-O", "binary", "-j", ".text", "guest.elf", "guest.bin"],
-        ):
-            subprocess.run(command, cwd=folder, check=True)
-        listing = subprocess.run(
-            ["nm", "guest.elf"], cwd=folder, check=True, capture_output=True, text=True
-        ).stdout
-        labels = {}
-        for line in listing.splitlines():
-            address, _, label = line.split()
-            labels[label] = int(address, 16)
-        return (folder / "guest.bin").read_bytes(), labels
-
-
 class BareGuest:
     """An engine with a guest in it. `exits` collects (kind, RIP) of all exits of `run`."""
 
     factory = staticmethod(open_engine)
 
     def __init__(self, source, *, ist=None, user_gates=(), ram=RAM, seed=0, split=False):
-        self.code, self.labels = assemble(source)
+        self.code, self.labels = assemble(PRELUDE + source, CODE)
         self.engine = self.factory(ram, seed=seed, split_ram=split)
         self.memory, self.vcpu = self.engine.memory, self.engine.vcpus[0]
         self.exits = []

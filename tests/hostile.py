@@ -1,10 +1,6 @@
 """Guests that mean harm: assembled, put into a machine, and run to their end."""
 
-import subprocess
-from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
+from flatcode import assemble
 from trapline.cpu.default import open_engine
 from trapline.machine.devices.power import PORT, SLP_EN, SLP_TYP_S5, SLP_TYP_SHIFT
 from trapline.machine.loader.kernelimage import KernelImage, Piece
@@ -69,24 +65,9 @@ guest:
 """
 
 
-@cache
-def assemble(source: str) -> bytes:
-    """Assemble a guest for CODE; returns its bytes."""
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "guest.s").write_text(PRELUDE + source + "\n")
-        for command in (
-            ["as", "-o", "guest.o", "guest.s"],
-            ["ld", "-Ttext", hex(CODE), "-o", "guest.elf", "guest.o"],
-            ["objcopy", "-O", "binary", "-j", ".text", "guest.elf", "guest.bin"],
-        ):
-            subprocess.run(command, cwd=folder, check=True)
-        return (folder / "guest.bin").read_bytes()
-
-
 def machine_of(source: str, table: bytes = b"", factory=open_engine, **options) -> Machine:
     """Build a machine that starts with `source`; `table` is at TABLE."""
-    code = assemble(source)
+    code, _ = assemble(PRELUDE + source, CODE)
     image = KernelImage(
         "vmlinux",
         "guest",

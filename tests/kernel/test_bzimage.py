@@ -1,16 +1,10 @@
 """Boot images: the setup header, and the kernel inside."""
 
-import bz2
-import lzma
-import struct
-
-import lz4.block
 import pytest
-import zstandard
-from elf_images import boot_image, vmlinux, zlib_gzip
 from hypothesis import given
 from mutations import damaged, only_bad_image
 
+from elf_images import boot_image, packed, vmlinux
 from trapline.base.errors import BadImageError, KernelNotFoundError
 from trapline.kernel.elf.bzimage import (
     is_boot_image,
@@ -20,16 +14,7 @@ from trapline.kernel.elf.bzimage import (
 )
 
 KERNEL = vmlinux(dwarf=False)
-BLOCK = lz4.block.compress(KERNEL, store_size=False)
-SIZE = struct.pack("<I", len(KERNEL))
-PACKED = {
-    "gzip": zlib_gzip(KERNEL),
-    "xz": lzma.compress(KERNEL) + SIZE,
-    "zstd": zstandard.compress(KERNEL) + SIZE,
-    "lz4": b"\x02\x21\x4c\x18" + struct.pack("<I", len(BLOCK)) + BLOCK + SIZE,
-    "bzip2": bz2.compress(KERNEL) + SIZE,
-    "lzma": lzma.compress(KERNEL, lzma.FORMAT_ALONE) + SIZE,
-}
+PACKED = packed(KERNEL)
 each_format = pytest.mark.parametrize("codec", PACKED)
 
 

@@ -9,11 +9,11 @@ import lz4.block
 import lz4.frame
 import pytest
 import zstandard
-from elf_images import zlib_gzip
 from hypothesis import given
 from hypothesis import strategies as st
 from mutations import damaged, only_bad_image
 
+from elf_images import zlib_gzip
 from trapline.base.errors import BadImageError
 from trapline.kernel.elf.compression import decompress, detect, inflate_section, peek
 

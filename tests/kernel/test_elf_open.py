@@ -8,6 +8,9 @@ import subprocess
 
 import pytest
 import zstandard
+from hypothesis import given
+from mutations import damaged, only_bad_image
+
 from elf_images import (
     ET_REL,
     SHF_ALLOC,
@@ -22,9 +25,6 @@ from elf_images import (
     symbols,
     vmlinux,
 )
-from hypothesis import given
-from mutations import damaged, only_bad_image
-
 from trapline.base.errors import BadImageError, KernelNotFoundError
 from trapline.kernel.binary import open_module_files
 from trapline.kernel.elf.file import MAX_MODULE, ElfFile

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
+
 from elf_images import (
     SHF_ALLOC,
     SHF_EXECINSTR,
@@ -18,7 +19,6 @@ from elf_images import (
     vmlinux,
     zlib_gzip,
 )
-
 from trapline.base.errors import BadImageError, KernelNotFoundError
 from trapline.kernel.find import deb, layouts
 from trapline.kernel.find.locate import kind_of, locate

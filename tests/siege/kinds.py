@@ -1,14 +1,11 @@
 """Every kind of input that trapline reads: valid ones, and what reads them."""
 
-import bz2
-import lzma
 import os
 import shutil
 import socket
 import sqlite3
 import struct
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import partial
@@ -16,10 +13,9 @@ from importlib import resources
 from pathlib import Path
 from random import Random
 
-import lz4.block
 import msgspec
-import zstandard
 
+import elf_images
 import golden_documents
 import tiny_kernel
 from siege.batches import Kind
@@ -48,7 +44,7 @@ from trapline.scan.stored import read_scan
 from trapline.verify import baseline as verify_baseline
 
 MIB = 1 << 20
-RAM = memoryview(bytearray(24 * MIB))
+RAM = memoryview(bytearray(80 * MIB))
 
 
 def all_kinds(folder: Path) -> list[Kind]:
@@ -91,9 +87,9 @@ def _images(vmlinux: bytes, module: bytes) -> "Iterator[Kind]":
     orc = struct.pack("<40i", *range(-400, 0, 10)) + bytes(range(240))
     yield Kind("orc", (orc,), mangled, _read_orc)
     stripped = _stripped(vmlinux)
-    packed = tuple(_packed(stripped).values())
-    yield Kind("compressed", packed, partial(mangled, hot=[(0, 64)]), _read_compressed)
-    images = tuple(_boot_image(each) for each in packed)
+    packings = tuple(elf_images.packed(stripped).values())
+    yield Kind("compressed", packings, partial(mangled, hot=[(0, 64)]), _read_compressed)
+    images = tuple(elf_images.boot_image(stripped, packed=each) for each in packings)
     yield Kind("boot image", images, partial(mangled, hot=[(0x1F0, 0x268)]), _read_boot_image)
 
 
@@ -113,7 +109,7 @@ def _texts(folder: Path) -> "Iterator[Kind]":
         sound = (copy / f"{name}.csv").read_bytes()
         yield Kind(f"rules {name}", (sound,), reworded, partial(_read_rules, copy, name), 100)
     archive = initramfs.newc([initramfs.folder("dev"), initramfs.program("init", b"\x7fELF" * 50)])
-    yield Kind("initrd", (archive, zlib_gzip(archive)), mangled, _read_initrd)
+    yield Kind("initrd", (archive, elf_images.zlib_gzip(archive)), mangled, _read_initrd)
 
 
 def _documents(folder: Path) -> "Iterator[Kind]":
@@ -363,25 +359,6 @@ def _inspect(root: Path, data: bytes) -> None:
     inspect(root, listfile.load())
 
 
-def zlib_gzip(data: bytes) -> bytes:
-    """Pack as gzip does, without the time."""
-    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
-    return packer.compress(data) + packer.flush()
-
-
-def _packed(kernel: bytes) -> dict[str, bytes]:
-    block = lz4.block.compress(kernel, store_size=False)
-    size = struct.pack("<I", len(kernel))
-    return {
-        "gzip": zlib_gzip(kernel),
-        "xz": lzma.compress(kernel) + size,
-        "zstd": zstandard.compress(kernel) + size,
-        "lz4": b"\x02\x21\x4c\x18" + struct.pack("<I", len(block)) + block + size,
-        "bzip2": bz2.compress(kernel) + size,
-        "lzma": lzma.compress(kernel, lzma.FORMAT_ALONE) + size,
-    }
-
-
 def _same(folder: Path) -> tuple[str, ...]:
     """Flags that leave the folder's name, another each time, out of debug information."""
     return ("-g", "-gno-record-gcc-switches", f"-fdebug-prefix-map={folder}=/build")
@@ -405,19 +382,6 @@ def _stripped(vmlinux: bytes) -> bytes:
         path.write_bytes(vmlinux)
         tiny_kernel.run(Path(name), "strip", "--strip-debug", path)
         return path.read_bytes()
-
-
-def _boot_image(packed: bytes) -> bytes:
-    """Put a kernel behind a setup header (Documentation/arch/x86/boot.rst)."""
-    image = bytearray(4 * 512)
-    image[0x1F1] = 3  # setup_sects
-    struct.pack_into("<H", image, 0x1FE, 0xAA55)
-    struct.pack_into("<2sI", image, 0x200, b"\xeb\x66", 0x53726448)
-    struct.pack_into("<H", image, 0x206, 0x20F)
-    struct.pack_into("<H", image, 0x236, 0b101011)  # xloadflags
-    struct.pack_into("<II", image, 0x248, 0, len(packed))  # payload
-    struct.pack_into("<QI", image, 0x258, 0x1000000, 0x400000)  # pref_address, init_size
-    return bytes(image) + packed
 
 
 def make_folder() -> Path:

@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trapline.api.known_scan import scanned
-from trapline.api.label import load_labels
+from trapline.api.label import known_labels
 from trapline.base.errors import BadInputFileError
 from trapline.base.files import read_start
 from trapline.diff.changes import compare
-from trapline.labels.applied import Labels
 from trapline.results.document import ResultDocument
 from trapline.results.reading import read_result
 
 if TYPE_CHECKING:
     from trapline.api.allow import AnyAllowList
-    from trapline.api.kernel import AnyKernel, AnyPath
+    from trapline.api.kernel import AnyKernel
+    from trapline.api.label import AnyLabels
     from trapline.api.progress import Announce, OnProgress
     from trapline.results.diff import DiffResult
 
@@ -24,7 +24,7 @@ def diff(
     old: "ResultDocument | AnyKernel",
     new: "ResultDocument | AnyKernel",
     *,
-    labels: "Labels | AnyPath | None" = None,
+    labels: "AnyLabels" = None,
     allow: "AnyAllowList" = None,
     progress: "OnProgress | None" = None,
     announce: "Announce | None" = None,
@@ -36,7 +36,7 @@ def diff(
 
     Raises BadInputFileError where they are results of two commands, and what `scan` raises.
     """
-    known = labels if labels is None or isinstance(labels, Labels) else load_labels(labels)
+    known = known_labels(labels)
     sides = [
         side if isinstance(side, ResultDocument) else _read(side, allow, progress, announce)
         for side in (old, new)

@@ -7,7 +7,7 @@ from trapline.api.boot import boot
 from trapline.api.contexts import contexts
 from trapline.api.kernel import as_kernel
 from trapline.api.known_scan import scanned
-from trapline.api.label import load_labels, with_labels
+from trapline.api.label import known_labels, with_labels
 from trapline.base.errors import BadInputFileError, UsageError
 from trapline.base.version import GENERATOR
 from trapline.gate import placecounts, policyfile
@@ -49,8 +49,7 @@ def gate(
             f'{read.path}: names no baseline to write; add baseline = "baseline.toml".'
         )
     before = None if target is None or write_baseline else _baseline(target, read)
-    named = read.beside(read.said.labels)
-    labels = None if named is None else load_labels(named)
+    labels = known_labels(read.beside(read.said.labels))
     opened = as_kernel(kernel, modules, announce)
     scan = scanned(opened, allow=read.beside(read.said.allow), progress=progress, announce=announce)
     if before is not None:

@@ -36,7 +36,7 @@ BUSYBOX_PACKAGE: Final = "busybox-static"
 _BUSYBOX_PATHS: Final = ("bin/busybox", "usr/bin/busybox")
 # Linux has x2APIC mode without interrupt remapping, which a TD is in from the start, on known
 # hypervisors only (try_to_enable_x2apic(), arch/x86/kernel/apic/apic.c). A kernel that takes its
-# host for bare metal cannot leave the mode either, and panics in setup_IO_APIC().
+# host for bare metal leaves the mode, which a TD cannot.
 _KNOWN_HOSTS: Final = ("CONFIG_KVM_GUEST", "CONFIG_HYPERV")
 _MAX_MODULE: Final = 256 << 20
 _MAX_MODULES: Final = 256

@@ -106,15 +106,18 @@ def write(path: "Path", made: GateBaseline) -> None:
     """Write a baseline, a line for each object, so that a commit shows which changed."""
     lines = [
         "# Made by `trapline gate --write-baseline`: what this kernel had already.",
-        f"schema = {_quoted(BASELINE_SCHEMA)}",
+        f"schema = {encode.toml_text(BASELINE_SCHEMA)}",
         f"version = {VERSION}",
-        f"kernel = {_quoted(made.kernel)}",
+        f"kernel = {encode.toml_text(made.kernel)}",
         "findings = [",
-        *(f"  {_quoted(one)}," for one in made.findings),
+        *(f"  {encode.toml_text(one)}," for one in made.findings),
         "]",
         "",
         "[places]",
-        *(f"{_quoted(where)} = {_quoted(counts)}" for where, counts in made.places.items()),
+        *(
+            f"{encode.toml_text(where)} = {encode.toml_text(counts)}"
+            for where, counts in made.places.items()
+        ),
         "",
     ]
     files.write_whole(path, ["\n".join(lines).encode()])
@@ -128,7 +131,3 @@ def load(path: "Path") -> GateBaseline:
             f"{path}: is no baseline of a gate; make one with trapline gate --write-baseline."
         )
     return decode.convert(document, GateBaseline, str(path))
-
-
-def _quoted(text: str) -> str:
-    return encode.toml_text(text)

@@ -1,6 +1,6 @@
 """Several results of one kernel on one page: a part for each, and what they say of one site joined.
 
-Sites of the scan get what a boot saw of them, by their ids, and what a person said of them.
+Sites of the scan get how often a boot executed them, by their ids.
 """
 
 from typing import TYPE_CHECKING, Final
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from trapline.report.formats.page import Part
     from trapline.results.document import ResultDocument
 
-_PHASES: Final = "never in a boot"
+_NEVER_RAN: Final = "never in a boot"
 
 
 def render(documents: "Sequence[ResultDocument]") -> "Iterator[bytes]":
@@ -27,9 +27,9 @@ def render(documents: "Sequence[ResultDocument]") -> "Iterator[bytes]":
     """
     _check(documents)
     order = [record.document for record in RECORDS]
-    sorted_ = sorted(documents, key=lambda document: order.index(type(document)))
-    boots = [document for document in sorted_ if isinstance(document, BootResult)]
-    parts = [_part(document, boots) for document in sorted_]
+    in_order = sorted(documents, key=lambda document: order.index(type(document)))
+    boots = [document for document in in_order if isinstance(document, BootResult)]
+    parts = [_part(document, boots) for document in in_order]
     return render_page(parts[0].headline if len(parts) == 1 else _title(parts), parts)
 
 
@@ -52,7 +52,7 @@ def _ran(boot: BootResult, number: int, of: int) -> Column:
         if site.scan_id is not None:
             counts[site.scan_id] = counts.get(site.scan_id, 0) + site.count
     name = "boot" if of == 1 else f"boot {number}"
-    return Column(name, {key: f"{count:,} traps" for key, count in counts.items()}, _PHASES)
+    return Column(name, {key: f"{count:,} traps" for key, count in counts.items()}, _NEVER_RAN)
 
 
 def _check(documents: "Sequence[ResultDocument]") -> None:

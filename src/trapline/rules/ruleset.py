@@ -148,8 +148,3 @@ def choose(row: Rule, can: Mapping[Any, T]) -> T:
             f"cannot do there; say {known}."
         )
     return can[outcome]
-
-
-def table_of(row: Rule) -> str:
-    """Name the table that a row is of."""
-    return _TABLE_OF[type(row)]

@@ -44,7 +44,7 @@ class _Builder:
             for address, prototype in prototypes.items()
             if layouts is not None
         }
-        pointers = Pointers(regions_of(binary), variables_of(binary), code.starts, classes)
+        pointers = Pointers(regions_of(binary), variables_of(binary), code.starts)
         tables = None if layouts is None else Tables(pointers, layouts, classes)
         per_cpu = binary.address_of(names.per_cpu) or 0
         self.survey = Survey(code, layouts, prototypes, pointers, tables, per_cpu)

@@ -10,7 +10,7 @@ from trapline.kernel.elf.file import SHT_PROGBITS
 from trapline.kernel.elf.symtab import STT_OBJECT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from trapline.kernel.elf.file import Section
 
 _WORD: Final = 8
-_UNKNOWN: Final = -1
 
 
 class Region(NamedTuple):
@@ -40,9 +39,8 @@ class Pointers:
         regions: "list[Region]",
         objects: "tuple[NDArray[np.uint64], NDArray[np.uint64]]",
         functions: "NDArray[np.uint64]",
-        classes: "Mapping[int, int]",
     ) -> None:
-        """Take the data, variables as starts and ends, functions, and prototypes by function."""
+        """Take the data, variables as starts and ends, and functions."""
         self._regions = sorted(regions)
         self._object_starts, self._object_ends = objects
         found = [self._pointers(region, functions) for region in self._regions]
@@ -53,11 +51,6 @@ class Pointers:
         self.relative = frozenset(
             target for region in self._regions for target in _relative(region, functions)
         )
-        kinds = [classes.get(target, _UNKNOWN) for target in self.targets.tolist()]
-        self._classes = np.array(kinds, np.int64)
-        order = np.argsort(self._classes, kind="stable")
-        self._by_class = order
-        self._class_keys = self._classes[order]
 
     def word(self, address: int) -> int | None:
         """Return what is at an address, None where there is no initialised data."""
@@ -84,12 +77,6 @@ class Pointers:
         """Return the functions that words from one address up to another point to."""
         low, high = np.searchsorted(self.places, np.array([start, end], np.uint64))
         found: list[int] = np.unique(self.targets[low:high]).tolist()
-        return found
-
-    def of_class(self, kind: int) -> list[int]:
-        """Return the functions of a prototype that some word points to."""
-        low, high = np.searchsorted(self._class_keys, [kind, kind + 1])
-        found: list[int] = np.unique(self.targets[self._by_class[low:high]]).tolist()
         return found
 
     def by_variable(self) -> "Iterator[tuple[int, int, list[tuple[int, int]]]]":

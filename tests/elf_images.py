@@ -1,9 +1,12 @@
 """Builds small x86-64 ELF files in memory, sound ones and unsound ones."""
 
+import bz2
+import lzma
 import struct
 import zlib
 from dataclasses import dataclass
 
+import lz4.block
 import zstandard
 
 SHT_PROGBITS, SHT_SYMTAB, SHT_STRTAB, SHT_NOTE, SHT_NOBITS = 1, 2, 3, 7, 8
@@ -145,6 +148,20 @@ def boot_image(kernel, *, version="6.12.1-test (someone) #1 SMP", packed=None, p
     struct.pack_into("<II", setup, 0x248, 0x40, len(payload))
     struct.pack_into("<QIII", setup, 0x258, 0x1000000, 0x3000000, 0x190, 0x200)
     return bytes(setup) + b"\xcc" * 0x40 + payload + b"\xcc" * 0x80
+
+
+def packed(kernel):
+    """Pack a kernel in each way that Linux's build has, its size behind it as the build puts it."""
+    block = lz4.block.compress(kernel, store_size=False)
+    size = struct.pack("<I", len(kernel))
+    return {
+        "gzip": zlib_gzip(kernel),
+        "xz": lzma.compress(kernel) + size,
+        "zstd": zstandard.compress(kernel) + size,
+        "lz4": b"\x02\x21\x4c\x18" + struct.pack("<I", len(block)) + block + size,
+        "bzip2": bz2.compress(kernel) + size,
+        "lzma": lzma.compress(kernel, lzma.FORMAT_ALONE) + size,
+    }
 
 
 def zlib_gzip(data):
