@@ -129,3 +129,26 @@ def test_findings_are_marked_and_counted():
     assert marked == {at for at, site in enumerate(document.sites) if not site.emulable}
     assert re.search(rf"{part['findings']} findings", text)
     assert "0 findings" in page(GOLDEN["scan-clean"][0]())
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("scan-clean", "good", "0 findings"),
+        ("scan", "bad", "findings"),
+        ("boot-panic", "bad", "exit code 20, GUEST_PANIC"),
+        ("scan-incomplete", "bad", "1 finding"),
+    ],
+)
+def test_the_verdict_is_that_of_the_exit_code(name, kind, said):
+    text = page(GOLDEN[name][0]())
+    (verdict,) = re.findall(r'<p class="verdict (\w+)"><strong>(.*?)</strong>', text)
+    assert verdict[0] == kind
+    assert said in verdict[1]
+
+
+def test_nothing_found_in_what_was_not_seen_is_not_good():
+    document = GOLDEN["scan-clean"][0]()
+    coverage = msgspec.structs.replace(document.coverage, complete=False)
+    text = page(msgspec.structs.replace(document, coverage=coverage))
+    assert '<p class="verdict bad"><strong>0 findings; exit code 31, INCOMPLETE' in text

@@ -12,9 +12,12 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from trapline.base import encode, files
+from trapline.base.errors import ExitCode
 from trapline.base.printable import printable
 from trapline.report.blocks import Heading, Paragraph
 from trapline.report.formats.page_blocks import elements, escape, tag
+from trapline.report.words import counted
+from trapline.results.findings import exit_code
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -102,20 +105,26 @@ def _allowed(text: str) -> str:
 
 def _part(number: int, part: Part) -> "Iterator[str]":
     yield f'<section class="part" id="part{number}" aria-label="{escape(part.title)}">'
-    yield from _verdict(part.findings)
+    yield from _verdict(part)
     yield f'<div class="explorer" id="explorer{number}"></div>'
     yield '<article class="report">'
     yield from elements(part.blocks)
     yield "</article></section>"
 
 
-def _verdict(found: "tuple[Finding, ...]") -> "Iterator[str]":
-    errors = sum(each.level == "error" for each in found)
-    notes = len(found) - errors
-    kind = "bad" if errors else "good"
-    said = f"{errors:,} finding{'' if errors == 1 else 's'}"
+def _verdict(part: Part) -> "Iterator[str]":
+    errors = sum(each.level == "error" for each in part.findings)
+    notes = len(part.findings) - errors
+    said = counted(errors, "finding")
     if notes:
-        said += f", {notes:,} note{'' if notes == 1 else 's'}"
+        said += f", {counted(notes, 'note')}"
+    code = exit_code(part.document)
+    if code > ExitCode.FINDINGS:
+        # A guest that died, or a part that was not seen: no findings, and not good.
+        # With `boot --run` it is the program's.
+        names = (f", {known.name}" for known in ExitCode if known == code)
+        said += f"; exit code {code:d}{next(names, '')}"
+    kind = "good" if code == ExitCode.CLEAN else "bad"
     yield f'<p class="verdict {kind}">{tag("strong", said)}</p>'
 
 
